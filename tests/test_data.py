@@ -1,0 +1,554 @@
+"""Names to arrays: bundled sets by their numbers, files and folders by hand-made ones, torchvision by a stand-in."""
+
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+import zipfile
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oodlib import bundled
+from oodlib.data import ImageSet, data_root, load_images, prepare
+from oodlib.readers import TORCHVISION, read_npz
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, size=(6, 4, 5, 3), dtype=np.uint8)
+
+
+def save(root, name, **arrays):
+    np.savez(root / f"{name}.npz", **arrays)
+    return root
+
+
+def sha(array):
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+# Bundled sets
+
+
+def test_digits_are_split_seventy_to_thirty_in_every_class():
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    assert np.bincount(train.labels).tolist() == [125, 127, 124, 128, 127, 127, 127]  # round(0.7 n) of each class
+    assert np.bincount(test.labels).tolist() == [53, 55, 53, 55, 54, 55, 54]
+    assert (len(train), len(test)) == (885, 379)
+    for part in (train, test):
+        assert (part.images.shape[1:], part.images.dtype, part.labels.dtype) == ((8, 8), np.uint8, np.int64)
+        assert part.classes == tuple("0123456")
+    assert (sha(train.images), sha(test.images)) == ("453f038a1c6ae283", "cbbcfa9fcb0d1eca")
+
+
+def test_digits_together_are_scikit_learns_with_sixteen_as_255():
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    train, test, rest = load_images("digits", "train"), load_images("digits", "test"), load_images("digits789")
+    ours = np.concatenate([train.images, test.images, rest.images]).reshape(-1, 64)
+    our_labels = np.concatenate([train.labels, test.labels, rest.labels + 7])
+    expected = np.array([[int(v * 255 / 16 + 0.5) for v in row] for row in values])
+
+    def rows(x, y):
+        return sorted(map(tuple, np.column_stack([x, y]).tolist()))
+
+    assert rows(ours, our_labels) == rows(expected, labels)  # none lost, none twice
+    assert np.bincount(rest.labels).tolist() == [179, 174, 180]
+    assert rest.classes == ("7", "8", "9")
+
+
+def test_letters_are_25_letters_in_21_fonts_none_to_be_read_as_a_digit():
+    letters = load_images("letters")
+    assert letters.images.shape == (525, 8, 8)
+    assert letters.images.dtype == np.uint8
+    assert "".join(letters.classes) == "ACEFHKLNPRUVXcdefknprtuvx"
+    assert not set(letters.classes) & set("BDGIOQSZbgijloqsz")
+    assert np.bincount(letters.labels).tolist() == [21] * 25
+    assert set(np.unique(letters.images)) <= {round(v * 255 / 16) for v in range(17)}
+
+
+def test_letters_fill_the_same_pixels_with_the_same_ink_as_digits():
+    letters, digits = load_images("letters").images, load_images("digits", "train").images
+    assert not letters[:, :, [0, 7]].any()  # 20 of 32 columns, centred: the outer blocks are empty
+    assert (letters[:, :, [1, 6]] <= 128).all()  # and half of the next ones
+    assert (digits[:, :, [0, 7]].mean(), np.median(digits[:, :, 1])) < (3, 128)
+    assert letters[:, [0, 7]].max(axis=2).all()  # the whole height
+    ink, digit_ink = (x.reshape(len(x), -1).sum(axis=1) / 255 * 16 for x in (letters, digits))
+    assert abs(ink.mean() - digit_ink.mean()) < 10  # 314 and 312 of 1,024 on-pixels
+    assert 0.8 < ink.std() / digit_ink.std() < 1.4
+
+
+def test_letters_stand_upright_bright_on_dark():
+    letters = load_images("letters")
+    mean = {c: letters.images[letters.labels == i].mean(axis=0) for i, c in enumerate(letters.classes)}  # (8, 8)
+    left, right, top, bottom = np.s_[:, 1:3], np.s_[:, 5:7], np.s_[:2], np.s_[6:]
+    assert mean["L"][left].mean() > 2 * mean["L"][right].mean()
+    assert mean["L"][bottom].mean() > 1.5 * mean["L"][top].mean()
+    assert mean["F"][top].mean() > 1.5 * mean["F"][bottom].mean()
+    assert mean["d"][right].mean() > mean["d"][left].mean()
+
+
+def test_no_font_draws_its_box_for_a_missing_letter():
+    letters = load_images("letters").images.reshape(21, 25, 64)
+    for font in letters:
+        assert len(np.unique(font, axis=0)) == 25
+
+
+def test_photos_are_coloured_crops_half_of_each_photograph():
+    photos = load_images("photos")
+    assert (photos.images.shape, photos.images.dtype, photos.classes) == (
+        (500, 32, 32, 3),
+        np.uint8,
+        ("china", "flower"),
+    )
+    assert np.bincount(photos.labels).tolist() == [250, 250]
+    china, flower = (photos.images[photos.labels == i].mean(axis=(0, 1, 2)) for i in range(2))
+    assert china.min() > 120  # mostly a pale sky
+    assert flower[0] < 100
+    assert flower[2] < 80
+    assert len(np.unique(photos.images.reshape(500, -1), axis=0)) == 500
+    assert (photos.images.std(axis=(1, 2, 3)) > 2).mean() > 0.9
+
+
+def test_noise_is_uniform_and_independent():
+    noise = load_images("noise")
+    assert (noise.images.shape, noise.images.dtype, len(noise)) == ((1000, 32, 32, 3), np.uint8, 1000)
+    counts = np.bincount(noise.images.ravel(), minlength=256)
+    assert abs(counts / counts.mean() - 1).max() < 0.06  # 12,000 expected in each, sd 0.9 %
+    pixels = noise.images.astype(float)
+    assert abs(np.corrcoef(pixels[:, :-1].ravel(), pixels[:, 1:].ravel())[0, 1]) < 0.002
+    assert set(noise.labels) == {0}
+
+
+@pytest.mark.parametrize(("name", "side"), [("noise:8", 8), ("noise:1", 1), ("noise:33", 33)])
+def test_noise_takes_a_side(name, side):
+    noise = load_images(name)
+    assert noise.images.shape == (1000, side, side, 3)
+    assert noise.name == name
+
+
+@pytest.mark.parametrize("name", ["digits", "digits789", "letters", "photos", "noise:8"])
+def test_bundled_sets_are_the_same_each_time(name):
+    first, second = load_images(name), load_images(name)
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert first.labels.max() < len(first.classes)
+
+
+@pytest.mark.parametrize("name", ["digits789", "letters", "photos", "noise", "noise:8", "places365"])
+def test_a_set_without_a_train_split_says_so(name, tmp_path):
+    with pytest.raises(ValueError, match="has no 'train' split, only 'test'"):
+        load_images(name, "train", tmp_path)
+
+
+@pytest.mark.parametrize("side", ["", "0", "257", "-8", "8.5", "big", "²"])
+def test_noise_refuses_other_sides(side):
+    with pytest.raises(ValueError, match="noise:SIDE takes a"):
+        load_images(f"noise:{side}")
+
+
+# Names, splits, roots
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar", "CIFAR10", "../x", "a/b", "a\\b", "/etc/x", ".", "..", "", "digits:3", "folder:"]
+)
+def test_an_unknown_name_lists_what_is_allowed_and_never_leaves_the_root(name, tmp_path, images):
+    root = save(tmp_path, "mine-test", images=images, labels=np.zeros(6, dtype=int)) / "inside"
+    root.mkdir()
+    save(tmp_path, "x-test", images=images, labels=np.zeros(6, dtype=int))
+    save(root, "cars-test", images=images, labels=np.zeros(6, dtype=int))
+    with pytest.raises(ValueError, match="unknown image set") as caught:
+        load_images(name, "test", root)
+    for allowed in (repr(name), "digits789", "noise:SIDE", "places365", "cars (npz files in", "folder:PATH"):
+        assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["val", "Test", ""])
+def test_an_unknown_split_lists_what_is_allowed(split):
+    with pytest.raises(ValueError, match=f"unknown split {split!r}: allowed are train and test"):
+        load_images("digits", split)
+
+
+def test_data_root_is_argument_then_environment_then_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OODLIB_DATA", "")
+    assert data_root() == tmp_path / "data"
+    monkeypatch.setenv("OODLIB_DATA", "sets")
+    assert data_root() == tmp_path / "sets"
+    monkeypatch.setenv("OODLIB_DATA", str(tmp_path / "absolute"))
+    assert data_root() == tmp_path / "absolute"
+    assert data_root("other") == tmp_path / "other"
+
+
+def test_importing_data_loads_no_heavy_library():
+    code = "import sys, oodlib.data; print({'torch', 'torchvision', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# The npz form
+
+
+def test_npz_is_read_as_it_is(tmp_path, monkeypatch, images):
+    labels = np.array([0, 1, 2, 1, 0, -1])
+    save(tmp_path, "cars-train", images=images, labels=labels, classes=np.array(["a", "bb", "c"]))
+    monkeypatch.setenv("OODLIB_DATA", str(tmp_path))
+    cars = load_images("cars", "train")
+    assert isinstance(cars, ImageSet)
+    np.testing.assert_array_equal(cars.images, images)
+    np.testing.assert_array_equal(cars.labels, labels)
+    assert (cars.classes, cars.name, len(cars)) == (("a", "bb", "c"), "cars", 6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i4"])
+def test_npz_labels_become_int64_and_name_the_classes(tmp_path, images, dtype):
+    labels = np.array([0, 3, 1, 0, 0, 255]).astype(dtype)
+    cars = load_images("cars", root=save(tmp_path, "cars-test", images=images[..., 0], labels=labels))
+    assert (cars.images.shape, cars.labels.dtype) == ((6, 4, 5), np.int64)
+    assert cars.labels.tolist() == [0, 3, 1, 0, 0, 255]
+    assert cars.classes == tuple(str(label) for label in range(256))
+
+
+def test_npz_one_channel_is_grey_and_no_labels_are_no_classes(tmp_path, images):
+    cars = load_images("cars", root=save(tmp_path, "cars-test", images=images[..., :1], labels=np.full(6, -1)))
+    np.testing.assert_array_equal(cars.images, images[..., 0])
+    assert cars.classes == ()
+
+
+def test_cifar10_has_its_names_also_where_the_file_lacks_them(tmp_path, images):
+    labels = np.array([0, 0, 0, 0, 0, 1])
+    for name in ("cifar10", "cifar100"):
+        save(tmp_path, f"{name}-test", images=images, labels=labels)
+    assert load_images("cifar10", root=tmp_path).classes[8:] == ("ship", "truck")
+    assert load_images("cifar100", root=tmp_path).classes == ("0", "1")
+
+
+WRONG = {
+    "lacks labels: it holds images, other": {"labels": None, "other": np.zeros(3)},
+    "lacks images and labels: it holds nothing": {"labels": None, "images": None},
+    r"images must be uint8 .* not float32 \(6, 4, 5, 3\)": {"images": np.zeros((6, 4, 5, 3), dtype="float32")},
+    r"images must be uint8 .* not uint8 \(6, 20\)": {"images": np.zeros((6, 20), dtype="uint8")},
+    r"images must be uint8 .* not uint8 \(6, 3, 4, 5\)": {"images": np.zeros((6, 3, 4, 5), dtype="uint8")},
+    r"there are no images: their shape is \(0, 4, 5\)": {
+        "images": np.zeros((0, 4, 5), dtype="uint8"),
+        "labels": np.zeros(0, dtype=int),
+    },
+    r"labels must be integers \(6,\), not int64 \(5,\)": {"labels": np.zeros(5, dtype=int)},
+    r"labels must be integers \(6,\), not int64 \(6, 1\)": {"labels": np.zeros((6, 1), dtype=int)},
+    r"labels must be integers \(6,\), not float64 \(6,\)": {"labels": np.zeros(6)},
+    "labels go from 0 to 2, but there are 2 classes": {"labels": np.arange(6) % 3, "classes": np.array(["a", "b"])},
+    "labels go from -2 to 0, but there are 1 classes": {"labels": np.arange(6) % 3 - 2},
+    r"classes must be a row of names, not int64 \(2,\)": {"classes": np.arange(2)},
+    r"classes must be a row of names, not <U1 \(1, 2\)": {"classes": np.array([["a", "b"]])},
+    "is damaged, or holds Python objects": {"classes": np.array(["a", "bb"], dtype=object)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_npz_of_another_form_is_refused_with_its_name(message, tmp_path, images):
+    arrays = {"images": images, "labels": np.zeros(6, dtype=int)} | WRONG[message]
+    save(tmp_path, "cars-test", **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match=f"cars-test.npz.*{message}"):
+        load_images("cars", root=tmp_path)
+
+
+def test_foreign_files_are_refused_and_run_nothing(tmp_path, images):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("this must never be printed",))
+
+    array, text = io.BytesIO(), io.BytesIO()
+    np.save(array, images)
+    with zipfile.ZipFile(text, "w") as file:
+        file.writestr("images.npy", b"no array")
+        file.writestr("labels.npy", b"")
+    foreign = [b"", b"text", pickle.dumps(Trap()), array.getvalue(), text.getvalue()]
+    for content in foreign:
+        (tmp_path / "cars-test.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="cars-test.npz"):
+            load_images("cars", root=tmp_path)
+
+
+def test_a_file_cut_short_or_with_a_changed_byte_is_refused(tmp_path, images):
+    path = save(tmp_path, "cars-test", images=images, labels=np.zeros(6, dtype=int)) / "cars-test.npz"
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 37):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match="cars-test.npz is no npz file, is damaged"):
+            read_npz(path)
+    at = whole.index(images.tobytes()) + 100
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="CRC"):
+        read_npz(path)
+
+
+def test_the_other_split_of_a_set_that_is_there_names_the_path(tmp_path, images):
+    save(tmp_path, "cars-test", images=images, labels=np.zeros(6, dtype=int))
+    with pytest.raises(FileNotFoundError, match=r"cars-train\.npz is not there: 'cars' has only its other split"):
+        load_images("cars", "train", tmp_path)
+
+
+# torchvision's sets
+
+
+def stand_in(monkeypatch, name, error=None, classes=("x", "y"), shape=(32, 32, 3)):
+    """Put a small set in the place of a torchvision class; return the list of the calls to it."""
+    calls = []
+
+    class Small:
+        def __init__(self, root, **options):
+            calls.append(options)
+            if error is not None:
+                raise error
+            if classes:
+                self.class_to_idx = {c: i for i, c in reversed(list(enumerate(classes)))}
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return Image.fromarray(np.full(shape, 60 * i, dtype=np.uint8)), i % 2
+
+    monkeypatch.setattr(f"torchvision.datasets.{TORCHVISION[name][0]}", Small)
+    return calls
+
+
+TRAIN_FLAG = {"train": True, "download": True}
+TEST_FLAG = {"train": False, "download": True}
+CALLS = [
+    *[(name, "train", TRAIN_FLAG) for name in ("cifar10", "cifar100", "mnist", "fashionmnist", "kmnist")],
+    *[(name, "test", TEST_FLAG) for name in ("cifar10", "cifar100", "mnist", "fashionmnist", "kmnist")],
+    *[(name, split, {"split": split, "download": True}) for name in ("svhn", "dtd") for split in ("train", "test")],
+    ("places365", "test", {"split": "val", "small": True, "download": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "split", "options"), CALLS)
+def test_torchvision_is_asked_once_and_the_npz_ever_after(name, split, options, tmp_path, monkeypatch):
+    calls = stand_in(monkeypatch, name)
+    first = load_images(name, split, tmp_path)
+    assert calls == [options]
+    assert (tmp_path / f"{name}-{split}.npz").is_file()
+    again = load_images(name, split, tmp_path)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first.images, again.images)
+    side = 64 if name in ("dtd", "places365") else 32
+    assert first.images.shape == (4, side, side, 3)
+    assert first.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
+    assert (first.labels.tolist(), first.labels.dtype) == ([0, 1, 0, 1], np.int64)
+    assert first.classes == again.classes == ("x", "y")
+
+
+def test_torchvision_sets_may_be_grey_vary_in_size_and_lack_names(tmp_path, monkeypatch):
+    stand_in(monkeypatch, "mnist", shape=(28, 28))
+    assert load_images("mnist", "train", tmp_path).images.shape == (4, 28, 28)
+    stand_in(monkeypatch, "svhn", classes=None)
+    assert load_images("svhn", "test", tmp_path).classes == ("0", "1")
+    stand_in(monkeypatch, "dtd", shape=(300, 400, 3))
+    assert load_images("dtd", "test", tmp_path).images.shape == (4, 64, 64, 3)
+
+
+@pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("File not found\n or corrupted.")])
+def test_no_file_and_no_network_is_one_error_that_names_both(tmp_path, monkeypatch, error):
+    stand_in(monkeypatch, "cifar10", error)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_images("cifar10", "train", tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / "cifar10-train.npz") in message
+    assert type(error).__name__ in message
+    assert "no route to host" in message or "File not found or corrupted." in message
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_torchvision_has_every_class_that_is_named():
+    from torchvision import datasets
+
+    for loader, options, _ in TORCHVISION.values():
+        assert hasattr(datasets, loader)
+        assert "test" in options
+
+
+# Image folders
+
+
+def write_folder(folder, sizes, mode="RGB"):
+    """Write one class for each size (width, height), holding two images: one grey level, the class's and ten more."""
+    for i, size in enumerate(sizes):
+        (folder / f"class{i}").mkdir(parents=True)
+        for j in range(2):
+            level = 40 * i + 10 * j
+            Image.new("RGB", size, (level,) * 3).convert(mode).save(folder / f"class{i}" / f"{j}.png")
+    return folder
+
+
+def test_a_folder_without_splits_is_a_test_set(tmp_path, monkeypatch):
+    write_folder(tmp_path / "pictures", [(80, 60), (60, 80), (10, 10)])
+    monkeypatch.chdir(tmp_path)
+    pictures = load_images("folder:pictures", size=16)
+    assert pictures.images.shape == (6, 16, 16, 3)
+    assert pictures.images.dtype == np.uint8
+    assert pictures.images[:, 5, 5, 0].tolist() == [0, 10, 40, 50, 80, 90]
+    assert pictures.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert pictures.classes == ("class0", "class1", "class2")
+    assert pictures.name == "folder:pictures"
+    assert load_images(f"folder:{tmp_path}/pictures").images.shape == (6, 64, 64, 3)
+    with pytest.raises(ValueError, match=r"has no 'train' split: expected are the folders .*pictures/train and"):
+        load_images("folder:pictures", "train")
+
+
+def test_a_folder_with_splits(tmp_path):
+    write_folder(tmp_path / "train", [(8, 8), (8, 8)], mode="L")
+    write_folder(tmp_path / "test", [(8, 8)], mode="RGBA")
+    assert load_images(f"folder:{tmp_path}", "train", size=8).labels.tolist() == [0, 0, 1, 1]
+    assert load_images(f"folder:{tmp_path}", "test", size=8).images.shape == (2, 8, 8, 3)
+    for path in sorted((tmp_path / "test").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "test").rmdir()
+    with pytest.raises(ValueError, match="has no 'test' split"):  # train is a split, not a class of a test set
+        load_images(f"folder:{tmp_path}", "test")
+
+
+def test_the_centre_of_a_folder_image_is_kept(tmp_path):
+    (tmp_path / "class").mkdir()
+    picture = np.zeros((20, 60, 3), dtype=np.uint8)
+    picture[:, 20:40] = 255  # the centre square
+    Image.fromarray(picture).save(tmp_path / "class" / "a.png")
+    assert (load_images(f"folder:{tmp_path}", size=10).images == 255).all()
+
+
+def test_folders_that_are_none_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere: expected is one sub-folder"):
+        load_images(f"folder:{tmp_path}/nowhere")
+    with pytest.raises(FileNotFoundError, match="Couldn't find any class folder.*Expected is one sub-folder"):
+        load_images(f"folder:{tmp_path}")
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(FileNotFoundError, match="no valid file for the classes hollow.*Expected is one sub-folder"):
+        load_images(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, not 0"):
+        load_images(f"folder:{tmp_path}", size=0)
+
+
+@pytest.mark.parametrize("end", [0, 20, 60])
+def test_a_broken_image_is_named(tmp_path, end):
+    write_folder(tmp_path, [(50, 50)])
+    broken = tmp_path / "class0" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:end])
+    with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
+        load_images(f"folder:{tmp_path}")
+
+
+# prepare
+
+
+def triangle_resize(image, side):
+    """Resize a square image (h, h) in float64: an output pixel is the mean under a triangle as wide as two of them."""
+    scale = len(image) / side
+    width = max(scale, 1)
+    centres = (np.arange(side) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - abs(np.arange(len(image)) - centres[:, None]) / width)  # (side, h)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights @ image @ weights.T
+
+
+@pytest.mark.parametrize("shape", [(5, 32, 32, 3), (5, 8, 8), (5, 8, 8, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_already_right_pass_bit_by_bit(shape, channels):
+    x = np.random.default_rng(1).integers(0, 256, size=shape, dtype=np.uint8)
+    side = shape[1]
+    out = prepare(x, side, channels, side)
+    assert (out.dtype, tuple(out.shape)) == (torch.uint8, (5, 3, side, side))
+    if x.ndim == 4 and x.shape[3] == 3:
+        expected = x if channels == 3 else np.rint(x @ np.array([0.299, 0.587, 0.114]))[..., None]
+    else:
+        expected = x.reshape(5, side, side, 1)
+    np.testing.assert_array_equal(out.permute(0, 2, 3, 1).numpy(), np.broadcast_to(expected, (5, side, side, 3)))
+
+
+@pytest.mark.parametrize(("given", "side"), [(32, 8), (32, 28), (28, 32), (8, 32), (7, 3), (64, 32)])
+def test_resizing_is_the_antialiased_triangle_rounded_once(given, side):
+    x = np.random.default_rng(2).integers(0, 256, size=(4, given, given), dtype=np.uint8)
+    out = prepare(x, side, 1, side)[:, 0].numpy()
+    exact = np.stack([triangle_resize(image, side) for image in x])
+    assert abs(out - exact).max() < 0.5 + 1e-3
+    pillow = [np.asarray(Image.fromarray(i).resize((side, side), Image.Resampling.BILINEAR)) for i in x]
+    assert abs(out.astype(int) - np.stack(pillow)).max() <= 2  # Pillow rounds between the two directions
+
+
+def test_ood_images_take_the_id_sets_resolution_and_colour_first():
+    x = np.random.default_rng(3).integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
+    grey = np.rint(x @ np.array([0.299, 0.587, 0.114]))
+    small = np.stack([np.rint(triangle_resize(image, 8)) for image in grey])
+    expected = np.stack([triangle_resize(image, 32) for image in small])
+    out = prepare(x, 8, 1, 32)
+    assert tuple(out.shape) == (3, 3, 32, 32)
+    assert (out == out[:, :1]).all()  # three equal channels
+    assert abs(out[:, 0].numpy() - expected).max() < 0.5 + 1e-3
+    straight = np.stack([triangle_resize(image, 32) for image in grey])
+    assert abs(out[:, 0].numpy() - straight).mean() > 40  # the sharpness of noise at 32×32 is gone
+
+
+def test_an_id_image_and_its_enlarged_copy_come_out_nearly_alike():
+    x = load_images("digits").images[:50]
+    enlarged = np.repeat(np.repeat(x, 4, axis=1), 4, axis=2)
+    difference = prepare(x, 8, 1, 32).float() - prepare(enlarged, 8, 1, 32).float()
+    assert difference.abs().mean() < 16  # the triangle blurs a little; without going through 8×8 it is more
+    unprepared = prepare(x, 8, 1, 32).float() - prepare(enlarged, 32, 1, 32).float()
+    assert difference.abs().mean() < unprepared.abs().mean()
+
+
+def test_grey_levels_keep_their_value_through_luminance():
+    x = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None, None], 3, axis=3)  # (256, 1, 1, 3)
+    assert prepare(x, 1, 1, 1)[:, 0, 0, 0].tolist() == list(range(256))
+    pure = np.diag([255, 255, 255]).astype(np.uint8).reshape(3, 1, 1, 3)
+    assert prepare(pure, 1, 1, 1)[:, 0, 0, 0].tolist() == [76, 150, 29]  # 255 × 0.299, 0.587, 0.114
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 60), (2, 60, 20), (2, 21, 60, 3)])
+def test_of_an_image_that_is_not_square_the_centre_is_taken(shape):
+    x = np.random.default_rng(4).integers(0, 256, size=shape, dtype=np.uint8)
+    short = min(shape[1:3])
+    top, left = (shape[1] - short) // 2, (shape[2] - short) // 2
+    centre = x[:, top : top + short, left : left + short]
+    assert torch.equal(prepare(x, 8, 3, 16), prepare(centre, 8, 3, 16))
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x = np.random.default_rng(5).integers(0, 256, size=(7, 12, 12, 3), dtype=np.uint8)
+    whole = prepare(x, 8, 1, 16)
+    for pixels in (1, 3 * 256, 7 * 256):
+        monkeypatch.setattr("oodlib.data.BLOCK_PIXELS", pixels)
+        assert torch.equal(prepare(x, 8, 1, 16), whole)
+
+
+def test_prepare_takes_views_and_nothing():
+    x = np.random.default_rng(6).integers(0, 256, size=(4, 8, 8, 3), dtype=np.uint8)
+    assert torch.equal(prepare(x[::-1], 8, 3, 8), prepare(x, 8, 3, 8).flip(0))
+    assert tuple(prepare(x[:0], 8, 3, 8).shape) == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "side", "channels", "input_size", "message"),
+    [
+        ((2, 8, 8, 3), "float32", 8, 3, 8, r"images must be uint8 .* not float32 \(2, 8, 8, 3\)"),
+        ((2, 3, 8, 8), "uint8", 8, 3, 8, r"images must be uint8 .* not uint8 \(2, 3, 8, 8\)"),
+        ((8, 8), "uint8", 8, 3, 8, r"images must be uint8 .* not uint8 \(8, 8\)"),
+        ((2, 8, 8), "uint8", 8, 2, 8, "channels must be 1 or 3 and sizes positive, not channels=2"),
+        ((2, 8, 8), "uint8", 0, 1, 8, "sizes positive, not channels=1, side=0"),
+        ((2, 8, 8), "uint8", 8, 1, -1, "input_size=-1"),
+    ],
+)
+def test_prepare_refuses(shape, dtype, side, channels, input_size, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(np.zeros(shape, dtype=dtype), side, channels, input_size)
+
+
+def test_bundled_names_are_the_ones_of_the_page():
+    assert list(bundled.BUNDLED) == ["digits", "digits789", "letters", "photos", "noise"]
+    assert list(TORCHVISION) == ["cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "kmnist", "dtd", "places365"]

@@ -1,0 +1,98 @@
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from oodlib.files import project_root, resolve, write_atomically
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for folder in ("notebooks/studies", "oodlib"):
+        (tmp_path / "project" / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/studies", "oodlib"])
+def test_project_root_is_found_from_every_folder_below_it(project, monkeypatch, start):
+    monkeypatch.chdir(project / start)
+    assert project_root() == project
+    assert resolve("data/cifar10-test.npz") == project / "data" / "cifar10-test.npz"
+
+
+def test_nearest_project_wins(project, monkeypatch):
+    for folder in ("copy/notebooks", "copy/oodlib"):
+        (project / folder).mkdir(parents=True)
+    monkeypatch.chdir(project / "copy" / "notebooks")
+    assert project_root() == project / "copy"
+
+
+@pytest.mark.parametrize("made", [[], ["notebooks"], ["oodlib"]])
+def test_without_a_project_the_current_folder_is_the_root(tmp_path, monkeypatch, made):
+    for folder in made:
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == tmp_path
+    assert resolve("x") == tmp_path / "x"
+
+
+def test_resolve_keeps_absolute_paths_and_knows_the_home_folder(project, monkeypatch):
+    monkeypatch.setenv("HOME", str(project.parent))
+    assert resolve(project.parent / "elsewhere") == project.parent / "elsewhere"
+    assert resolve("~/data") == project.parent / "data"
+
+
+def test_write_makes_the_folder_replaces_and_leaves_one_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "table.csv"
+    for text in ("old", "new"):
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_writer_gets_a_fresh_name_beside_the_file_with_its_suffix(tmp_path):
+    seen = []
+    for _ in range(2):
+        write_atomically(str(tmp_path / "z.tar.npz"), lambda temporary: (seen.append(temporary), temporary.touch()))
+    assert seen[0] != seen[1]
+    assert {(p.parent, p.suffix) for p in seen} == {(tmp_path, ".npz")}
+    assert all(".partial" in p.name for p in seen)  # what .gitignore leaves out
+
+
+@pytest.mark.parametrize("error", [ValueError("half-way"), KeyboardInterrupt()])
+def test_failure_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, error):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def _write_repeatedly(path: Path, letter: str) -> None:
+    for _ in range(50):
+        write_atomically(path, lambda temporary: temporary.write_text(letter * 10_000))
+
+
+def test_processes_that_write_one_file_never_mix(tmp_path):
+    path = tmp_path / "shared.txt"
+    context = get_context("fork" if hasattr(os, "fork") else "spawn")
+    writers = [context.Process(target=_write_repeatedly, args=(path, letter)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            seen.add(path.read_text())
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert seen | {path.read_text()} <= {"a" * 10_000, "b" * 10_000}
+    assert os.listdir(tmp_path) == ["shared.txt"]
