@@ -1,0 +1,118 @@
+"""Selective prediction against plain loops over orderings and thresholds, and counts by hand."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from oodlib.metrics import auroc
+from oodlib.selective import aurc, error_auroc, excess_aurc, oscr, risk_coverage
+
+
+def draw(seed, n=60):
+    rng = np.random.default_rng(seed)
+    correct = rng.random(n) < 0.7
+    return (rng.normal(0, 1, n) + correct).round(1), correct
+
+
+def test_error_auroc_is_right_against_wrong():
+    scores, correct = draw(0)
+    assert error_auroc(scores, correct) == pytest.approx(roc_auc_score(correct, scores))
+    assert error_auroc([3, 2, 1, 0], [1, 0, 1, 0]) == 3 / 4
+    for constant in ([True, True], [False, False]):
+        with pytest.raises(ValueError, match="correct must hold right and wrong answers, got [02] right of 2"):
+            error_auroc([0.0, 1.0], constant)
+
+
+def test_error_auroc_can_disagree_with_auroc():
+    id_scores, id_correct, ood_scores = [5, 4, 3, 2], [True, True, False, False], [1, 0]
+    assert auroc(id_scores, ood_scores) == 1.0
+    assert error_auroc(id_scores + ood_scores, id_correct + [False] * 2) == 1.0
+    assert error_auroc(id_scores + ood_scores, id_correct[::-1] + [False] * 2) == 4 / 8  # confident in its errors
+
+
+def test_risk_coverage_by_hand_with_ties():
+    coverage, risk = risk_coverage([4, 2, 2, 2, 1], [True, True, False, True, False])
+    assert coverage.tolist() == [1 / 5, 4 / 5, 1.0]
+    assert risk.tolist() == [0.0, 1 / 4, 2 / 5]
+
+
+def test_risk_coverage_equals_the_loop_over_thresholds():
+    scores, correct = draw(1)
+    coverage, risk = risk_coverage(scores, correct)
+    thresholds = np.unique(scores)[::-1]
+    assert coverage == pytest.approx([(scores >= t).mean() for t in thresholds])
+    assert risk == pytest.approx([(~correct[scores >= t]).mean() for t in thresholds])
+    assert coverage[-1] == 1.0
+
+
+def test_aurc_without_ties_is_the_mean_risk_of_the_most_normal():
+    rng = np.random.default_rng(2)
+    scores, correct = rng.permutation(50), rng.random(50) < 0.6
+    wrong = ~correct[np.argsort(-scores)]
+    assert aurc(scores, correct) == pytest.approx(np.mean([wrong[:i].mean() for i in range(1, 51)]))
+    assert aurc(scores, correct) == pytest.approx(risk_coverage(scores, correct)[1].mean())
+
+
+def test_aurc_of_ties_is_the_mean_over_their_orders():
+    scores, correct = np.array([2, 1, 1, 1, 0, 0]), np.array([1, 0, 1, 0, 1, 0], dtype=bool)
+    values = []
+    for tie_break in permutations(range(6)):
+        wrong = ~correct[np.lexsort((tie_break, -scores))]
+        values.append(np.mean([wrong[:i].mean() for i in range(1, 7)]))
+    assert aurc(scores, correct) == pytest.approx(np.mean(values))
+
+
+def test_aurc_at_its_ends():
+    scores, correct = draw(3)
+    assert aurc(np.zeros(60), correct) == pytest.approx((~correct).mean())
+    assert aurc(scores, np.ones(60, bool)) == 0.0
+    assert aurc(scores, np.zeros(60, bool)) == 1.0
+    for constant in (np.ones(60, bool), np.zeros(60, bool)):
+        assert excess_aurc(scores, constant) == 0.0
+
+
+def test_excess_aurc_is_zero_for_the_best_order_only():
+    correct = np.array([1, 1, 1, 0, 0], dtype=bool)
+    assert aurc([5, 4, 3, 2, 1], correct) == pytest.approx((1 / 4 + 2 / 5) / 5)
+    assert excess_aurc([5, 4, 3, 2, 1], correct) == 0.0
+    assert excess_aurc([9, 9, 8, 0, -np.inf], correct) == 0.0
+    assert excess_aurc([5, 4, 2, 3, 1], correct) == pytest.approx((1 / 3) / 5)
+    every = [excess_aurc(order, correct) for order in permutations(range(5))]
+    assert min(every) == 0.0
+    assert excess_aurc([1, 2, 3, 4, 5], correct) == max(every)
+
+
+def oscr_by_loop(id_scores, id_correct, ood_scores):
+    points = [(0.0, 0.0)]
+    for t in np.unique(np.r_[id_scores, ood_scores])[::-1]:
+        points.append(((ood_scores >= t).mean(), (id_correct & (id_scores >= t)).mean()))
+    fpr, ccr = np.array(points).T
+    return np.sum(np.diff(fpr) * (ccr[1:] + ccr[:-1]) / 2)  # straight between points, as ties one half
+
+
+def test_oscr_equals_the_trapezoid_over_thresholds():
+    for seed in range(5):
+        id_scores, id_correct = draw(seed)
+        ood_scores = np.random.default_rng(seed + 100).normal(0, 1, 45).round(1)
+        assert oscr(id_scores, id_correct, ood_scores) == pytest.approx(oscr_by_loop(id_scores, id_correct, ood_scores))
+
+
+def test_oscr_by_hand():
+    assert oscr([4, 3, 2, 0], [1, 0, 1, 1], [1, 2]) == pytest.approx((1 + 0.75) / 4)  # 3/4 right, 3.5 of 6 pairs won
+    assert oscr([2, 3], [True, True], [0, 1]) == 1.0
+    assert oscr([2, 3], [True, False], [0, 1]) == 0.5  # perfect detection is bounded by accuracy
+    assert oscr([2, 3], [False, False], [0, 1]) == 0.0
+
+
+@pytest.mark.parametrize("function", [error_auroc, risk_coverage, aurc, excess_aurc, lambda s, c: oscr(s, c, [0.0])])
+def test_bad_input_raises_and_is_named(function):
+    with pytest.raises(ValueError, match=r"correct must have the shape of (id_)?scores \(2,\), got \(3,\)"):
+        function([0.0, 1.0], [True, False, True])
+    with pytest.raises(ValueError, match=r"correct must be True or False \(or 1 and 0\), got \[0, 3\]"):
+        function([0.0, 1.0], [0, 3])
+    with pytest.raises(ValueError, match="scores must not hold NaN"):
+        function([0.0, np.nan], [True, False])
+    with pytest.raises(ValueError, match=r"scores must have shape \(n,\) with n >= 1"):
+        function([], [])
