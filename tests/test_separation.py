@@ -1,0 +1,350 @@
+"""Separation and purity against plain float64 loops, hand-counted sets and scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from oodlib import pair_distances, separation
+from oodlib.separation import (
+    calinski_harabasz,
+    cluster_purity,
+    cluster_quality,
+    davies_bouldin,
+    embedding_quality,
+    global_separation,
+    local_purity,
+    partition_agreement,
+    separation_curve,
+    silhouette,
+)
+
+LINE = np.array([[0.0], [2.0], [10.0], [14.0]])  # within: 2 and 4; across: 8, 10, 12, 14
+PAIRS = np.array([0, 0, 1, 1])
+INDICES = ["silhouette", "davies_bouldin", "calinski_harabasz"]
+OVERALL = [*INDICES, "cdnv", "nc1", "nc2_norms", "nc2_angles", "dispersion", "compactness"]
+
+
+def blobs(n=90, d=5, k=4, seed=0):
+    """Return n embeddings around k centres, unequal clusters with gaps between their labels."""
+    rng = np.random.default_rng(seed)
+    assignments = rng.choice(np.array([3, 7, 8, 20])[:k], n, p=np.arange(1, k + 1) / sum(range(1, k + 1)))
+    return rng.normal(size=(k, d))[np.searchsorted([3, 7, 8, 20], assignments)] + rng.normal(size=(n, d)), assignments
+
+
+def distance(a, b, metric):
+    if metric == "euclidean":
+        return math.sqrt(sum((p - q) ** 2 for p, q in zip(a, b, strict=True)))
+    norms = math.sqrt(sum(p * p for p in a)) * math.sqrt(sum(q * q for q in b))
+    return 1 - sum(p * q for p, q in zip(a, b, strict=True)) / norms
+
+
+def separation_by_loops(z, assignments, fraction, metric, include_self):
+    members = [[list(row) for row in z[assignments == c]] for c in sorted(set(assignments.tolist()))]
+
+    def mean_distance(i, j):
+        a, b = members[i], members[j]
+        if i == j and not include_self:
+            found = [distance(a[p], a[q], metric) for p in range(len(a)) for q in range(p + 1, len(a))]
+        else:
+            found = [distance(p, q, metric) for p in a for q in b]
+        kept = sorted(found)[: max(1, int(fraction * len(found)))]
+        return sum(kept) / len(kept) if kept else 0.0
+
+    values = []
+    for i in range(len(members)):
+        within, nearest = mean_distance(i, i), min(mean_distance(i, j) for j in range(len(members)) if j != i)
+        values.append((nearest - within) / max(nearest, within))
+    return values
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("fraction", [0.01, 0.35, 0.8, 1.0])
+def test_global_separation_is_the_plain_loop(fraction, metric, include_self):
+    z, assignments = blobs()
+    expected = separation_by_loops(z, assignments, fraction, metric, include_self)
+    found = global_separation(z, assignments, fraction, metric, include_self)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_global_separation_counted_by_hand():
+    np.testing.assert_allclose(global_separation(LINE, PAIRS), [9 / 11, 7 / 11], rtol=1e-14)
+    np.testing.assert_allclose(global_separation(LINE, PAIRS, fraction=0.5), [7 / 9, 5 / 9], rtol=1e-14)
+    # with the zero distances to oneself: P is (0 + 0 + 2 + 2) / 4 = 1 and 2
+    np.testing.assert_allclose(global_separation(LINE, PAIRS, include_self=True), [10 / 11, 9 / 11], rtol=1e-14)
+    # two clusters in one place, mixed: P_00 = 2, P_11 = 2, across 1, 3, 1, 1 -> 1.5
+    np.testing.assert_allclose(global_separation([[0], [2], [1], [3]], PAIRS), [-0.25, -0.25], rtol=1e-14)
+
+
+def test_global_separation_cosine_counted_by_hand():
+    z = np.array([[1, 0], [0, 5], [-2, 0], [-1, 0]])  # within: 1 and 0; across: 2, 2, 1, 1
+    np.testing.assert_allclose(global_separation(z, PAIRS, metric="cosine"), [1 / 3, 1], atol=1e-15)
+    np.testing.assert_allclose(global_separation(z, PAIRS, 0.5, "cosine"), [0, 1], atol=1e-15)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("include_self", [False, True])
+def test_a_zero_row_is_at_cosine_distance_1_of_every_other_row(fraction, include_self):
+    z, y = np.array([[0.0, 0], [0, 0], [1, 0], [-1, 0], [1, 0]]), np.array([0, 0, 0, 1, 1])
+    found = global_separation(z, y, fraction, "cosine", include_self)
+    # within 0: 1, 1, 1; within 1: 2; across: 1, 1, 1, 1, 2, 0
+    means = {
+        (1.0, False): (1, 2, 1),
+        (0.5, False): (1, 2, 2 / 3),
+        (1.0, True): (6 / 9, 1, 1),
+        (0.5, True): (1 / 4, 0, 2 / 3),
+    }[fraction, include_self]
+    expected = [(means[2] - within) / max(means[2], within) for within in means[:2]]
+    np.testing.assert_allclose(found, expected, atol=1e-14)
+
+
+def test_clusters_come_in_increasing_label_order():
+    order = np.array([2, 0, 3, 1])
+    found = global_separation(LINE[order], np.array([9, 9, 4, 4])[order])
+    np.testing.assert_allclose(found, [7 / 11, 9 / 11], rtol=1e-14)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("include_self", [False, True])
+def test_the_curve_is_global_separation_at_each_fraction(metric, include_self):
+    z, assignments = blobs()
+    curve = separation_curve(z, assignments, metric=metric, include_self=include_self)
+    assert curve.shape == (5, 4)
+    for row, fraction in zip(curve, (0.2, 0.4, 0.6, 0.8, 1.0), strict=True):
+        expected = global_separation(z, assignments, fraction, metric, include_self)  # 1.0 alone takes the short way
+        np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
+
+
+def test_a_fraction_keeps_its_floor_and_at_least_one_distance():
+    z, sizes = np.array([[0.0], *[[100.0 + i] for i in range(100)]]), np.array([1, 100])
+    across = pair_distances.mean_distances(z, sizes, (0.29, 0.299, 0.001), "euclidean", False)[:, 0, 1]
+    # 100, 101, …: the mean of the first 29 is 114; 0.29 · 100 is 28.999… in floating point
+    np.testing.assert_allclose(across, [114, 114, 100], rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 37, 400])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_small_blocks_change_nothing(monkeypatch, block, metric):
+    z, assignments = blobs()
+    direct = separation_curve(z, assignments, (0.3, 1.0), metric)
+    alone = global_separation(z, assignments, metric=metric)
+    monkeypatch.setattr(pair_distances, "BLOCK", block)
+    np.testing.assert_allclose(separation_curve(z, assignments, (0.3, 1.0), metric), direct, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(global_separation(z, assignments, metric=metric), alone, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 1.0])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-5, 0), (1e3, 0), (1e-60, 0), (1, 1000), (1e-5, 1000)])
+def test_euclidean_separation_ignores_scale_and_shift(scale, shift, fraction):
+    z, assignments = blobs()
+    expected = global_separation(z, assignments, fraction)
+    tolerance = 1e-7 if shift and scale < 1 else 1e-11  # the input itself is rounded to 1e-13 of 1000
+    np.testing.assert_allclose(global_separation(z * scale + shift, assignments, fraction), expected, atol=tolerance)
+
+
+def test_tight_clusters_keep_their_digits():
+    # members 1e-6 apart, clusters 1 apart: a product of uncentred rows would lose all of P_cc
+    z = np.array([[5.0, 0], [5 + 1e-6, 0], [5, 1], [5, 1 + 3e-6]])
+    np.testing.assert_allclose(1 - global_separation(z, PAIRS), [1e-6, 3e-6], rtol=1e-4)
+    np.testing.assert_allclose(1 - global_separation(z, PAIRS, 0.5), [1e-6, 3e-6], rtol=1e-4)
+
+
+def test_duplicates_are_at_distance_zero():
+    rng = np.random.default_rng(0)
+    place = rng.normal(size=(2, 2048)) + 7
+    z, y = np.repeat(place, [6, 3], axis=0), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    for metric in separation.METRICS:
+        for fraction in (0.5, 1.0):
+            np.testing.assert_array_equal(global_separation(z, y, fraction, metric), [0, 0, 1])
+            np.testing.assert_array_equal(global_separation(z, y, fraction, metric, include_self=True), [0, 0, 1])
+
+
+def test_a_one_member_cluster_has_no_distance_within():
+    z = [[0.0], [1], [3]]
+    np.testing.assert_allclose(global_separation(z, [0, 0, 1]), [(2.5 - 1) / 2.5, 1])
+    np.testing.assert_allclose(global_separation(z, [0, 0, 1], 0.3), [(2 - 1) / 2, 1])
+    np.testing.assert_array_equal(global_separation(z, [0, 1, 2], metric="euclidean"), [1, 1, 1])
+    np.testing.assert_array_equal(global_separation([[1.0], [1]], [0, 1]), [0, 0])  # its duplicate is elsewhere
+
+
+def test_a_single_cluster_has_no_separation():
+    np.testing.assert_array_equal(global_separation(LINE, [5, 5, 5, 5]), [np.nan])
+    assert separation_curve(LINE, [5, 5, 5, 5]).shape == (5, 1)
+
+
+def test_a_sample_is_seeded_stratified_and_close():
+    z, assignments = blobs(3000)
+    exact = global_separation(z, assignments)
+    sampled = global_separation(z, assignments, max_samples=1000, seed=1)
+    np.testing.assert_array_equal(sampled, global_separation(z, assignments, max_samples=1000, seed=1))
+    assert (sampled != global_separation(z, assignments, max_samples=1000, seed=2)).all()
+    many = [global_separation(z, assignments, max_samples=1000, seed=seed) for seed in range(10)]
+    np.testing.assert_allclose(np.mean(many, axis=0), exact, atol=0.02)
+    np.testing.assert_array_equal(global_separation(z, assignments, max_samples=3000), exact)
+
+
+def test_a_sample_keeps_shares_and_two_of_each_cluster():
+    members = [np.arange(800), np.arange(800, 997), np.arange(997, 1000), np.array([1000])]
+    kept = separation._sample(members, 100, seed=0)
+    assert [len(rows) for rows in kept] == [80, 20, 2, 1]
+    for rows, of in zip(kept, members, strict=True):
+        assert set(rows) <= set(of)
+        assert len(set(rows)) == len(rows)
+
+
+def test_cluster_purity_counted_by_hand():
+    assignments, y = [4, 4, 4, 0, 0, 9], [0, 0, 7, 7, 1, 1]
+    np.testing.assert_allclose(cluster_purity(assignments, y), [1 / 2, 2 / 3, 1])
+    np.testing.assert_array_equal(cluster_purity(y, y), [1, 1, 1])
+
+
+def local_purity_by_loops(z, y, n_neighbors):
+    shares = []
+    for i in range(len(z)):
+        others = sorted((distance(z[i], z[j], "euclidean"), j) for j in range(len(z)) if j != i)
+        votes = [y[i]] + [y[j] for _, j in others[:n_neighbors]]
+        shares.append(max(votes.count(label) for label in votes) / (n_neighbors + 1))
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 4, 89])
+def test_local_purity_is_the_plain_loop(n_neighbors):
+    z, y = blobs()
+    expected = local_purity_by_loops(z, y.tolist(), n_neighbors)
+    assert local_purity(z, y, n_neighbors) == pytest.approx(expected, abs=1e-14)
+    assert local_purity(z * 1e-5 + 1000, y, n_neighbors) == pytest.approx(expected, abs=1e-14)
+
+
+def test_local_purity_counted_by_hand():
+    # nearest of 0 is 1, of 1 is 0, of 3 is 1, of 10 is 3: shares 1, 1, 1/2, 1
+    assert local_purity([[0.0], [1], [3], [10]], [0, 0, 1, 1], n_neighbors=1) == 3.5 / 4
+
+
+def test_local_purity_counts_the_point_itself_among_its_duplicates():
+    # whichever duplicates are its neighbours, the last is with one of the other class, and others may be with it
+    assert local_purity(np.ones((5, 3)), [0, 0, 0, 0, 1], n_neighbors=1) <= (4 + 1 / 2) / 5
+    assert local_purity(np.ones((5, 3)), [0, 1, 2, 3, 4], n_neighbors=4) == pytest.approx(1 / 5)
+
+
+def test_local_purity_of_a_sample_looks_among_all():
+    z, y = blobs(2000)
+    assert local_purity(z, y, max_samples=800) == pytest.approx(local_purity(z, y), abs=0.02)
+
+
+def test_agreement_and_indices_are_scikit_learns():
+    z, assignments = blobs()
+    y = np.random.default_rng(1).integers(0, 3, len(z))
+    agreement = partition_agreement(assignments, y)
+    assert agreement["nmi"] == pytest.approx(metrics.normalized_mutual_info_score(y, assignments), abs=1e-14)
+    assert agreement["ari"] == pytest.approx(metrics.adjusted_rand_score(y, assignments), abs=1e-14)
+    assert partition_agreement(y, 5 * y + 1) == pytest.approx({"nmi": 1, "ari": 1})
+    for scale, shift in ((1, 0), (1e-12, 0), (1e3, 1000)):  # scikit-learn's own Davies-Bouldin is 0 at 1e-12
+        moved = z * scale + shift
+        assert silhouette(moved, assignments) == pytest.approx(metrics.silhouette_score(z, assignments), rel=1e-9)
+        assert davies_bouldin(moved, assignments) == pytest.approx(metrics.davies_bouldin_score(z, assignments))
+        expected = metrics.calinski_harabasz_score(z, assignments)
+        assert calinski_harabasz(moved, assignments) == pytest.approx(expected, rel=1e-9)
+
+
+def test_silhouette_of_a_sample_is_seeded_and_close():
+    z, assignments = blobs(2000)
+    sampled = silhouette(z, assignments, max_samples=700, seed=3)
+    assert sampled == silhouette(z, assignments, max_samples=700, seed=3)
+    assert sampled == pytest.approx(silhouette(z, assignments), abs=0.03)
+
+
+@pytest.mark.parametrize("index", [silhouette, davies_bouldin, calinski_harabasz])
+@pytest.mark.parametrize("assignments", [[2, 2, 2, 2], [0, 1, 2, 3]])
+def test_indices_are_nan_for_one_cluster_and_for_clusters_of_one(index, assignments):
+    assert math.isnan(index(LINE, assignments))
+
+
+def test_cluster_quality_has_a_row_a_cluster_and_a_row_overall():
+    z, assignments = blobs()
+    y = np.random.default_rng(1).integers(0, 3, len(z))
+    rows = cluster_quality(z, assignments, y)
+    assert all(list(row) == ["cluster", "size", "measure", "value"] for row in rows)
+    assert all(type(row["size"]) is int and type(row["value"]) is float for row in rows)
+    per_cluster = [row for row in rows if row["cluster"] != "all"]
+    assert [row["cluster"] for row in per_cluster] == [3, 7, 8, 20] * 3
+    assert [row["size"] for row in per_cluster[:4]] == np.unique(assignments, return_counts=True)[1].tolist()
+    found = {name: [row["value"] for row in per_cluster if row["measure"] == name] for name in column(per_cluster)}
+    assert found == {
+        "global_separation": global_separation(z, assignments).tolist(),
+        "global_separation_cosine": global_separation(z, assignments, metric="cosine").tolist(),
+        "cluster_purity": cluster_purity(assignments, y).tolist(),
+    }
+    overall = {row["measure"]: row["value"] for row in rows if row["cluster"] == "all"}
+    assert {row["size"] for row in rows if row["cluster"] == "all"} == {90}
+    assert list(overall) == OVERALL + ["nmi", "ari"]
+    assert overall["silhouette"] == silhouette(z, assignments)
+    assert overall["nmi"] == partition_agreement(assignments, y)["nmi"]
+
+
+def column(rows):
+    return dict.fromkeys(row["measure"] for row in rows)
+
+
+def test_cluster_quality_without_labels_leaves_out_what_needs_them():
+    z, assignments = blobs()
+    assert list(column(cluster_quality(z, assignments))) == ["global_separation", "global_separation_cosine", *OVERALL]
+
+
+def test_cluster_quality_of_a_single_cluster_is_nan_where_clusters_are_compared():
+    values = {row["measure"]: row["value"] for row in cluster_quality(LINE, [0] * 4, PAIRS)}
+    assert values.pop("cluster_purity") == 0.5
+    assert values.pop("nmi") == values.pop("ari") == 0
+    assert values.pop("compactness") == 90 / 4  # three rows in one direction, and a zero row
+    assert all(math.isnan(value) for value in values.values())
+
+
+def test_embedding_quality_has_three_overall_rows():
+    z, y = blobs()
+    rows = embedding_quality(z, y, n_neighbors=3)
+    assert [(row["cluster"], row["size"], row["measure"]) for row in rows] == [
+        ("all", 90, "local_purity"),
+        ("all", 90, "rankme"),
+        ("all", 90, "uniformity"),
+    ]
+    assert rows[0]["value"] == local_purity(z, y, 3)
+    assert len(embedding_quality(z, y, max_samples=30)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": "manhattan"}, "metric must be one of euclidean, cosine, got 'manhattan'"),
+        ({"fraction": 0}, r"a fraction must lie in \(0, 1\], got 0"),
+        ({"fraction": 1.5}, r"a fraction must lie in \(0, 1\], got 1.5"),
+        ({"max_samples": 0}, "max_samples must be at least 1, or None for all, got 0"),
+        ({"z": LINE[:, 0]}, r"z must have shape \(n, d\) with n, d >= 1, got \(4,\)"),
+        ({"z": LINE * [np.nan]}, "z must be finite, got 4 of 4 rows that are not"),
+        ({"z": LINE.astype(str)}, "z must be real numbers"),
+        ({"assignments": [0, 1, 1]}, r"assignments must have shape \(n,\), one label a row, with n = 4, got \(3,\)"),
+        ({"assignments": [0.0, 0, 1, 1]}, "assignments must be integers, got dtype float64"),
+        ({"assignments": [0, 0, 1, -1]}, r"assignments must be >= 0 \(-1 means unknown\), got 1 negative labels"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        global_separation(**{"z": LINE, "assignments": PAIRS} | arguments)
+
+
+def test_bad_labels_are_named():
+    with pytest.raises(ValueError, match="a fraction must lie in .* got none"):
+        separation_curve(LINE, PAIRS, ())
+    with pytest.raises(ValueError, match=r"y must be >= 0 \(-1 means unknown\), got 4 negative"):
+        cluster_purity(PAIRS, [-1] * 4)
+    with pytest.raises(ValueError, match="y must have shape"):
+        cluster_purity(PAIRS, [0, 1])
+    with pytest.raises(ValueError, match="assignments must have shape .* n = at least 1"):
+        cluster_purity([], [])
+    with pytest.raises(ValueError, match=r"n_neighbors must lie in \[1, n - 1\] = \[1, 3\], got 4"):
+        local_purity(LINE, PAIRS, 4)
+    with pytest.raises(ValueError, match="y must be"):
+        embedding_quality(LINE, [-1, 0, 1, 1], 1)
+    with pytest.raises(ValueError, match="y must be"):
+        cluster_quality(LINE, PAIRS, [-1, 0, 1, 1])

@@ -1,0 +1,427 @@
+"""Random views: torchvision's distributions, its pixels for the same parameters, determinism, independence, errors."""
+
+import math
+from colorsys import rgb_to_hsv
+from dataclasses import FrozenInstanceError, asdict
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp, kstest
+from sklearn.datasets import load_sample_images
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from oodlib.views import Views
+
+OFF = {"crop": 1.0, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0}
+EVERYTHING = {"rotate": 30.0, "blur": 0.5, "erase": 0.5}
+N = 4000  # draws where distributions are compared
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def views_of(images, seed=0, **arguments):
+    return Views(**(OFF | arguments))(images, seeded(seed))
+
+
+def ramp(n, h, w):
+    """Images whose red is 4 × column and green 4 × row, so that a view says where each of its pixels comes from."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return (4 * torch.stack((columns, rows, torch.zeros_like(rows)))).to(torch.uint8).expand(n, 3, h, w)
+
+
+def boxes_of(views):
+    """top, left, height, width (each (n,)) of crops without flip, from views of `ramp`; bilinear keeps a ramp exact."""
+    found = []
+    for channel, axis in ((1, 2), (0, 3)):
+        side = views.shape[axis]
+        line = views[:, channel].select(5 - axis - 1, 0) * 255 / 4  # (n, side) source coordinate of each pixel
+        a, b = side // 4, side - side // 4 - 1  # away from the edge, where it is mirrored
+        size = (line[:, b] - line[:, a]) / (b - a) * side
+        found.append((line[:, a] - (a + 0.5) * size / side + 0.5, size))
+    (top, height), (left, width) = found
+    return torch.stack((top, left, height, width))
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """(60, 3, 32, 32) uint8 crops of scikit-learn's two photographs at three scales."""
+    rng, crops = np.random.default_rng(0), []
+    for photograph in load_sample_images().images:
+        image = torch.from_numpy(photograph.copy()).permute(2, 0, 1)
+        for side in (32, 64, 160):
+            for _ in range(10):
+                i, j = (rng.integers(0, high - side) for high in image.shape[1:])
+                crops.append(TF.resize(image[:, i : i + side, j : j + side], [32, 32], antialias=True))
+    return torch.stack(crops)
+
+
+def test_all_off_is_division_by_255_and_draws_nothing(photographs):
+    generator = seeded()
+    before = generator.get_state()
+    assert torch.equal(Views(**OFF)(photographs, generator), photographs.float() / 255)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (32, 32), (20, 50), (64, 48), (97, 97)])
+def test_shape_dtype_range(shape):
+    images = torch.randint(0, 256, (16, 3, *shape), dtype=torch.uint8, generator=seeded())
+    kept = images.clone()
+    for arguments in ({}, EVERYTHING, {"jitter": 1.0, "jitter_p": 1.0, "hue": 0.5, "rotate": 180.0}):
+        view = Views(**arguments)(images, seeded())
+        assert view.shape == images.shape
+        assert view.dtype == torch.float32
+        assert view.is_contiguous()
+        assert 0 <= view.min() < view.max() <= 1
+    assert torch.equal(images, kept)
+
+
+def test_memory_layout_of_the_images_does_not_matter(photographs):
+    strided = photographs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as data sets store them
+    for arguments in (OFF, OFF | {"flip": 0.5}, EVERYTHING):
+        view = Views(**arguments)(strided, seeded())
+        assert view.is_contiguous()
+        assert torch.equal(view, Views(**arguments)(photographs, seeded()))
+
+
+def test_same_seed_same_views(photographs):
+    views, generator = Views(**EVERYTHING), seeded(1)
+    first = views(photographs, generator)
+    assert torch.equal(first, views(photographs, seeded(1)))
+    assert not torch.equal(first, views(photographs, generator))  # the generator has moved on
+    torch.rand(7)  # the global generator plays no part
+    assert torch.equal(first, Views(**asdict(views))(photographs, seeded(1)))
+
+
+def test_each_image_has_its_own_parameters(photographs):
+    same = photographs[:1].expand(64, -1, -1, -1)
+    views = Views()(same, seeded())
+    assert len(torch.unique(views.flatten(1), dim=0)) == 64
+    # what happens to one image does not depend on the others
+    others = torch.cat((photographs[:1], photographs[1:].flip(0), photographs[:4]))
+    torch.testing.assert_close(Views(**EVERYTHING)(same, seeded())[0], Views(**EVERYTHING)(others, seeded())[0])
+
+
+def test_neighbours_and_parameters_are_uncorrelated():
+    top, left, height, width = boxes_of(views_of(ramp(N, 32, 32), crop=0.2)).round()
+    down, right = (top + 0.5) / (33 - height), (left + 0.5) / (33 - width)  # places among those that the size allows
+    for a, b in ((width[1:], width[:-1]), (left[1:], left[:-1]), (down, right), (down, height), (right, height)):
+        assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 4 / math.sqrt(N)
+
+
+def test_mixed_precision_does_not_round(photographs):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        view = Views(**EVERYTHING)(photographs, seeded())
+    assert torch.equal(view, Views(**EVERYTHING)(photographs, seeded()))
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuse what would make a GPU wait: reading a value, sizes that depend on data, constants copied from the host."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "lift_fresh",
+        "is_nonzero",
+        "unique",
+        "equal.default",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in self.FORBIDDEN), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device(photographs):
+    generator = seeded()
+    with NoHostSync():
+        Views(**EVERYTHING)(photographs, generator)
+    with pytest.raises(AssertionError, match="waits"), NoHostSync():
+        torch.ones(1).item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_without_synchronisation(photographs):
+    images, generator = photographs.cuda(), torch.Generator("cuda").manual_seed(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        first = Views(**EVERYTHING)(images, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert first.is_cuda
+    assert torch.equal(first, Views(**EVERYTHING)(images, generator.manual_seed(0)))
+
+
+@pytest.mark.parametrize(("shape", "crop"), [((32, 32), 0.2), ((32, 32), 0.08), ((20, 60), 0.3), ((60, 20), 0.3)])
+def test_crop_boxes_follow_torchvision(shape, crop):
+    read = boxes_of(views_of(ramp(N, *shape), crop=crop)).double().numpy()
+    ours = read.round()
+    np.testing.assert_allclose(read, ours, atol=5e-3)  # whole pixels
+    reference, image = v2.RandomResizedCrop(shape, (crop, 1.0)), torch.zeros(3, *shape)
+    torch.manual_seed(0)
+    drawn = [reference.make_params([image]) for _ in range(N)]
+    theirs = np.array([[box[side] for box in drawn] for side in ("top", "left", "height", "width")])
+    for a, b in zip(ours, theirs, strict=True):
+        assert ks_2samp(a, b).statistic < 0.04  # 1.63 √(2 / N) = 0.036 is the 1 % point
+        assert abs(a.mean() - b.mean()) < 4.5 * b.std() * math.sqrt(2 / N)
+        assert a.std() == pytest.approx(b.std(), rel=0.06, abs=0.08)
+    assert ks_2samp(ours[3] / ours[2], theirs[3] / theirs[2]).statistic < 0.04
+    assert (ours[0] + ours[2]).max() <= shape[0]
+    assert (ours[1] + ours[3]).max() <= shape[1]
+
+
+def test_crop_is_torchvisions_resized_crop(photographs):
+    boxes = boxes_of(views_of(ramp(len(photographs), 32, 32), crop=0.2)).round().int().T.tolist()
+    views = views_of(photographs, crop=0.2)
+    for image, box, view in zip(photographs, boxes, views, strict=True):
+        expected = TF.resized_crop(image.float() / 255, *box, [32, 32])
+        torch.testing.assert_close(view[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], atol=1e-4, rtol=0)
+        assert (view - expected).abs().mean() < 0.005  # the outermost pixels see half a pixel beyond the crop
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1, 1.0])
+def test_flip(photographs, p):
+    images = photographs[:1].expand(2000, -1, -1, -1)
+    views, image = views_of(images, flip=p), photographs[0] / 255
+    flipped = (views - image.flip(2)).abs().amax((1, 2, 3)) < 1e-5
+    kept = (views - image).abs().amax((1, 2, 3)) < 1e-5
+    assert torch.all(flipped ^ kept)
+    assert flipped.double().mean() == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 2000))
+
+
+def test_rotation_is_uniform():
+    views = views_of(ramp(N, 32, 32), rotate=40.0)[:, 0, 16:18, 16:18]
+    angle = torch.rad2deg(torch.atan2(views[:, 1, 0] - views[:, 0, 0], views[:, 0, 1] - views[:, 0, 0]))
+    assert kstest(angle, "uniform", args=(-40, 80)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (30, 50)])
+def test_crop_flip_rotate_is_torchvisions_chain(shape):
+    """Read box, flip and angle off the middle of each view, then compare the view with torchvision's three steps."""
+    h, w = shape
+    views = views_of(ramp(40, *shape), crop=0.3, flip=0.5, rotate=30.0) * 255 / 4
+    i, j = h // 2, w // 2
+    middle = views[:, :2, i - 1 : i + 1, j - 1 : j + 1].double()  # the two pixels each side of the centre
+    across = (middle[..., 1] - middle[..., 0]).mean(2)  # (n, 2) change of column and row, for a step to the right
+    down = (middle[..., 1, :] - middle[..., 0, :]).mean(2)
+    width, height = (torch.hypot(across[:, k], down[:, k]) * side for k, side in ((0, w), (1, h)))
+    left, top = middle[:, 0].mean((1, 2)) + 0.5 - width / 2, middle[:, 1].mean((1, 2)) + 0.5 - height / 2
+    angle = torch.rad2deg(torch.atan2(across[:, 1] / height * h, down[:, 1] / height * h))
+    boxes = torch.stack((top, left, height, width), 1)
+    torch.testing.assert_close(boxes, boxes.round(), atol=0.02, rtol=0)
+    assert 10 < (across[:, 0] < 0).sum() < 30
+    for view, box, flipped, degrees in zip(views, boxes.round().int().tolist(), across[:, 0] < 0, angle, strict=True):
+        expected = TF.resized_crop(ramp(1, *shape)[0].float() / 4, *box, list(shape))
+        expected = TF.horizontal_flip(expected) if flipped else expected
+        inside = torch.zeros(1, *shape)
+        inside[:, 3:-3, 3:-3] = 1
+        inside = TF.rotate(inside, degrees.item())[0].bool()
+        expected = TF.rotate(expected, degrees.item(), interpolation=v2.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(view[:, inside], expected[:, inside], atol=0.02, rtol=0)  # pixels
+
+
+def test_rotated_views_have_no_black_corners():
+    white = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
+    torch.testing.assert_close(views_of(white, crop=0.2, rotate=180.0), torch.ones(64, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def dull():
+    """(3, 16, 16) uint8 image whose views are never clipped."""
+    return torch.randint(80, 110, (3, 16, 16), generator=seeded(), dtype=torch.uint8)
+
+
+def factors_of(views, image):
+    """Brightness, contrast and saturation factors of views with jitter and no hue of one unclipped image, each (n,)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]
+    views, image = views.double(), image.double() / 255
+    grey, grey_views = (weights * image).sum(0), (weights * views).sum(1)
+    brightness = grey_views.mean((1, 2)) / grey.mean()
+    slope = grey_views.std((1, 2)) / grey.std()  # brightness × contrast
+    chroma = (views - grey_views[:, None]).norm(dim=(2, 3)).norm(dim=1) / (image - grey).norm()
+    return torch.stack((brightness, slope / brightness, chroma / slope))
+
+
+def test_jitter_factors_are_uniform_and_independent(dull):
+    factors = factors_of(views_of(dull.expand(N, -1, -1, -1), jitter=0.4, hue=0.0, jitter_p=1.0), dull)
+    for factor in factors:
+        assert kstest(factor, "uniform", args=(0.6, 0.8)).pvalue > 1e-3
+    assert (torch.corrcoef(factors) - torch.eye(3)).abs().max() < 4 / math.sqrt(N)
+
+
+def test_jitter_is_torchvisions_for_the_same_factors(dull):
+    views = views_of(dull.expand(50, -1, -1, -1), jitter=0.4, hue=0.0, jitter_p=1.0)
+    for view, (brightness, contrast, saturation) in zip(views, factors_of(views, dull).T.tolist(), strict=True):
+        expected = TF.adjust_brightness(dull / 255, brightness)
+        expected = TF.adjust_saturation(TF.adjust_contrast(expected, contrast), saturation)
+        torch.testing.assert_close(view, expected, atol=2e-4, rtol=0)  # torchvision's grey weights have a sum of 0.9999
+
+
+def test_jitter_p(dull):
+    views = views_of(dull.expand(N, -1, -1, -1), jitter=0.4, jitter_p=0.8)
+    kept = (views - dull / 255).abs().amax((1, 2, 3)) < 1e-5
+    assert 1 - kept.double().mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / N))
+
+
+def test_hue_turns_by_torchvisions_angle(photographs):
+    """The turns are uniform, keep r + g + b, and photographs land 0.03 from torchvision's (unturned: 0.055)."""
+    colour = torch.tensor([150, 90, 100])
+    arguments = {"jitter": 1e-6, "hue": 0.1, "jitter_p": 1.0}
+    turned = views_of(colour.byte()[:, None, None].expand(300, 3, 4, 4), **arguments)[:, :, 0, 0].double()
+    torch.testing.assert_close(turned.sum(1), (colour / 255).sum().double().expand(300), atol=1e-5, rtol=0)
+    angle = [
+        torch.atan2(math.sqrt(3) * (c[..., 1] - c[..., 2]), 3 * c[..., 0] - c.sum(-1))
+        for c in (turned, colour.double())
+    ]
+    turns = torch.remainder((angle[0] - angle[1]) / (2 * math.pi) + 0.5, 1) - 0.5
+    assert kstest(turns, "uniform", args=(-0.1, 0.2)).pvalue > 1e-3
+    for rgb, turn in zip(turned[:50].tolist(), turns[:50].tolist(), strict=True):
+        expected = TF.adjust_hue((colour / 255)[:, None, None], turn).flatten().tolist()
+        moved = rgb_to_hsv(*rgb)[0] - rgb_to_hsv(*expected)[0]
+        assert abs((moved + 0.5) % 1 - 0.5) < 0.0065  # HSV measures the angle on a hexagon: 1.1° off at most, twice
+
+    images = photographs.repeat(5, 1, 1, 1)  # the same seed, the same turns
+    views = views_of(images, **arguments)
+    expected = torch.stack([TF.adjust_hue(i / 255, t) for i, t in zip(images, turns.tolist(), strict=True)])
+    assert (views - expected).square().mean().sqrt() < 0.033
+    assert (images / 255 - expected).square().mean().sqrt() > 0.05
+
+
+def test_grayscale(photographs):
+    images = photographs[:1].expand(2000, -1, -1, -1)
+    views = views_of(images, grayscale=0.2)
+    grey = (views - TF.rgb_to_grayscale(images[:1] / 255, 3)).abs().amax((1, 2, 3)) < 5e-4
+    kept = (views - images / 255).abs().amax((1, 2, 3)) < 1e-5
+    assert torch.all(grey ^ kept)
+    assert grey.double().mean() == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 2000))
+    jittered = views_of(photographs, jitter=0.4, grayscale=1.0, jitter_p=1.0)
+    assert (jittered - jittered.mean(1, keepdim=True)).abs().max() < 1e-6
+
+
+def colour_statistics(views):
+    """Means and standard deviations of (r, n, 3, h, w) views: of channels, of images, of pixels, of colourfulness."""
+    means, sds = views.mean((3, 4)), views.std((3, 4))
+    chroma = (views - views.mean(2, keepdim=True)).square().mean((2, 3, 4)).sqrt()
+    parts = (means.mean((0, 1)), means.std((0, 1)), sds.mean((0, 1)), sds.std((0, 1)))
+    pixels = views.std(0).mean((0, 2, 3))  # of one pixel of one image, over its views
+    return torch.cat((*parts, pixels, chroma.mean()[None], chroma.std()[None]))
+
+
+def test_colour_statistics_of_photographs_follow_torchvision(photographs):
+    repeats = 25
+    images = photographs.repeat(repeats, 1, 1, 1)
+    ours = views_of(images, jitter=0.4, hue=0.1, jitter_p=0.8, grayscale=0.2).view(repeats, *photographs.shape)
+    reference = v2.Compose([v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), v2.RandomGrayscale(0.2)])
+    torch.manual_seed(0)
+    theirs = torch.empty_like(ours)
+    for repeat in range(repeats):
+        for start in range(10):  # six photographs share a draw: ten times the speed of one by one
+            theirs[repeat, start::10] = reference(photographs[start::10] / 255)
+    torch.testing.assert_close(
+        colour_statistics(ours), colour_statistics(theirs), atol=0.015, rtol=0
+    )  # 0.006 is chance
+
+
+@pytest.mark.parametrize(("side", "taps"), [(16, 3), (32, 3), (64, 7), (224, 23)])
+def test_blur_is_torchvisions_for_the_same_sigma(side, taps):
+    n = 8
+    impulse = torch.zeros(n, 3, side, side, dtype=torch.uint8)
+    impulse[:, :, side // 2, side // 2] = 255
+    blurred = views_of(impulse, blur=1.0)[:, 0, side // 2]  # (n, side) the middle row
+    assert (blurred > 0).sum(1).max() == taps
+    sigma = (0.5 / (blurred[:, side // 2] / blurred[:, side // 2 + 1]).log()).sqrt()
+    noise = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=seeded(1))
+    views = views_of(noise, blur=1.0)
+    compared = [i for i in range(n) if sigma[i] > 0.25]  # below, the neighbour's weight is below 0.0005
+    assert len(compared) > n / 2
+    for i in compared:
+        expected = TF.gaussian_blur(noise[i] / 255, [taps, taps], sigma[i].item())
+        torch.testing.assert_close(views[i], expected, atol=1e-4, rtol=0)
+
+
+def test_blur_share_and_sigma():
+    impulse = torch.zeros(N, 3, 8, 8, dtype=torch.uint8)
+    impulse[:, :, 4, 4] = 255
+    views = views_of(impulse, blur=0.3)
+    kept = (views == impulse / 255).flatten(1).all(1)
+    sharp = 0.05 / 1.9  # sigma below about 0.15 rounds to no blur at all
+    assert 1 - kept.double().mean() == pytest.approx(0.3, abs=0.3 * sharp + 4 * math.sqrt(0.21 / N))
+    middle, next_to = views[~kept, 0, 4, 4], views[~kept, 0, 4, 5]
+    sigma = (0.5 / (middle / next_to).log()).sqrt()
+    assert kstest(sigma[sigma > 0.3], "uniform", args=(0.3, 1.7)).pvalue > 1e-3
+
+
+def test_erased_rectangles_follow_torchvision():
+    erased = views_of(torch.full((N, 3, 32, 32), 255, dtype=torch.uint8), erase=1.0) == 0  # (N, 3, 32, 32)
+    assert torch.equal(erased[:, 0], erased[:, 1])
+    rows, columns = erased[:, 0].any(2), erased[:, 0].any(1)
+    assert torch.equal(erased[:, 0], rows[:, :, None] & columns[:, None, :])  # full rectangles
+    ours = torch.stack((rows.int().argmax(1), columns.int().argmax(1), rows.sum(1), columns.sum(1))).numpy()
+    reference, image = v2.RandomErasing(1.0), torch.zeros(3, 32, 32)
+    torch.manual_seed(0)
+    drawn = [reference.make_params([image]) for _ in range(N)]
+    theirs = np.array([[box[side] for box in drawn] for side in "ijhw"])
+    for a, b in zip(ours, theirs, strict=True):
+        assert ks_2samp(a, b).statistic < 0.04
+        assert abs(a.mean() - b.mean()) < 4.5 * b.std() * math.sqrt(2 / N)
+        assert a.std() == pytest.approx(b.std(), rel=0.06, abs=0.08)
+
+
+def test_erase_share(photographs):
+    bright = photographs[:1].clamp(min=1).expand(2000, -1, -1, -1)
+    views = views_of(bright, erase=0.2)
+    touched = (views == 0).flatten(1).any(1)
+    assert touched.double().mean() == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 2000))
+    assert torch.equal(views[views > 0], (bright / 255)[views > 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("crop", 0.0, r"\(0, 1\]"),
+        ("crop", 1.5, r"\(0, 1\]"),
+        ("flip", -0.1, r"\[0, 1\]"),
+        ("jitter", 1.1, r"\[0, 1\]"),
+        ("hue", 0.6, r"\[0, 0.5\]"),
+        ("jitter_p", 2, r"\[0, 1\]"),
+        ("grayscale", float("nan"), r"\[0, 1\]"),
+        ("rotate", 181, r"\[0, 180\]"),
+        ("blur", "0.5", r"\[0, 1\]"),
+        ("erase", True, r"\[0, 1\]"),
+        ("erase", None, r"\[0, 1\]"),
+    ],
+)
+def test_bad_arguments(name, value, allowed):
+    with pytest.raises(ValueError, match=f"{name} must be a number in {allowed}, got {value!r}"):
+        Views(**{name: value})
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Views().crop = 0.5
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), "uint8 tensor, got torch.float32"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "uint8 tensor, got uint8"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"shape \(n, 3, h, w\), got \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"shape \(n, 3, h, w\), got \(2, 8, 8, 3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"shape \(n, 3, h, w\), got \(3, 8, 8\)"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        Views()(images, seeded())
+
+
+def test_generator_on_another_device():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match="generator is on cpu, images are on meta"):
+        Views()(images, seeded())
