@@ -1,0 +1,51 @@
+"""What this machine computes on: the device, and whether bfloat16 pays on it."""
+
+import os
+import platform
+
+import torch
+
+
+def default_device() -> torch.device:
+    """Return the GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products are done by the hardware; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """Return what a table must say of the machine: device, processor, threads and the versions that matter."""
+    import numpy
+    import sklearn
+    import timm
+
+    from oodlib import __version__
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "device": gpu or device.type,
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "bfloat16": has_fast_bfloat16(device),
+        "python": platform.python_version(),
+        "oodlib": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
