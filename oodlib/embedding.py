@@ -1,0 +1,77 @@
+"""Embedding: an encoder and images in; embeddings, and logits where there is a classifier, out and on disk."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from oodlib.files import write_atomically
+
+if TYPE_CHECKING:  # encoders import timm, which takes seconds; who only loads embeddings need not wait for it
+    from oodlib.encoders import Encoder
+
+
+@torch.inference_mode()
+def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return embeddings z (n, d) float32 of prepared images (n, 3, s, s) uint8, and logits (n, C) or None.
+
+    The embedding is the backbone's output before any head, raw, in float32 and evaluation mode.
+    Raises ValueError for an empty set and FloatingPointError where the encoder gives NaN or infinity.
+    """
+    if not len(images):
+        raise ValueError("no images to embed")
+    device = encoder.mean.device
+    encoder.eval()
+    z, logits = [], []
+    for batch in images.split(batch_size):
+        batch = batch.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        z.append(encoder(batch))
+        if encoder.classifier is not None:
+            logits.append(encoder.classifier(z[-1]).cpu())
+    z = torch.cat(z).cpu().numpy()
+    if not np.isfinite(z).all():
+        raise FloatingPointError("the encoder gives embeddings that are not finite; was its training cut short?")
+    return z, torch.cat(logits).numpy() if logits else None
+
+
+def knn_accuracy(
+    z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray, y: np.ndarray, n_neighbors: int = 20
+) -> float:
+    """Return the accuracy in [0, 1] of the vote of the nearest training embeddings by cosine.
+
+    z_train (m, d), y_train (m,), z (n, d), y (n,); votes are weighted by exp(cosine / 0.07) (Wu et al. 2018).
+    """
+    unit = [torch.nn.functional.normalize(torch.from_numpy(a), dim=1) for a in (z, z_train)]
+    similarity, index = (unit[0] @ unit[1].T).topk(min(n_neighbors, len(z_train)), dim=1)  # (n, k)
+    votes = torch.zeros(len(z), int(max(y_train.max(), y.max())) + 1, dtype=similarity.dtype)
+    votes.scatter_add_(1, torch.from_numpy(y_train)[index], (similarity / 0.07).exp())
+    return float((votes.argmax(dim=1).numpy() == y).mean())
+
+
+def save_embeddings(path: str | Path, z: np.ndarray, y: np.ndarray, logits: np.ndarray | None = None) -> None:
+    """Write z (n, d) float32, y (n,) int64 and, where given, logits (n, C) to an npz file, whole or not at all."""
+    arrays = {"z": z, "y": y} | ({} if logits is None else {"logits": logits})
+    write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
+
+
+def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an embeddings file: z, y and perhaps logits.
+
+    Raises FileNotFoundError, or ValueError when the file is cut short, foreign, or holds NaN.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a file cut short fails in zipfile, zlib or NumPy, each with errors of its own
+        raise ValueError(f"{path} is no npz file, or is cut short: {error}") from error
+    if not {"z", "y"} <= arrays.keys() or arrays["z"].ndim != 2 or arrays["y"].shape != arrays["z"].shape[:1]:
+        raise ValueError(f"{path} does not hold embeddings z (n, d) and labels y (n,)")
+    if "logits" in arrays and (arrays["logits"].ndim != 2 or len(arrays["logits"]) != len(arrays["z"])):
+        raise ValueError(f"{path} does not hold logits (n, C) of its {len(arrays['z'])} embeddings")
+    if not all(a.dtype.kind in "fiu" and np.isfinite(a).all() for a in arrays.values()):
+        raise ValueError(f"{path} holds values that are not finite")
+    return arrays

@@ -1,0 +1,230 @@
+"""Distances against float64 formulas, and what must not change them: units, shifts, empty and repeated dimensions."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from oodlib.distances import (
+    DISTANCES,
+    cluster_means,
+    squared_distances,
+    to_unit_norm,
+    whitening,
+)
+
+K = 4
+DTYPES = (np.float32, np.float64)
+
+
+def overlapping(n=400, d=24, n_test=300, seed=0):
+    """Return training, ID and OOD embeddings (·, d) and the training clusters: correlated dimensions, a hard task."""
+    rng = np.random.default_rng(seed)
+    mixing = np.geomspace(2, 0.2, d)[:, None] * np.linalg.qr(rng.normal(size=(d, d)))[0]
+    centers, others = rng.normal(size=(2, K, d))
+    assignments = rng.permutation(np.arange(n) % K)
+
+    def draw(means, members):
+        return means[members] + rng.normal(size=(len(members), d)) @ mixing + 1
+
+    chosen = rng.integers(0, K, n_test)
+    mixed = 0.8 * centers + 0.3 * others
+    return draw(centers, assignments), draw(centers, chosen), draw(mixed, chosen), assignments
+
+
+def unit(z):
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+def means_of(z, assignments):
+    return np.stack([z[assignments == k].mean(axis=0) for k in range(assignments.max() + 1)])
+
+
+def reference(distance, z, assignments, queries):
+    """Return the (m, K) distances by the formula, one cluster and one difference at a time, in float64."""
+    z, queries = z.astype(np.float64), queries.astype(np.float64)
+    if distance == "cosine":
+        directions = unit(means_of(unit(z), assignments))
+        return np.stack([1 - unit(queries) @ direction for direction in directions], axis=1)
+    means = means_of(z, assignments)
+    precision = np.eye(z.shape[1])
+    if distance == "mahalanobis":
+        within = z - means[assignments]
+        precision = np.linalg.pinv(within.T @ within / len(z), rcond=1e-10, hermitian=True)
+    return np.stack([np.einsum("md,de,me->m", queries - m, precision, queries - m) for m in means], axis=1)
+
+
+def measured(distance, z, assignments, queries):
+    n_clusters = int(assignments.max()) + 1
+    return DISTANCES[distance].measure(queries, DISTANCES[distance].fit(z, assignments, n_clusters))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "mahalanobis"])
+def test_distances_are_the_formula(distance, dtype):
+    z, id_, ood, assignments = overlapping()
+    queries = np.concatenate([id_, ood])
+    found = measured(distance, z.astype(dtype), assignments, queries.astype(dtype))
+    assert (found.shape, found.dtype) == ((600, K), dtype)
+    tolerance = 1e-10 if dtype == np.float64 else 1e-3 if distance == "mahalanobis" else 1e-4
+    np.testing.assert_allclose(
+        found, reference(distance, z, assignments, queries), rtol=tolerance, atol=tolerance / 100
+    )
+
+
+def test_values_counted_by_hand():
+    z, assignments = np.array([[-1.0, 0], [1, 0], [9, 2], [11, -2], [9, -2], [11, 2]]), np.array([0, 0, 1, 1, 1, 1])
+    queries = np.array([[0.0, 3], [10, 0]])
+    assert measured("euclidean", z, assignments, queries).tolist() == [[9, 109], [100, 0]]
+    # within clusters the variances are 6 / 6 and 16 / 6, without covariance
+    np.testing.assert_allclose(measured("mahalanobis", z, assignments, queries), [[27 / 8, 100 + 27 / 8], [100, 0]])
+    z = np.array([[5.0, 0], [2, 0], [0, 1], [3, 3]])  # directions: along x; half-way between y and the diagonal
+    half_way = np.cos(np.pi / 8)
+    expected = [[1, 1 - half_way], [0, 1 - np.sin(np.pi / 8)], [2, 1 + np.sin(np.pi / 8)]]
+    found = measured("cosine", z, np.array([0, 0, 1, 1]), np.array([[0.0, 7], [1e-3, 0], [-4, 0]]))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+CHANGES = {
+    "times 1e-5": lambda z: z * 1e-5,
+    "times 1e3": lambda z: z * 1e3,
+    "plus 1000": lambda z: z + 1000,
+    "32 zero dimensions": lambda z: np.pad(z, ((0, 0), (0, 32))),
+    "every dimension twice": lambda z: np.repeat(z, 2, axis=1),
+    "a constant dimension": lambda z: np.insert(z, 3, 7.3, axis=1),
+    "rotated": lambda z: z @ np.linalg.qr(np.random.default_rng(1).normal(size=(z.shape[1],) * 2))[0],
+    "stretched": lambda z: z * np.geomspace(1e-2, 1e2, z.shape[1]),
+}
+INVARIANT = {
+    "euclidean": [c for c in CHANGES if c != "stretched"],
+    "cosine": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
+    "mahalanobis": list(CHANGES),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("distance", "change"), [(d, c) for d, changes in INVARIANT.items() for c in changes])
+def test_scores_do_not_change_with(distance, change, dtype):
+    z, id_, ood, assignments = overlapping()
+    changed = [CHANGES[change](part).astype(dtype) for part in (z, id_, ood)]
+    expected = reference(distance, z, assignments, np.concatenate([id_, ood])).min(axis=1)
+    found = measured(distance, changed[0], assignments, np.concatenate(changed[1:])).min(axis=1)
+    is_ood = np.repeat([0, 1], [len(id_), len(ood)])
+    auroc = roc_auc_score(is_ood, expected)
+    assert 0.6 < auroc < 0.99  # a task in which an error shows
+    assert spearmanr(found, expected).statistic >= 0.999
+    assert roc_auc_score(is_ood, found) == pytest.approx(auroc, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_fewer_embeddings_than_dimensions(dtype, shift):
+    rng = np.random.default_rng(0)
+    low_rank = rng.normal(size=(20, 128))
+    assignments = np.arange(100) % K
+    centers = 2 * rng.normal(size=(K, 20))
+    z = (centers[assignments] + rng.normal(size=(100, 20))) @ low_rank
+    queries = (centers[rng.integers(0, K, 200)] + 1.3 * rng.normal(size=(200, 20))) @ low_rank
+    expected = reference("mahalanobis", z, assignments, queries).min(axis=1)
+    # in float32 the shift leaves rounding in 108 directions in which nothing varies: it must not count
+    found = measured("mahalanobis", (z + shift).astype(dtype), assignments, (queries + shift).astype(dtype)).min(axis=1)
+    assert spearmanr(found, expected).statistic >= 0.999
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
+def test_full_rank_with_fewer_embeddings_than_dimensions_is_the_pseudo_inverse():
+    z, id_, ood, assignments = overlapping(n=100, d=128)
+    queries = np.concatenate([id_, ood])
+    found = measured("mahalanobis", z, assignments, queries)
+    np.testing.assert_allclose(found, reference("mahalanobis", z, assignments, queries), rtol=1e-6)
+    single = measured("mahalanobis", z.astype(np.float32), assignments, queries.astype(np.float32))
+    assert spearmanr(single.min(axis=1), found.min(axis=1)).statistic >= 0.999
+
+
+# Degenerate clusters and rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_row_is_at_cosine_distance_one_of_everything(dtype):
+    z, id_, _, assignments = overlapping()
+    z, queries = z.astype(dtype), np.concatenate([np.zeros((1, 24)), id_]).astype(dtype)
+    assert measured("cosine", z, assignments, queries)[0].tolist() == [1] * K
+    with_zero = np.concatenate([z, np.zeros((1, 24), dtype)])  # it has no say in a direction
+    found = measured("cosine", with_zero, np.append(assignments, 2), queries)
+    np.testing.assert_allclose(found, measured("cosine", z, assignments, queries), rtol=0, atol=1e-6)
+
+
+def test_directions_that_cancel_are_at_cosine_distance_one():
+    z = np.array([[1.0, 0], [-1, 0], [0, 1], [0, 2]])
+    assert measured("cosine", z, np.array([0, 0, 1, 1]), np.array([[3.0, 0]])).tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "mahalanobis"])
+def test_cluster_of_one_member(distance):
+    z, id_, _, assignments = overlapping(n=80)
+    z, assignments = np.concatenate([z, z[:1] + 5]), np.append(assignments, K)
+    found = measured(distance, z, assignments, np.concatenate([id_, z[-1:]]))
+    np.testing.assert_allclose(found, reference(distance, z, assignments, np.concatenate([id_, z[-1:]])), atol=1e-9)
+    assert found[-1, K] == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("copies", [1, 3])
+def test_mahalanobis_is_not_defined_where_clusters_do_not_vary(dtype, copies):
+    z = np.repeat(overlapping(n=10)[0], copies, axis=0).astype(dtype)
+    assignments = np.repeat(np.arange(10), copies)
+    with pytest.raises(ValueError, match="embeddings do not vary within clusters, so Mahalanobis distances are not"):
+        DISTANCES["mahalanobis"].fit(z, assignments, 10)
+    for distance in ("euclidean", "cosine"):
+        assert measured(distance, z, assignments, z).argmin(axis=1).tolist() == assignments.tolist()
+
+
+# Parts
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_state_is_arrays(distance):
+    z, id_, _, assignments = overlapping()
+    state = DISTANCES[distance].fit(z.astype(np.float32), assignments, K)
+    assert all(type(array) is np.ndarray and array.dtype.kind == "f" for array in state.values())
+    assert DISTANCES[distance].measure(id_.astype(np.float32), state).shape == (300, K)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unit_norm(dtype):
+    z = np.array([[3, 4], [0, 0], [-1e-12, 0]], dtype=dtype)
+    found = to_unit_norm(z)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+    assert z[0, 0] == 3  # not in place
+
+
+def test_means_are_summed_in_float64():
+    z = np.full((200_000, 1), 0.1, dtype=np.float32)
+    assert cluster_means(z, np.zeros(200_000, dtype=np.int64), 1)[0, 0] == pytest.approx(np.float32(0.1), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [40, 8])
+def test_whitening_is_a_root_of_the_pseudo_inverse(n):
+    rows = np.random.default_rng(0).normal(size=(n, 12)) @ np.diag(np.geomspace(1, 1e-3, 12))
+    rows -= rows.mean(axis=0)
+    whiten = whitening(rows)
+    assert whiten.shape == (12, min(n - 1, 12))
+    np.testing.assert_allclose(
+        whiten @ whiten.T, np.linalg.pinv(rows.T @ rows / n, rcond=1e-10, hermitian=True), rtol=1e-6
+    )
+
+
+def test_whitening_leaves_out_what_the_input_cannot_resolve():
+    rows = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-2, 1e-4]
+    assert whitening(rows).shape == (3, 3)
+    assert whitening(rows, resolution=1e-6).shape == (3, 2)
+    with pytest.raises(ValueError, match="do not vary within clusters"):
+        whitening(rows, resolution=10.0)
+
+
+def test_squared_distances_are_never_negative():
+    centers = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+    found = squared_distances(centers, centers)
+    assert (found >= 0).all()
+    assert np.diag(found).max() < 1e-4
