@@ -1,0 +1,337 @@
+"""Detectors: every combination on a set made by hand, decisions counted, brute force, SciPy, scikit-learn's checks."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from oodlib import scoring
+from oodlib.clustering import CLUSTERINGS
+from oodlib.distances import DISTANCES
+from oodlib.scoring import LOGIT_SCORES, ClusterDetector, KNNDetector, energy, max_logit, msp, nearest_cluster
+from oodlib.thresholds import THRESHOLDS, conformal_threshold
+
+
+@parametrize_with_checks([ClusterDetector(clustering="kmeans", n_clusters=2), KNNDetector(n_neighbors=3)])
+def test_scikit_learn_finds_its_contract_kept(estimator, check):
+    check(estimator)
+
+
+def axes(n, members, seed, d=6, dtype=np.float32):
+    """Return n embeddings around points on the axes named by `members`, and the axis of each."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.resize(members, n))
+    return (10 * np.eye(d)[y] + 0.5 * rng.normal(size=(n, d))).astype(dtype), y
+
+
+Z, Y = axes(300, [0, 1, 2], seed=0)
+CALIBRATION = axes(199, [0, 1, 2], seed=1)[0]
+ID, ID_Y = axes(150, [0, 1, 2], seed=2)
+OOD = axes(60, [3], seed=3)[0]
+
+
+def build(**changes):
+    return ClusterDetector(**({"n_clusters": 3, "alpha": 0.05} | changes))
+
+
+# Every combination
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("clustering", CLUSTERINGS)
+def test_every_combination_tells_another_axis_from_the_known_ones(clustering, distance, threshold):
+    detector = build(clustering=clustering, distance=distance, threshold=threshold)
+    assert detector.fit(Z, Y, CALIBRATION) is detector
+    id_scores, ood_scores = detector.score_samples(ID), detector.score_samples(OOD)
+    assert id_scores.dtype == ood_scores.dtype == np.float64
+    assert id_scores.shape == (150,)
+    assert roc_auc_score(np.repeat([1, 0], [150, 60]), np.concatenate([id_scores, ood_scores])) > 0.999
+    assert (detector.predict(OOD) == -1).mean() > 0.98
+    assert (detector.predict(ID) == 1).mean() > 0.85
+    for z in (Z, ID, OOD):
+        decision, decided = detector.decision_function(z), detector.predict(z)
+        assert set(np.unique(decided)) <= {-1, 1}
+        assert np.array_equal(decision < 0, decided == -1)
+
+
+@pytest.mark.parametrize("clustering", [c for c in CLUSTERINGS if c != "one"])
+def test_score_is_minus_the_distance_to_the_nearest_of_the_three(clustering):
+    detector = build(clustering=clustering, distance="euclidean").fit(Z.astype(np.float64), Y)
+    assert detector.n_clusters_ == 3
+    means = np.stack([Z[Y == k].mean(axis=0, dtype=np.float64) for k in range(3)])
+    expected = -((ID[:, None].astype(np.float64) - means) ** 2).sum(axis=2).min(axis=1)
+    np.testing.assert_allclose(detector.score_samples(ID), expected, rtol=1e-5)
+
+
+def test_number_of_clusters_is_that_of_the_classes_unless_it_is_given():
+    assert ClusterDetector("kmeans").fit(Z, Y % 2).n_clusters_ == 2
+    assert ClusterDetector("kmeans", n_clusters=7).fit(Z, Y).n_clusters_ == 7
+    assert ClusterDetector("labels").fit(Z, 10 * Y).n_clusters_ == 3
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_blocks_do_not_matter(distance, monkeypatch):
+    state = DISTANCES[distance].fit(Z.astype(np.float64), Y, 3)
+    scores, nearest = nearest_cluster(ID, distance, state)
+    assert np.array_equal(nearest, ID_Y)
+    for block in (1, 7, 150):
+        monkeypatch.setattr(scoring, "BLOCK", block)
+        parts, nearest_in_parts = nearest_cluster(ID, distance, state)
+        np.testing.assert_allclose(parts, scores, rtol=1e-9, atol=1e-12)
+        assert np.array_equal(nearest_in_parts, nearest)
+
+
+@pytest.mark.parametrize("detector", [build(clustering="kmeans", threshold="conformal"), KNNDetector(5)])
+def test_same_seed_same_numbers(detector):
+    first, again = (clone(detector).fit(Z, Y).decision_function(ID) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+# Decisions
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_global_threshold_rejects_the_share_of_the_training_embeddings_asked_for(distance, alpha):
+    detector = build(clustering="labels", distance=distance, alpha=alpha).fit(Z, Y)
+    assert np.ndim(detector.offset_) == 0
+    assert (detector.predict(Z) == -1).sum() == math.floor(alpha * 301) - 1  # of 300, below the j-th smallest
+    np.testing.assert_allclose(detector.offset_, conformal_threshold(detector.score_samples(Z), alpha), rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3])
+def test_per_cluster_threshold_rejects_the_same_share_of_every_cluster(alpha):
+    stretched = Z * np.where(Y == 1, 4.0, 1.0)[:, None].astype(np.float32)  # one cluster is wider than the others
+    detector = build(clustering="labels", distance="euclidean", threshold="per-cluster", alpha=alpha).fit(stretched, Y)
+    assert detector.offset_.shape == (3,)
+    rejected = detector.predict(stretched) == -1
+    assert [int(rejected[Y == k].sum()) for k in range(3)] == [math.floor(alpha * 101) - 1] * 3
+    one_for_all = build(clustering="labels", distance="euclidean", alpha=alpha).fit(stretched, Y)
+    assert set(Y[one_for_all.predict(stretched) == -1]) == {1}
+
+
+def test_decision_is_score_minus_threshold():
+    for threshold in ("global", "conformal"):
+        detector = build(clustering="labels", threshold=threshold).fit(Z, Y, CALIBRATION)
+        assert np.array_equal(detector.decision_function(ID), detector.score_samples(ID) - detector.offset_)
+    detector = build(clustering="labels", threshold="per-cluster").fit(Z, Y)
+    assert np.array_equal(detector.decision_function(ID), detector.score_samples(ID) - detector.offset_[ID_Y])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_decision_on_an_image_does_not_depend_on_the_others(distance, dtype):
+    """The threshold is the score of some image; alone, its score may differ in the last digit."""
+    z = Z.astype(dtype)
+    detector = build(clustering="labels", distance=distance, threshold="conformal", alpha=0.2).fit(z, Y, z)
+    assert np.array_equal(detector.predict(z), [detector.predict(row[None])[0] for row in z])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_conformal_threshold_is_that_of_the_calibration_scores(distance):
+    detector = build(clustering="labels", distance=distance, threshold="conformal").fit(Z, Y, CALIBRATION)
+    scores = detector.score_samples(CALIBRATION)
+    assert detector.offset_ == pytest.approx(np.sort(scores)[9], rel=1e-4)  # j = ⌊0.05 · 200⌋ = 10
+    assert (detector.predict(CALIBRATION) == -1).sum() == 9
+
+
+def test_conformal_threshold_keeps_its_promise_where_the_training_scores_do_not():
+    """With 40 dimensions and 60 training embeddings a covariance is tailored to them."""
+    rng, alpha, kept, broken = np.random.default_rng(0), 0.1, [], []
+    for _ in range(60):
+        z, calibration, new = rng.normal(size=(60, 40)), rng.normal(size=(99, 40)), rng.normal(size=(500, 40))
+        y = np.arange(60) % 2
+        for threshold, rates in (("conformal", kept), ("global", broken)):
+            detector = ClusterDetector("labels", threshold=threshold, alpha=alpha).fit(z, y, calibration)
+            rates.append((detector.predict(new) == -1).mean())
+    spread = stats.betabinom(500, 10, 90).std() / 500 / math.sqrt(60)  # j = 10 of 100
+    assert np.mean(kept) == pytest.approx(alpha, abs=3.3 * spread)
+    assert np.mean(broken) > 0.9
+
+
+def test_conformal_threshold_without_calibration_holds_a_fifth_out():
+    rng, alpha, rates = np.random.default_rng(0), 0.1, []
+    for seed in range(40):
+        z, new = rng.normal(size=(245, 8)), rng.normal(size=(500, 8))
+        detector = ClusterDetector("one", threshold="conformal", alpha=alpha, seed=seed).fit(z)
+        rates.append((detector.predict(new) == -1).mean())
+    spread = stats.betabinom(500, 5, 45).std() / 500 / math.sqrt(40)  # 49 held out: j = 5 of 50
+    assert np.mean(rates) == pytest.approx(alpha, abs=3.3 * spread)
+    z = rng.normal(size=(245, 8))
+    first, again, other = (
+        ClusterDetector("one", threshold="conformal", seed=seed).fit(z).state_["origin"] for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)  # another fifth
+    whole = ClusterDetector("one").fit(z).state_["origin"]
+    assert not np.allclose(first, whole, rtol=0, atol=1e-6)  # which the clusters have not seen
+
+
+def test_labels_stay_with_their_embeddings_when_some_are_held_out():
+    detector = build(clustering="labels", distance="euclidean", threshold="conformal").fit(Z, Y)
+    assert (nearest_cluster(ID, "euclidean", detector.state_)[1] == ID_Y).all()
+
+
+def test_too_few_calibration_images_reject_nothing():
+    detector = build(clustering="labels", threshold="conformal").fit(Z, Y, CALIBRATION[:18])
+    assert detector.offset_ == -np.inf
+    assert (detector.predict(OOD) == 1).all()
+    assert (detector.fit(Z, Y, CALIBRATION[:19]).predict(OOD) == -1).all()
+
+
+# Nearest neighbours
+
+
+def kth_distances(queries, reference, k):
+    queries, reference = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (queries, reference))
+    return np.sort(np.linalg.norm(queries[:, None] - reference, axis=2), axis=1)[:, k - 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [1, 5, 299])
+def test_knn_is_brute_force(k, dtype):
+    detector = KNNDetector(k, alpha=0.1).fit(Z.astype(dtype))
+    queries = np.concatenate([ID, OOD]).astype(dtype)
+    scores = detector.score_samples(queries)
+    assert scores.dtype == np.float64
+    exact = Z.astype(np.float64)
+    np.testing.assert_allclose(scores, -kth_distances(queries.astype(np.float64), exact, k), rtol=0, atol=2e-6)
+    # on the training embeddings, each without itself
+    left_out = [-kth_distances(exact[i : i + 1], np.delete(exact, i, axis=0), k)[0] for i in range(300)]
+    assert detector.offset_ == pytest.approx(np.sort(left_out)[29], abs=2e-5)  # j = ⌊0.1 · 301⌋ = 30
+
+
+def test_knn_tells_another_axis_and_ignores_lengths_and_labels():
+    detector = KNNDetector(10).fit(Z, Y)
+    assert (detector.predict(OOD) == -1).all()
+    assert (detector.predict(ID) == 1).mean() > 0.85
+    np.testing.assert_allclose(detector.score_samples(3 * ID), detector.score_samples(ID), rtol=0, atol=2e-6)
+    assert detector.score_samples(np.zeros((1, 6))) == pytest.approx(-1, abs=1e-6)  # a zero vector is at 1 of all
+
+
+def test_knn_counts_duplicates_as_neighbours():
+    z = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
+    detector = KNNDetector(3).fit(z)
+    assert detector.offset_ == -np.inf or detector.offset_ == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(KNNDetector(4).fit(z).score_samples(z), 0, atol=1e-6)
+    np.testing.assert_allclose(KNNDetector(5).fit(z).score_samples(z), -math.sqrt(2), atol=1e-6)
+
+
+# Logits
+
+
+LOGITS = np.random.default_rng(0).normal(size=(50, 7)) * 8
+
+
+def test_logit_scores_are_scipys():
+    np.testing.assert_allclose(msp(LOGITS), special.softmax(LOGITS, axis=1).max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(msp(LOGITS), np.exp(special.log_softmax(LOGITS, axis=1)).max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(energy(LOGITS), special.logsumexp(LOGITS, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(energy(LOGITS), np.log(np.exp(LOGITS).sum(axis=1)), rtol=1e-12)
+    assert max_logit(LOGITS).tolist() == [max(row) for row in LOGITS.tolist()]
+    assert {"msp": msp, "maxlogit": max_logit, "energy": energy} == LOGIT_SCORES
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        ([0, 0, 0, 0], (1 / 4, 0, math.log(4))),
+        ([math.log(3), 0], (3 / 4, math.log(3), math.log(4))),
+        ([2, 2 + math.log(9)], (0.9, 2 + math.log(9), 2 + math.log(10))),
+        ([1e4, 0, -1e4], (1, 1e4, 1e4)),
+        ([-1e4, -1e4], (1 / 2, -1e4, -1e4 + math.log(2))),
+        ([5], (1, 5, 5)),
+    ],
+)
+def test_logit_scores_of_known_numbers(logits, expected):
+    found = [score(np.array([logits], dtype=np.float32))[0] for score in (msp, max_logit, energy)]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("score", LOGIT_SCORES.values())
+def test_logit_scores_are_float64_and_refuse_what_is_no_logits(score):
+    assert score(LOGITS.astype(np.float32)).dtype == np.float64
+    assert score(LOGITS[:0]).shape == (0,)
+    for logits in (np.zeros(5), np.zeros((2, 3, 4)), np.array([[0.0, math.nan]]), np.array([[math.inf, 0]])):
+        with pytest.raises(ValueError, match=r"logits must be finite and \(n, C\), got shape \("):
+            score(logits)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clustering": "dbscan"}, "unknown clustering 'dbscan'; known: labels, "),
+        ({"distance": "manhattan"}, "unknown distance 'manhattan'; known: euclidean, cosine, mahalanobis"),
+        ({"threshold": "otsu"}, "unknown threshold 'otsu'; known: global, per-cluster, conformal"),
+        ({"alpha": 0}, "alpha must be between 0 and 1, got 0"),
+        ({"alpha": 1.0}, "alpha must be between 0 and 1, got 1.0"),
+        ({"alpha": math.nan}, "alpha must be between 0 and 1, got nan"),
+        ({"clustering": "kmeans", "n_clusters": 0}, "n_clusters must be a positive whole number, got 0"),
+        ({"clustering": "kmeans", "n_clusters": 301}, "n_clusters = 301 is larger than the number of points, 300"),
+    ],
+)
+def test_bad_argument_is_named_with_the_allowed_ones(changes, said):
+    with pytest.raises(ValueError, match=said):
+        build(**changes).fit(Z, Y)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("n", [299, 301, 0])
+def test_labels_of_another_length(threshold, n):
+    with pytest.raises(ValueError, match=rf"inconsistent numbers of samples: \[300, {n}\]"):
+        build(threshold=threshold).fit(Z, np.zeros(n, dtype=np.int64))
+
+
+def test_labels_that_are_needed():
+    with pytest.raises(ValueError, match="clustering 'labels' needs labels y"):
+        build().fit(Z)
+    with pytest.raises(ValueError, match="clustering 'kmeans' needs n_clusters, or labels y"):
+        ClusterDetector("kmeans").fit(Z)
+
+
+@pytest.mark.parametrize(
+    ("n_neighbors", "alpha", "said"),
+    [
+        (0, 0.05, r"n_neighbors must be between 1 and n - 1 = 299, got 0"),
+        (300, 0.05, r"n_neighbors must be between 1 and n - 1 = 299, got 300"),
+        (5, 2.0, "alpha must be between 0 and 1, got 2.0"),
+    ],
+)
+def test_bad_arguments_of_knn(n_neighbors, alpha, said):
+    with pytest.raises(ValueError, match=said):
+        KNNDetector(n_neighbors, alpha).fit(Z)
+
+
+@pytest.mark.parametrize("detector", [build(clustering="kmeans", threshold="conformal"), KNNDetector(5)], ids=repr)
+@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict"])
+def test_embeddings_that_do_not_fit(detector, method):
+    with pytest.raises(NotFittedError):
+        getattr(clone(detector), method)(ID)
+    fitted = clone(detector).fit(Z)
+    for value, said in ((math.nan, "contains NaN"), (math.inf, "contains infinity")):
+        spoilt = np.where(np.arange(6) == 2, np.float32(value), ID)
+        with pytest.raises(ValueError, match=said):
+            getattr(fitted, method)(spoilt)
+        with pytest.raises(ValueError, match=said):
+            clone(detector).fit(spoilt)
+    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 6 features"):
+        getattr(fitted, method)(ID[:, :5])
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array"):
+        getattr(fitted, method)(ID[0])
+
+
+def test_calibration_embeddings_that_do_not_fit():
+    detector = build(clustering="labels", threshold="conformal")
+    with pytest.raises(ValueError, match="X has 5 features"):
+        detector.fit(Z, Y, CALIBRATION[:, :5])
+    with pytest.raises(ValueError, match="contains NaN"):
+        detector.fit(Z, Y, np.where(CALIBRATION > 9, np.nan, CALIBRATION))
