@@ -243,6 +243,12 @@ def test_same_seed_same_bits_other_seed_other_weights(few, objective):
     assert not torch.equal(other[0].state_dict()["backbone.conv1.weight"], state["backbone.conv1.weight"])
 
 
+def test_order_and_views_are_drawn_by_the_seed(few, monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda _: torch.random.default_generator.manual_seed(5))
+    first, other = (train(replace(TINY, seed=seed), few)[1][0]["loss"] for seed in (0, 1))  # from the same weights
+    assert first != other
+
+
 def test_seed_of_the_process_does_not_matter(few):
     weights = []
     for seed in (1, 2):
