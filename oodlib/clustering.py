@@ -27,7 +27,11 @@ class Clusters:
 
 
 def cluster(
-    z: np.ndarray, y: np.ndarray | None = None, method: str = "labels", n_clusters: int | str | None = None, seed: int = 0
+    z: np.ndarray,
+    y: np.ndarray | None = None,
+    method: str = "labels",
+    n_clusters: int | str | None = None,
+    seed: int = 0,
 ) -> Clusters:
     """Group embeddings z (n, d); labels y (n,) int are needed by "labels" and where `n_clusters` is None.
 
@@ -99,7 +103,8 @@ def _spherical_kmeans(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed
 def _mixture(covariance: str) -> Callable:
     def assignments(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
         most_likely = fit_mixture(z, n_clusters, covariance, seed).log_joint(z).argmax(axis=1)
-        return np.unique(most_likely, return_inverse=True)[1]  # a component that is nowhere the likeliest has no cluster
+        # a component that is nowhere the likeliest has no cluster
+        return np.unique(most_likely, return_inverse=True)[1]
 
     return assignments
 
@@ -110,7 +115,9 @@ def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: i
 
     check_n_clusters(n_clusters, min(len(z), LINKED))
     sample = np.sort(np.random.default_rng(seed).permutation(len(z))[:LINKED])
-    linked = AgglomerativeClustering(n_clusters).fit_predict(z[sample]) if n_clusters < len(sample) else np.arange(len(sample))
+    linked = np.arange(len(sample))
+    if n_clusters < len(sample):
+        linked = AgglomerativeClustering(n_clusters).fit_predict(z[sample])
     assignments = assign(z, cluster_means(z[sample], linked, n_clusters))
     assignments[sample] = linked
     return assignments

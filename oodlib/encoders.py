@@ -107,11 +107,11 @@ class Encoder(nn.Module):
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
-    """Write weights and spec to one safetensors file, whole or not at all."""
+    """Write weights and spec to one safetensors file, whole or not at all; the same encoder gives the same bytes."""
     from safetensors.torch import save_file
 
     weights = {name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}
-    metadata = {"format": FORMAT, "spec": json.dumps(asdict(encoder.spec))}
+    metadata = {FORMAT: json.dumps(asdict(encoder.spec))}  # one entry: safetensors writes several in any order
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
 
 
@@ -132,10 +132,12 @@ def load_encoder(path: str | Path) -> Encoder:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is not an encoder of this version: format {metadata.get('format')!r}, not {FORMAT!r}")
+    if FORMAT not in metadata:
+        raise ValueError(
+            f"{path} is not an encoder of this version: {FORMAT!r} is not in its metadata {list(metadata)}"
+        )
     try:
-        spec = json.loads(metadata["spec"])
+        spec = json.loads(metadata[FORMAT])
         spec = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
         encoder = Encoder(EncoderSpec(**spec))
         encoder.load_state_dict(weights)

@@ -1,9 +1,10 @@
 """Runs on disk: a run is a folder, OUTPUTS/STUDY/runs/NAME, and its config.json says which steps made what is there.
 
 A run goes through the steps train, embed, cluster, evaluate. config.json keeps, for each step done, its parameters, its
-seconds and the SHA-256 of the weights it worked on. A step is done when its artefacts are there, were made with the
-same parameters, and from the weights that are there now: a fresh clone has the text of a reported run but not its
-weights, so it trains again, and redoes later steps only where that gave other weights.
+seconds, the SHA-256 of the weights it worked on and, where an artefact is a folder, the files in it. A step is done
+when its artefacts are there, were made with the same parameters, and from the weights that are there now: a fresh clone
+has the text of a reported run but not its weights, so it trains again, and redoes later steps only where that gave
+other weights.
 """
 
 import hashlib
@@ -84,7 +85,7 @@ class Run:
         if record is None:
             return False
         self._check_same(step, record["parameters"], parameters)
-        if not all((self.path / artefact).exists() for artefact in ARTEFACTS[step]):
+        if not all((self.path / name).exists() for name in (*ARTEFACTS[step], *record["files"])):
             return False
         if step == "train" and record["weights"] != self.weights():
             raise ValueError(
@@ -117,7 +118,9 @@ class Run:
         about = {}
         yield about
         seconds = round(perf_counter() - start, 3)
-        done = {"parameters": parameters, "seconds": seconds, "weights": self.weights()} | about
+        folders = [self.path / name for name in ARTEFACTS[step] if (self.path / name).is_dir()]
+        files = sorted(str(file.relative_to(self.path)) for folder in folders for file in folder.iterdir())
+        done = {"parameters": parameters, "seconds": seconds, "weights": self.weights(), "files": files} | about
         self._write(self.record | {step: done})
 
     def _write(self, record: dict) -> None:

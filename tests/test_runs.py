@@ -69,11 +69,24 @@ def test_a_step_is_recorded_with_parameters_seconds_and_weights(run):
     record = json.loads((run.path / "config.json").read_text())
     assert record == run.record
     assert record["run"] == run.name
-    assert record["train"].keys() == {"parameters", "seconds", "weights", "environment"}
+    assert record["train"].keys() == {"parameters", "seconds", "weights", "files", "environment"}
     assert record["train"]["parameters"] == {"epochs": 1}
     assert record["train"]["weights"] == hashlib.sha256(b"x").hexdigest() == run.weights()
     assert record["train"]["seconds"] >= 0
     assert run.is_done("train", {"epochs": 1})
+
+
+def test_embedding_is_done_only_while_every_file_of_its_folder_is_there(run):
+    do(run, "train", {})
+    (run.path / "embeddings").mkdir()
+    for name in ("digits-train.npz", "letters-test.npz"):
+        (run.path / "embeddings" / name).touch()
+    with run.doing("embed", {}):
+        pass
+    assert run.record["embed"]["files"] == ["embeddings/digits-train.npz", "embeddings/letters-test.npz"]
+    assert run.is_done("embed", {})
+    (run.path / "embeddings" / "letters-test.npz").unlink()
+    assert not run.is_done("embed", {})
 
 
 @pytest.mark.parametrize("step", list(ARTEFACTS))

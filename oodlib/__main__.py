@@ -1,0 +1,66 @@
+"""The command line: python -m oodlib [STUDY] runs a study; python -m oodlib train STUDY trains its encoders alone."""
+
+import argparse
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the arguments ask for; return the exit status: 0 done, 1 some run failed, 2 the request is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    training = arguments[:1] == ["train"]
+    parser = argparse.ArgumentParser("python -m oodlib" + " train" * training, description=__doc__)
+    if training:
+        parser.add_argument("study", help="name of a file in notebooks/studies, without .yaml")
+        parser.add_argument("--run", help="train this run only, ID-ARCH-OBJECTIVE-sSEED")
+    else:
+        parser.add_argument(
+            "study", nargs="?", default="digits", help="name of a file in notebooks/studies, without .yaml"
+        )
+        parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: what fits the machine")
+    options = parser.parse_args(arguments[1:] if training else arguments)
+    try:
+        return train_only(options.study, options.run) if training else run(options.study, options.jobs)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"oodlib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the next call goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # not sys.exit: that would wait for the notebooks that are running; their kernels end with us
+
+
+def run(study: str, jobs: int) -> int:
+    """Run a study, print its main table and where the report is."""
+    from oodlib.report import main_table_text, run_folders
+    from oodlib.runs import study_folder
+    from oodlib.study import run_study
+
+    if jobs < 0:
+        raise ValueError(f"--jobs must not be negative, got {jobs}")
+    failures = run_study(study, jobs)
+    if run_folders(study)[0]:
+        print(f"\n{main_table_text(study)}\nreport: {study_folder(study) / 'report'}")
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def train_only(study: str, name: str | None) -> int:
+    """Train the runs of a study one after another in this process."""
+    from oodlib.steps import train_step
+    from oodlib.study import check_runs, read_study
+    from oodlib.training import TrainingConfig
+
+    runs = read_study(study)[0]
+    chosen = [plan for plan in runs if name in (None, plan.run.name)]
+    if not chosen:
+        raise ValueError(f"unknown run {name!r}; known: {', '.join(plan.run.name for plan in runs)}")
+    check_runs(chosen)
+    for plan in chosen:
+        print(plan.run.name)
+        train_step(study, TrainingConfig(**plan.parameters["train"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""Figures: the text artefacts of a study in; matplotlib figures out, for light print, through seaborn.
+
+Objectives always have the same colours, ID is always dark grey. Score figures are drawn from the 101 quantiles that a
+run keeps. A figure of one seed shows the runs of the study's first architecture.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from oodlib.data import load_images
+from oodlib.files import write_atomically
+from oodlib.report import Results
+from oodlib.runs import slug
+
+OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon"}
+COLORS = dict(zip(OBJECTIVE_NAMES, sns.color_palette("colorblind"), strict=False))
+ID_COLOR = "0.25"
+
+
+def use_style() -> None:
+    """Set the style all figures share: white ground, readable type, ids that stay, so that an svg does too."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 90, "savefig.bbox": "tight", "svg.hashsalt": "oodlib", "svg.fonttype": "none"})
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write a figure as png and svg; return it, so that a notebook shows it."""
+    name = "_".join(slug(part) for part in name.split())
+    for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+        write_atomically(folder / f"{name}.{suffix}", lambda path, options=options: figure.savefig(path, **options))
+    plt.close(figure)
+    return figure
+
+
+def objective_name(objective: str) -> str:
+    """Return an objective's name for people."""
+    return OBJECTIVE_NAMES.get(objective, objective)
+
+
+def ood_colors(datasets: list[str]) -> dict[str, tuple]:
+    """Return a colour for each OOD set, none of them an objective's."""
+    return dict(zip(datasets, sns.color_palette("Set2", len(datasets)), strict=True))
+
+
+def auroc_figure(results: Results, id_dataset: str) -> Figure:
+    """Draw AUROC of the detectors on class means and of the references, a panel an OOD set: the runs and their mean."""
+    metrics = results.metrics
+    chosen = (
+        metrics.clustering.isin(["labels", "none"]) & (metrics.group != "sanity") & (metrics.id_dataset == id_dataset)
+    )
+    table = metrics[chosen].assign(auroc=100 * metrics.auroc)
+    datasets, objectives = list(dict.fromkeys(table.ood_dataset)), list(dict.fromkeys(table.objective))
+    shown = list(dict.fromkeys(table.detector))
+    size = (3.4 * len(datasets) + 1, 4)
+    figure, axes = plt.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    dodge = 0.8 * (1 - 1 / len(objectives))  # brings the means to where stripplot puts the points
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        part = table[table.ood_dataset == dataset]
+        common = {
+            "data": part,
+            "x": "auroc",
+            "y": "detector",
+            "hue": "objective",
+            "order": shown,
+            "hue_order": objectives,
+        }
+        sns.stripplot(**common, ax=axis, palette=COLORS, dodge=True, size=4, alpha=0.5, legend=False, jitter=False)
+        sns.pointplot(
+            **common, ax=axis, palette=COLORS, dodge=dodge, linestyle="none", marker="|", markersize=12, errorbar=None
+        )
+        axis.set(title=f"{dataset} ({part.group.iloc[0]})", xlabel="AUROC %", ylabel="")
+        axis.get_legend().remove()
+    handles, _ = axes[0][0].get_legend_handles_labels()
+    names = [objective_name(objective) for objective in objectives]
+    figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)
+    figure.suptitle(f"{id_dataset} against OOD sets; a point a run, a bar their mean")
+    return figure
+
+
+def draw_projection(axis: Axes, table: pd.DataFrame, id_dataset: str) -> None:
+    """Draw the projected test embeddings of one run, ID in grey, OOD in colour; up to 12 classes are named."""
+    inside = table[table.dataset == id_dataset]
+    if inside.label.nunique() <= 12:
+        for label, members in inside.groupby("label"):
+            text = axis.text(members.x.median(), members.y.median(), label, ha="center", va="center", weight="bold")
+            text.set(zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
+    axis.scatter(inside.x, inside.y, s=9, color=ID_COLOR, alpha=0.35, linewidth=0, label=f"{id_dataset} (ID)", zorder=2)
+    for name, color in ood_colors([name for name in dict.fromkeys(table.dataset) if name != id_dataset]).items():
+        outside = table[table.dataset == name]
+        axis.scatter(outside.x, outside.y, s=11, color=[color], alpha=0.8, linewidth=0, label=name, zorder=3)
+
+
+def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
+    """Draw ID and OOD test embeddings, a panel an objective, in the plane that parts the training classes."""
+    table = _of_seed(results.projection, id_dataset, seed)
+    objectives = list(dict.fromkeys(table.objective))
+    size = (4.6 * len(objectives), 4.8)
+    figure, axes = plt.subplots(1, len(objectives), figsize=size, squeeze=False, layout="constrained")
+    for axis, objective in zip(axes[0], objectives, strict=True):
+        part = table[table.objective == objective]
+        draw_projection(axis, part, id_dataset)
+        axis.set(
+            title=objective_name(objective),
+            xticks=[],
+            yticks=[],
+            xlabel="first discriminant",
+            ylabel="second discriminant",
+        )
+    handles, names = axes[0][0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside lower center", ncol=min(len(names), 5), frameon=False)
+    for handle in legend.legend_handles:
+        handle.set(sizes=[40], alpha=1)
+    return figure
+
+
+def _of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
+    """Return the rows of one ID set, seed and (the first) architecture. Raises ValueError for an unknown seed."""
+    table = table[table.id_dataset == id_dataset]
+    if seed not in set(table.seed):
+        raise ValueError(f"no run of {id_dataset!r} with seed {seed}; known: {', '.join(map(str, set(table.seed)))}")
+    table = table[table.seed == seed]
+    return table[table.arch == table.arch.iloc[0]]
+
+
+def _panels(results: Results, detector: str, id_dataset: str, seed: int) -> tuple[pd.DataFrame, list[str], list[str]]:
+    table = _of_seed(results.scores, id_dataset, seed)
+    known = list(dict.fromkeys(table.detector))
+    if detector not in known:
+        raise ValueError(f"scores of {detector!r} are not kept for figures; known: {', '.join(known)}")
+    table = table[table.detector == detector]
+    return table, list(dict.fromkeys(table.objective)), [d for d in dict.fromkeys(table.dataset) if d != id_dataset]
+
+
+def histogram_figure(results: Results, detector: str, id_dataset: str, seed: int) -> Figure:
+    """Draw the densities of the ID and OOD scores of one detector, a panel an objective; right is more normal.
+
+    Scores are shown as minus the logarithm of the distance, in which near and far both have room.
+    """
+    table, objectives, oods = _panels(results, detector, id_dataset, seed)
+    colors = {id_dataset: ID_COLOR} | ood_colors(oods)
+    size = (4.6 * len(objectives), 3.6)
+    figure, axes = plt.subplots(1, len(objectives), figsize=size, squeeze=False, layout="constrained")
+    for axis, objective in zip(axes[0], objectives, strict=True):
+        part = table[table.objective == objective]
+        part = part.assign(normality=-np.log10(np.maximum(-part.score, 1e-9)))
+        for name, color in colors.items():
+            values = part[part.dataset == name].normality
+            sns.kdeplot(
+                values,
+                ax=axis,
+                color=color,
+                fill=name == id_dataset,
+                alpha=0.4 if name == id_dataset else 1,
+                label=name,
+            )
+        axis.set(title=objective_name(objective), xlabel=f"−log₁₀ distance ({detector})", ylabel="density", yticks=[])
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncol=min(len(names), 5), frameon=False)
+    return figure
+
+
+def roc_figure(results: Results, detector: str, id_dataset: str, seed: int) -> Figure:
+    """Draw ROC curves, ID positive: share of ID kept against OOD kept, a panel an OOD set, a line an objective."""
+    table, objectives, oods = _panels(results, detector, id_dataset, seed)
+    size = (3.2 * len(oods), 4.2)
+    figure, axes = plt.subplots(1, len(oods), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, ood in zip(axes[0], oods, strict=True):
+        for objective in objectives:
+            part = table[table.objective == objective]
+            inside, outside = (np.sort(part[part.dataset == name].score) for name in (id_dataset, ood))
+            thresholds = np.sort(np.concatenate([inside, outside, [-np.inf, np.inf]]))[::-1]
+            kept = [1 - np.searchsorted(scores, thresholds, side="left") / len(scores) for scores in (inside, outside)]
+            axis.plot(kept[1], kept[0], color=COLORS.get(objective), label=objective_name(objective))
+        axis.axhline(0.95, color="0.6", linewidth=0.8, linestyle=":")
+        axis.set(title=ood, xlabel="OOD kept (false positives)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axis.set(xticks=[0, 0.25, 0.5, 0.75, 1], xticklabels=["0", "", "0.5", "", "1"])
+    axes[0][0].set_ylabel("ID kept (true positives)")
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)
+    figure.suptitle(f"{detector}, seed {seed}; dotted: 95 % of ID kept")
+    return figure
+
+
+def separation_figure(results: Results, id_dataset: str) -> Figure:
+    """Draw box plots by objective: global separation of each class, and purity of each k-means cluster, all seeds."""
+    clusters = results.clusters[results.clusters.id_dataset == id_dataset]
+    parts = {
+        "global separation of classes": clusters[
+            (clusters.clustering == "labels") & (clusters.measure == "global_separation")
+        ],
+        "purity of k-means clusters": clusters[
+            (clusters.clustering == "kmeans") & (clusters.measure == "cluster_purity")
+        ],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, (name, part) in zip(axes, parts.items(), strict=True):
+        part = part.assign(objective=part.objective.map(objective_name))
+        palette = {objective_name(key): color for key, color in COLORS.items()}
+        common = {"data": part, "x": "objective", "y": "value", "hue": "objective", "palette": palette, "ax": axis}
+        sns.boxplot(**common, legend=False, showfliers=False, boxprops={"alpha": 0.5})
+        sns.stripplot(**common, legend=False, size=3, alpha=0.7, jitter=False)
+        axis.set(title=f"{name} ({id_dataset})", xlabel="", ylabel="")
+    return figure
+
+
+def history_figure(results: Results) -> Figure:
+    """Draw the held-out nearest-neighbour accuracy against training seconds, a line a run."""
+    history = results.history.assign(elapsed=results.history.groupby("run").seconds.cumsum())
+    datasets = list(dict.fromkeys(history.id_dataset))
+    size = (5.5 * len(datasets), 3.6)
+    figure, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, layout="constrained")
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        common = {"x": "elapsed", "y": "knn_accuracy", "hue": "objective", "units": "run", "estimator": None}
+        style = {"palette": COLORS, "linewidth": 1.2, "marker": "o", "markersize": 4, "markeredgewidth": 0}
+        sns.lineplot(history[history.id_dataset == dataset], **common, **style, ax=axis)
+        axis.set(title=f"{dataset}, a line a run", xlabel="training seconds", ylabel="held-out k-NN accuracy")
+        handles, names = axis.get_legend_handles_labels()
+        axis.legend(handles, [objective_name(name) for name in names], loc="lower right")
+    return figure
+
+
+def rank_figure(blocks: pd.DataFrame, n_shown: int = 12) -> Figure:
+    """Draw the critical-difference diagram of the best combinations: mean ranks, joined where Nemenyi parts none.
+
+    Colours are those of the objectives.
+    """
+    import scikit_posthocs
+
+    if blocks.shape[1] < 2:
+        figure, axis = plt.subplots(figsize=(9, 0.6))
+        axis.set_title("no two combinations are in every block: nothing to rank", fontsize=10)
+        axis.axis("off")
+        return figure
+    ranks = blocks.rank(axis=1, ascending=False).mean().nsmallest(n_shown)
+    p_values = scikit_posthocs.posthoc_nemenyi_friedman(blocks[ranks.index].to_numpy())
+    p_values.index = p_values.columns = ranks.index
+    shown = blocks[ranks.index].rank(axis=1, ascending=False).mean()
+    figure, axis = plt.subplots(figsize=(9, 0.28 * len(ranks) + 1.2))
+    scikit_posthocs.critical_difference_diagram(
+        shown,
+        p_values,
+        ax=axis,
+        label_fmt_left="{label} ({rank:.1f})  ",
+        label_fmt_right="  {label} ({rank:.1f})",
+        color_palette={name: COLORS.get(name.split()[0], "0.4") for name in shown.index},
+    )
+    axis.set_title(
+        f"mean rank among these {len(ranks)} combinations, {len(blocks)} blocks; joined: not told apart at 5 %",
+        fontsize=10,
+    )
+    return figure
+
+
+def thumbnail_figures(results: Results, detector: str, seed: int, data_root: str = "") -> Iterator[tuple[str, Figure]]:
+    """Yield (ID set and objective, figure) of the most and least normal images, by one detector and seed.
+
+    Image sets that are not on this machine are left out, and said so.
+    """
+    extremes = results.extremes[results.extremes.detector == detector]
+    extremes = pd.concat([_of_seed(extremes, name, seed) for name in dict.fromkeys(extremes.id_dataset)])
+    images = {}
+    for name in dict.fromkeys(extremes.dataset):
+        try:
+            images[name] = load_images(name, "test", data_root or None).images
+        except (OSError, ValueError) as error:
+            print(f"no thumbnails of {name}: {error}")
+    for (id_dataset, objective), part in extremes.groupby(["id_dataset", "objective"], sort=False):
+        if id_dataset in images:
+            yield (
+                f"{id_dataset}_{objective}",
+                _thumbnails(part, images, f"{objective_name(objective)}, {detector}, seed {seed}"),
+            )
+
+
+def _thumbnails(extremes: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
+    sets = [name for name in dict.fromkeys(extremes.dataset) if name in images]
+    rows = [(name, extreme) for name in sets for extreme in ("most", "least")]
+    n_columns = int(extremes["rank"].max()) + 1
+    size = (0.75 * n_columns + 1.6, 0.78 * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), n_columns, figsize=size, squeeze=False, layout="constrained")
+    for line, (name, extreme) in zip(axes, rows, strict=True):
+        chosen = extremes[(extremes.dataset == name) & (extremes.extreme == extreme)].sort_values("rank")
+        show_images(line, images[name][chosen["index"]], f"{name}\n{extreme} normal")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def show_images(axes: np.ndarray, images: np.ndarray, label: str) -> None:
+    """Show images (n, h, w[, c]) uint8 in a row of axes without ticks, with the row's label at its left."""
+    for axis, image in itertools.zip_longest(axes, images[: len(axes)]):
+        if image is not None:
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+        sns.despine(ax=axis, left=True, bottom=True)
+    axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)

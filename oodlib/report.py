@@ -1,0 +1,227 @@
+"""The report: the text artefacts of a study's runs in; tables, and the record of what they were made from, out.
+
+Nothing here needs images, weights or embeddings, so a report can be made again from a fresh clone.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from oodlib.files import write_atomically
+from oodlib.runs import ARTEFACTS, Run, study_folder
+
+PARTS = ("metrics", "clusters", "history", "scores", "extremes", "projection")
+SETTING = ["id_dataset", "arch", "objective"]  # what seeds are averaged over
+DETECTOR = ["clustering", "n_clusters", "distance", "threshold"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the complete runs of a study wrote: one table a kind of file, rows of all runs, and one row a run."""
+
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    clusters: pd.DataFrame
+    history: pd.DataFrame
+    scores: pd.DataFrame
+    extremes: pd.DataFrame
+    projection: pd.DataFrame
+    incomplete: tuple[str, ...]
+
+
+def run_folders(study: str) -> tuple[list[Path], list[str]]:
+    """Return the folders of a study's complete runs, and the names of the others."""
+    complete, incomplete = [], []
+    for folder in sorted((study_folder(study) / "runs").glob("[!.]*/")):
+        record = Run(study, folder.name).record
+        texts = [a for artefacts in ARTEFACTS.values() for a in artefacts if a.endswith(".csv")]
+        if ARTEFACTS.keys() <= record.keys() and all((folder / text).is_file() for text in texts):
+            complete.append(folder)
+        else:
+            incomplete.append(folder.name)
+    return complete, incomplete
+
+
+def collect(study: str) -> Results:
+    """Read the results of a study's complete runs. Raises FileNotFoundError when there is none."""
+    folders, incomplete = run_folders(study)
+    if not folders:
+        raise FileNotFoundError(f"study {study!r} has no complete run in {study_folder(study) / 'runs'}")
+    runs = pd.DataFrame([_run_row(folder) for folder in folders])
+    about = runs[["run", *SETTING, "seed"]]
+    tables = {}
+    for part in PARTS:
+        table = pd.concat([pd.read_csv(f / f"{part}.csv").assign(run=f.name) for f in folders], ignore_index=True)
+        tables[part] = table if "objective" in table else table.merge(about, on="run")
+    metrics = tables["metrics"]
+    tables["metrics"] = metrics.assign(detector=detector_names(metrics))
+    return Results(runs=runs, incomplete=tuple(incomplete), **tables)
+
+
+def _run_row(folder: Path) -> dict:
+    record = json.loads((folder / "config.json").read_text())
+    config, history = record["train"]["parameters"], pd.read_csv(folder / "history.csv")
+    accuracy = record["evaluate"]["id_accuracy"]
+    return {
+        "run": folder.name,
+        **{key: config[key] for key in [*SETTING, "seed", "epochs"]},
+        "id_accuracy": accuracy.get("classifier", accuracy["nearest_class_mean"]),
+        "nearest_class_mean": accuracy["nearest_class_mean"],
+        "training_seconds": history.seconds.sum(),
+        "network_inputs": round((history.seconds * history.images_per_second).sum()),
+        "hardware": record["train"]["environment"]["device"] + ", " + record["train"]["environment"]["processor"],
+    }
+
+
+def detector_names(table: pd.DataFrame) -> pd.Series:
+    """Return how a detector is called in tables: clustering-K/distance, or the reference's name alone."""
+    sized = table.clustering.where(table.clustering == "labels", table.clustering + "-" + table.n_clusters.astype(str))
+    return (sized + "/" + table.distance).where(table.clustering != "none", table.distance)
+
+
+def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """Return mean, sd (n - 1) and n of a column for each group, groups in the order they come in."""
+    return (
+        table.groupby(by, sort=False)[value].agg(["mean", "std", "count"]).rename(columns={"std": "sd", "count": "n"})
+    )
+
+
+def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
+    """Return the tidy main table: one row a setting, detector and OOD set, with mean, sd and n over seeds, in percent.
+
+    Beside the sets stand the means over the near and over the far sets, each averaged within a seed first.
+    """
+    keys = [*SETTING, "seed", "detector"]
+    metrics = results.metrics[[*keys, "group", "ood_dataset", measure]]
+    means = metrics[metrics.group != "sanity"].groupby([*keys, "group"], sort=False)[measure].mean().reset_index()
+    means["ood_dataset"] = means.group + " mean"
+    both = pd.concat([metrics, means])
+    both[measure] *= 100
+    return over_seeds(both, [*SETTING, "detector", "group", "ood_dataset"], measure).reset_index()
+
+
+def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
+    """Return a tidy table for reading: a row a setting and detector, a column an OOD set, cells "mean ± sd".
+
+    The best of a column, its "max" or "min" mean as `best` says, is bold; so is what equals it at one decimal.
+    """
+    groups = dict.fromkeys(table.group)
+    columns = list(dict.fromkeys(name for group in groups for name in table[table.group == group].ood_dataset))
+    top = table.groupby(["id_dataset", "ood_dataset"])["mean"].transform(best)
+    bold = (table["mean"].round(1) == top.round(1)).map({True: "**", False: ""})
+    cells = bold + [mean_sd(mean, sd) for mean, sd in zip(table["mean"], table["sd"], strict=True)] + bold
+    keys = [*SETTING, "detector"]
+    order = table[keys].drop_duplicates()
+    spread = table.assign(cell=cells).pivot_table(
+        index=keys, columns="ood_dataset", values="cell", aggfunc="first", sort=False
+    )
+    return order.merge(spread[columns].reset_index(), on=keys).fillna("")
+
+
+def mean_sd(mean: float, sd: float) -> str:
+    """Return "mean ± sd" with one decimal, without the sd where there is one run only."""
+    return f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
+
+
+def cost_table(results: Results) -> pd.DataFrame:
+    """Return, for each setting, accuracy and training cost as mean ± sd over seeds, with n."""
+    rows = []
+    for setting, group in results.runs.groupby(SETTING, sort=False):
+        rows.append(
+            dict(zip(SETTING, setting, strict=True))
+            | {
+                "n": len(group),
+                "epochs": "–".join(str(e) for e in sorted(set(group.epochs))),
+                "ID accuracy %": mean_sd(100 * group.id_accuracy.mean(), 100 * group.id_accuracy.std()),
+                "nearest class mean %": mean_sd(
+                    100 * group.nearest_class_mean.mean(), 100 * group.nearest_class_mean.std()
+                ),
+                "training seconds": mean_sd(group.training_seconds.mean(), group.training_seconds.std()),
+                "network inputs": f"{group.network_inputs.mean():,.0f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cluster_table(
+    results: Results, measures: tuple[str, ...] = ("global_separation", "cluster_purity")
+) -> pd.DataFrame:
+    """Return, for each setting, clustering and K, the measures' means over clusters: mean ± sd over seeds, with n."""
+    keys = [*SETTING, "clustering", "n_clusters"]
+    chosen = results.clusters[results.clusters.measure.isin(measures)]
+    per_run = chosen.groupby([*keys, "measure", "seed"], sort=False).value.mean().reset_index()
+    table = over_seeds(per_run, [*keys, "measure"], "value").reset_index()
+    table["cell"] = [
+        f"{m:.3f}" if pd.isna(s) else f"{m:.3f} ± {s:.3f}" for m, s in zip(table["mean"], table.sd, strict=True)
+    ]
+    spread = table.pivot_table(index=[*keys, "n"], columns="measure", values="cell", aggfunc="first", sort=False)
+    return spread.reset_index().rename_axis(columns=None)
+
+
+def fingerprint(study: str, parameters: dict) -> str:
+    """Return a SHA-256 of everything the report is made from: the runs' texts, and its own parameters."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for folder in run_folders(study)[0]:
+        for name in ("config.json", *(f"{part}.csv" for part in PARTS)):
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def report_is_current(study: str, parameters: dict) -> bool:
+    """Return whether the report on disk was made from the runs that are there, with these parameters."""
+    folder = study_folder(study) / "report"
+    try:
+        made_from = json.loads((folder / "environment.json").read_text())["made_from"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return (folder / "05_report.ipynb").is_file() and made_from == fingerprint(study, parameters)
+
+
+def write_environment(study: str, parameters: dict, results: Results) -> Path:
+    """Write environment.json: what the report was made from, on which machines, with which versions, in which time."""
+    folder = study_folder(study)
+    records = [json.loads((folder / "runs" / run / "config.json").read_text()) for run in results.runs.run]
+    content = {
+        "made_from": fingerprint(study, parameters),
+        "runs": len(records),
+        "seeds": sorted({record["train"]["parameters"]["seed"] for record in records}),
+        "environments": [json.loads(text) for text in sorted({json.dumps(r["train"]["environment"]) for r in records})],
+        "seconds": {step: round(sum(record[step]["seconds"] for record in records), 1) for step in ARTEFACTS},
+    }
+    return write_text(folder / "report" / "environment.json", json.dumps(content, indent=1) + "\n")
+
+
+def write_table(folder: Path, name: str, tidy: pd.DataFrame, readable: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Write a table as csv, and the form for reading as markdown and LaTeX; return the form for reading."""
+    readable = tidy if readable is None else readable
+    write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / f"{name}.md", readable.to_markdown(index=False, disable_numparse=True) + "\n")
+    write_text(folder / f"{name}.tex", readable.map(_latex).rename(columns=_latex).to_latex(index=False))
+    return readable
+
+
+def _latex(cell: object) -> str:
+    text = re.sub(r"([%&#_$])", r"\\\1", str(cell)).replace("±", r"$\pm$")
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all; return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+    return path
+
+
+def main_table_text(study: str) -> str:
+    """Return the main table for a terminal: mean AUROC in percent over the seeds of the complete runs, ± sd."""
+    results = collect(study)
+    table = wide(main_table(results))
+    n = sorted(results.runs.groupby(SETTING).size().unique())
+    heading = f"AUROC %, mean ± sd over {'–'.join(str(k) for k in n)} seed(s); ID is the positive class, ** the best"
+    if results.incomplete:
+        heading += f"\nincomplete, and left out: {', '.join(results.incomplete)}"
+    return f"{heading}\n{table.to_markdown(index=False, disable_numparse=True)}"

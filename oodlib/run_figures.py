@@ -1,0 +1,67 @@
+"""Figures of one run, for the notebooks 01 to 04: what the network sees, where embeddings lie, which detector works."""
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from oodlib.data import ImageSet
+from oodlib.figures import draw_projection, show_images
+from oodlib.runs import Run
+
+if TYPE_CHECKING:
+    from oodlib.encoders import Encoder
+    from oodlib.training import TrainingConfig
+
+
+def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, n_views: int = 10) -> Figure:
+    """Draw some training images, a row each: the prepared image, then random views of it as training draws them."""
+    import torch
+
+    from oodlib.encoders import Encoder
+    from oodlib.training import encoder_spec
+
+    prepared = Encoder(encoder_spec(config, images)).prepare(images.images[:n_images])  # (n, 3, s, s)
+    generator = torch.Generator().manual_seed(config.seed)
+    views = [config.views(prepared, generator).mul(255).byte() for _ in range(n_views)]
+    rows = torch.stack([prepared, *views], dim=1).permute(0, 1, 3, 4, 2).numpy()  # (n, 1 + views, s, s, 3)
+    figure, axes = plt.subplots(n_images, n_views + 1, figsize=(0.8 * (n_views + 1), 0.8 * n_images))
+    for line, row, label in zip(axes, rows, images.labels, strict=False):
+        show_images(line, row, images.classes[label])
+    axes[0][0].set_title("image", fontsize=9)
+    axes[0][1].set_title("views", fontsize=9, loc="left")
+    plt.close(figure)
+    return figure
+
+
+def inputs_figure(encoder: "Encoder", sets: list[ImageSet], n_images: int = 12) -> Figure:
+    """Draw the first images of each set as the network sees them, a row a set."""
+    figure, axes = plt.subplots(len(sets), n_images, figsize=(0.8 * n_images, 0.8 * len(sets)), squeeze=False)
+    for line, images in zip(axes, sets, strict=True):
+        show_images(line, encoder.prepare(images.images[:n_images]).permute(0, 2, 3, 1).numpy(), images.name)
+    plt.close(figure)
+    return figure
+
+
+def projection_figure(run: Run) -> Figure:
+    """Draw the run's projected ID and OOD test embeddings."""
+    figure, axis = plt.subplots(figsize=(7, 5.5))
+    draw_projection(axis, pd.read_csv(run.path / "projection.csv"), run.record["train"]["parameters"]["id_dataset"])
+    axis.set(title=run.name, xticks=[], yticks=[], xlabel="first discriminant", ylabel="second discriminant")
+    axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2)
+    plt.close(figure)
+    return figure
+
+
+def heat_map(metrics: pd.DataFrame, measure: str) -> Figure:
+    """Draw a measure in percent for every detector (a row) and OOD set (a column)."""
+    table = 100 * metrics.pivot_table(index="detector", columns="ood_dataset", values=measure, sort=False)
+    figure, axis = plt.subplots(figsize=(1.2 * table.shape[1] + 3, 0.36 * table.shape[0] + 1))
+    sns.heatmap(
+        table, annot=True, fmt=".1f", cmap="crest", vmin=50, vmax=100, cbar_kws={"label": f"{measure} %"}, ax=axis
+    )
+    axis.set(xlabel="", ylabel="")
+    plt.close(figure)
+    return figure

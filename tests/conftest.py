@@ -1,0 +1,170 @@
+"""What several test files share: projects in temporary folders, one small study that ran in one, hand-made results."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+SMALL = """
+parameters:
+  objective: [ce, supcon]
+  seed: [0, 1]
+  epochs: 1
+  batch_size: 128
+  max_images: 150
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folder with the notebooks and the package of this checkout, and studies of its own."""
+
+    root: Path
+
+    def write_study(self, name: str, text: str) -> None:
+        (self.root / "notebooks" / "studies" / f"{name}.yaml").write_text(text)
+
+    def read_study(self, name: str) -> str:
+        return (self.root / "notebooks" / "studies" / f"{name}.yaml").read_text()
+
+    def run_folder(self, study: str, run: str) -> Path:
+        return self.root / "outputs" / study / "runs" / run
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run python -m oodlib in the project's folder."""
+        return subprocess.run(self.arguments(*arguments), cwd=self.root, capture_output=True, text=True)
+
+    @staticmethod
+    def arguments(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "oodlib", *arguments]
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Return the time and the SHA-256 of every file of the project's outputs and studies."""
+        folders = (self.root / "outputs", self.root / "notebooks")
+        paths = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        return {
+            str(path.relative_to(self.root)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in paths
+        }
+
+
+def make_project(root: Path) -> Project:
+    shutil.copytree(CHECKOUT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (root / "oodlib").symlink_to(CHECKOUT / "oodlib")
+    return Project(root)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project without outputs; the test runs in its folder."""
+    monkeypatch.delenv("OODLIB_DATA", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))  # run_study sets it: set it back
+    made = make_project(tmp_path / "project")
+    monkeypatch.chdir(made.root)
+    return made
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory):
+    """A project in which the command line ran study "small": two objectives, two seeds. Look, do not touch."""
+    made = make_project(tmp_path_factory.mktemp("studied") / "project")
+    made.write_study("small", SMALL)
+    done = made.command("small", "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made.root / "printed.txt").write_text(done.stdout)
+    return made
+
+
+@pytest.fixture
+def studied_copy(studied, tmp_path, monkeypatch):
+    """A copy of `studied` that a test may change; the test runs in its folder."""
+    monkeypatch.delenv("OODLIB_DATA", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    shutil.copytree(studied.root, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+OOD = {"digits789": "near", "letters": "near", "photos": "far", "noise:8": "sanity"}
+DETECTORS = (("labels", 7, "mahalanobis"), ("labels", 7, "cosine"), ("kmeans", 10, "cosine"), ("none", 0, "knn"))
+SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")
+COST = {"ce": 10.0, "simclr": 20.0, "supcon": 30.0}
+
+
+@pytest.fixture
+def make_results():
+    """A function that makes `Results` as `collect` does, of numbers that a test gives."""
+    return hand_made_results
+
+
+def hand_made_results(
+    auroc=lambda **of: 0.5,
+    separation=lambda **of: 0.5,
+    purity=lambda **of: 0.5,
+    id_datasets=("digits",),
+    archs=("resnet20",),
+    objectives=("ce", "supcon"),
+    seeds=(0, 1, 2),
+    ood=OOD,
+    detectors=DETECTORS,
+    cost=COST,
+):
+    """Return results whose numbers are functions of id_dataset, arch, objective, seed, and ood and detector."""
+    from oodlib.report import Results, detector_names
+
+    rng = np.random.default_rng(0)
+    tables = {part: [] for part in ("runs", "metrics", "clusters", "history", "scores", "extremes", "projection")}
+    runs = [(i, a, o, s) for i in id_datasets for a in archs for o in objectives for s in seeds]
+    for id_dataset, arch, objective, seed in runs:
+        of = {"id_dataset": id_dataset, "arch": arch, "objective": objective, "seed": seed}
+        about = {"run": f"{id_dataset}-{arch}-{objective}-s{seed}"} | of
+        seconds = cost[objective] + seed
+        accuracy = {"id_accuracy": 0.9 + seed / 100, "nearest_class_mean": 0.8 + seed / 100}
+        spent = {"epochs": 2, "training_seconds": seconds, "network_inputs": round(100 * cost[objective])}
+        tables["runs"].append(about | accuracy | spent | {"hardware": "cpu"})
+        for clustering, k, distance in detectors:
+            name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "distance": distance}])
+            detector = detector_names(name)[0]
+            for dataset, group in ood.items():
+                value = auroc(ood=dataset, detector=detector, **of)
+                row = {"ood_dataset": dataset, "group": group, "detector": detector, "threshold": "global"}
+                values = {"auroc": value, "fpr95": 1 - value}
+                tables["metrics"].append(about | name.iloc[0].to_dict() | row | values)
+        for cluster in range(3):
+            common = about | {"cluster": str(cluster), "size": 5}
+            for clustering, measure, value in (
+                ("labels", "global_separation", separation(**of) + (cluster - 1) / 10),
+                ("labels", "cluster_purity", 1.0),
+                ("kmeans", "cluster_purity", purity(**of)),
+            ):
+                tables["clusters"].append(
+                    common | {"clustering": clustering, "n_clusters": 3, "measure": measure, "value": value}
+                )
+        for epoch in (1, 2):
+            tables["history"].append(
+                about | {"epoch": epoch, "loss": 1 / epoch, "knn_accuracy": epoch / 3, "seconds": seconds / 2}
+            )
+        for position, dataset in enumerate((id_dataset, *ood)):
+            for detector in SHOWN:
+                scores = np.sort(-np.exp(position + rng.normal(size=101)))
+                common = about | {"detector": detector, "dataset": dataset}
+                tables["scores"] += [common | {"level": i / 100, "score": score} for i, score in enumerate(scores)]
+                tables["extremes"] += [
+                    common | {"extreme": extreme, "rank": rank, "index": rank, "score": 0.0}
+                    for extreme in ("least", "most")
+                    for rank in range(3)
+                ]
+            label = -1 if position else 0
+            tables["projection"] += [
+                about | {"dataset": dataset, "label": label if position else i % 3, "x": x, "y": y}
+                for i, (x, y) in enumerate(rng.normal(size=(12, 2)) + position)
+            ]
+    return Results(**{part: pd.DataFrame(rows) for part, rows in tables.items()}, incomplete=())

@@ -1,0 +1,148 @@
+"""The command line: what it prints, its exit status, and that a wrong request changes nothing."""
+
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from oodlib import __main__
+from oodlib.__main__ import main
+from oodlib.runs import Run
+
+
+def test_a_study_prints_its_table_and_where_the_report_is(studied):
+    printed = (studied.root / "printed.txt").read_text()
+    assert "study small: 4 runs, 2 side by side" in printed
+    assert "[ 16/16] digits-resnet20-supcon-s" in printed
+    assert "AUROC %, mean ± sd over 2 seed(s); ID is the positive class" in printed
+    assert "incomplete" not in printed
+    assert printed.endswith(f"report: {studied.root / 'outputs' / 'small' / 'report'}\n")
+    table = pd.read_csv(studied.root / "outputs" / "small" / "report" / "main_auroc.csv")
+    cell = table[(table.objective == "supcon") & (table.detector == "knn") & (table.ood_dataset == "letters")].iloc[0]
+    (row,) = [line for line in printed.splitlines() if line.startswith("|") and " supcon " in line and " knn " in line]
+    assert f" {cell['mean']:.1f} ± {cell.sd:.1f} " in row.replace("**", "")
+
+
+def test_a_finished_study_prints_the_same_table_again(studied_copy, capsys):
+    assert main(["small", "--jobs", "2"]) == 0
+    before = (studied_copy.root / "printed.txt").read_text()
+    after = capsys.readouterr().out
+    tables = [[line for line in text.splitlines() if line.startswith("|")] for text in (before, after)]
+    assert tables[0] == tables[1] != []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "oodlib: unknown study 'nosuch'; known: "),
+        (["digits", "--jobs", "-1"], "oodlib: --jobs must not be negative, got -1"),
+        (["train", "nosuch"], "oodlib: unknown study 'nosuch'; known: "),
+        (
+            ["train", "digits", "--run", "digits-resnet20-ce-s9"],
+            "oodlib: unknown run 'digits-resnet20-ce-s9'; known: digits-resnet20-ce-s0, ",
+        ),
+        (["tried"], "oodlib: tried.yaml: unknown parameter 'epoch'; known: "),
+        (["train", "tried"], "oodlib: tried.yaml: unknown parameter 'epoch'; known: "),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_status_2(project, capsys, arguments, message):
+    project.write_study("tried", "parameters: {epoch: 3}")
+    before = project.files()
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(message)
+    assert said.err.count("\n") == 1
+    assert project.files() == before
+    assert not (project.root / "outputs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["digits", "--jobs", "two"], ["digits", "other"], ["train"], ["--nosuch"]])
+def test_arguments_of_another_form_are_refused_with_the_usage(project, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: python -m oodlib" in capsys.readouterr().err
+
+
+def test_help_says_what_it_does(capsys):
+    for arguments in (["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert "python -m oodlib [STUDY] runs a study" in capsys.readouterr().out
+
+
+def test_the_default_study_is_digits(monkeypatch):
+    called = []
+    monkeypatch.setattr(__main__, "run", lambda *arguments: called.append(arguments) or 0)
+    assert main([]) == 0
+    assert called == [("digits", 0)]
+
+
+def test_failures_give_status_1_and_go_to_stderr(studied_copy, monkeypatch, capsys):
+    monkeypatch.setattr("oodlib.study.run_study", lambda study, jobs: ["a-run: 02_embed, cell 4: ValueError: no"])
+    assert main(["small"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "FAILED a-run: 02_embed, cell 4: ValueError: no\n"
+    assert "AUROC %" in said.out
+
+
+def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "oodlib.study.run_study", lambda study, jobs: ["a-run: 01_train, cell 6: FloatingPointError: x"]
+    )
+    assert main(["digits"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "FAILED a-run: 01_train, cell 6: FloatingPointError: x\n"
+
+
+def test_runs_that_are_not_complete_are_named_above_the_table(studied_copy, monkeypatch, capsys):
+    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "scores.csv").unlink()
+    monkeypatch.setattr("oodlib.study.run_study", lambda study, jobs: [])
+    assert main(["small"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean ± sd over 1–2 seed(s)" in printed
+    assert "incomplete, and left out: digits-resnet20-ce-s1" in printed
+
+
+def test_train_alone_writes_the_artefacts_of_the_training_step(project, capsys):
+    project.write_study("tried", "parameters: {seed: [0, 1], epochs: 1, batch_size: 256}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
+    torch.set_num_threads(threads)
+    run = Run("tried", "digits-resnet20-ce-s1")
+    assert [path.name for path in sorted(run.path.iterdir())] == ["config.json", "encoder.safetensors", "history.csv"]
+    assert [path.name for path in run.path.parent.iterdir()] == [run.name]
+    assert run.record.keys() == {"run", "train"}
+    capsys.readouterr()
+    assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
+    assert "is trained already" in capsys.readouterr().out
+
+
+def test_an_explosion_in_training_alone_is_status_2_and_says_what_to_try(project, capsys):
+    project.write_study("tried", "parameters: {epochs: 1, learning_rate: 1.0e+30, batch_size: 256}")
+    assert main(["train", "tried"]) == 2
+    assert "the loss is no longer finite" in capsys.readouterr().err
+    shutil.rmtree(project.root / "outputs")
+
+
+def test_an_interrupted_study_stops_at_once_and_says_that_it_goes_on(project):
+    project.write_study("tried", "parameters: {seed: [0, 1, 2], epochs: 1000}")
+    process = subprocess.Popen(
+        project.arguments("tried", "--jobs", "1"), cwd=project.root, stderr=subprocess.PIPE, text=True
+    )
+    config = project.run_folder("tried", "digits-resnet20-ce-s0") / "config.json"
+    deadline = time.monotonic() + 120
+    while not config.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)  # the training itself would take many minutes
+    assert process.returncode == 130
+    assert "stopped; the next call goes on from here" in said

@@ -1,0 +1,220 @@
+"""The notebooks: how they are committed, what papermill reads of them, and that they run wherever they are opened."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill import inspect_notebook
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from oodlib.study import NOTEBOOKS, REPORT
+from oodlib.training import TrainingConfig
+
+CHECKOUT = Path(__file__).parents[1]
+PATHS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+RUN = "digits-resnet20-ce-s0"
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def parameters_cell(path: Path):
+    (cell,) = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def test_every_step_has_its_notebook():
+    assert {*NOTEBOOKS.values(), REPORT} <= {path.stem for path in PATHS}
+
+
+@every_notebook
+def test_notebook_is_committed_cleared(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.keys() <= {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info.keys() <= {"name"}  # no version of the machine that wrote it
+    for cell in notebook.cells:
+        assert cell.metadata.keys() <= {"tags"}
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@every_notebook
+def test_notebook_opens_with_title_badge_and_what_it_reads_computes_and_writes(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith(f"# {path.stem[:2]} · ")
+    assert re.search(
+        rf"colab\.research\.google\.com/github/[\w-]+/[\w-]+/blob/main/notebooks/{path.name}\)", first.source
+    )
+    assert re.findall(r"^\*\*(\w+)\*\* ", first.source, re.M) == ["Reads", "Computes", "Writes"]
+
+
+@every_notebook
+def test_notebook_is_short_and_defines_nothing(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(notebook.cells) <= 30
+    for cell in code_cells(path):
+        if cell != parameters_cell(path):
+            assert len(cell.source.splitlines()) <= 12, cell.source
+        assert not re.search(r"^\s*(async def|def|class) |\blambda\b", cell.source, re.M), cell.source
+        assert "ipywidgets" not in cell.source
+        assert str(CHECKOUT) not in cell.source
+
+
+def test_set_up_cell_is_the_same_everywhere_and_has_the_address_once():
+    cells = {code_cells(path)[0].source for path in PATHS}
+    assert len(cells) == 1
+    (cell,) = cells
+    assert len(re.findall(r"git\+https://", cell)) == 1
+    assert re.search(r'^SOURCE = os\.environ\.get\("OODLIB_SOURCE", "git\+https://github\.com/[\w/-]+"\)$', cell, re.M)
+    assert "-e " not in cell
+
+
+def test_badges_and_set_up_cell_name_one_repository():
+    text = "".join(cell.source for path in PATHS for cell in nbformat.read(path, as_version=4).cells)
+    assert len(set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text))) == 1
+
+
+@every_notebook
+def test_papermill_reads_every_parameter_with_its_type_and_comment(path):
+    lines = parameters_cell(path).source.splitlines()
+    written = [re.fullmatch(r"(\w+): (int|float|str|bool|list) = (.+?)  # (.+)", line) for line in lines]
+    assert all(written), lines
+    found = inspect_notebook(str(path))
+    assert list(found) == [match[1] for match in written]
+    for match in written:
+        assert found[match[1]]["inferred_type_name"] == match[2]
+        assert found[match[1]]["default"] == match[3]
+        assert found[match[1]]["help"] == match[4]
+
+
+@every_notebook
+def test_parameters_come_right_after_the_set_up(path):
+    assert code_cells(path)[1] == parameters_cell(path)
+    assert {"study", "data_root"} <= inspect_notebook(str(path)).keys()
+
+
+def test_defaults_of_training_are_those_of_its_configuration():
+    found = inspect_notebook(str(CHECKOUT / "notebooks" / "01_train.ipynb"))
+    defaults = {field.name: repr(field.default) for field in fields(TrainingConfig)}
+    shown = {name: about["default"].replace('"', "'") for name, about in found.items()}
+    assert {name: eval(shown[name]) for name in defaults} == {name: eval(value) for name, value in defaults.items()}
+    assert shown.keys() - defaults.keys() == {"study", "data_root"}
+
+
+def test_parameters_of_the_same_name_have_the_same_default():
+    defaults = {}
+    for path in PATHS:
+        for name, about in inspect_notebook(str(path)).items():
+            assert defaults.setdefault(name, about["default"]) == about["default"], (path.stem, name)
+
+
+def execute(path: Path, where: Path, parameters: dict, kernel: str = "python3", **options) -> str:
+    """Execute a notebook as JupyterLab does, its kernel started in the folder `where`; return all that it printed."""
+    notebook = parameterize_notebook(load_notebook_node(str(path)), parameters)
+    client = NotebookClient(notebook, kernel_name=kernel, resources={"metadata": {"path": str(where)}}, **options)
+    client.execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studied_copy):
+    notebooks = studied_copy.root / "notebooks"
+    of_run = {"study": "small", "run": RUN}
+    parameters = {
+        "01_train": {"study": "small", "epochs": 1, "batch_size": 128},
+        "02_embed": of_run | {"max_images": 150},
+        "03_clusters": of_run,
+        "04_evaluate": of_run,
+        "05_report": {"study": "small"},
+    }
+    before = studied_copy.files()
+    with ThreadPoolExecutor(2) as pool:
+        started = {n: pool.submit(execute, notebooks / f"{n}.ipynb", notebooks, parameters[n]) for n in parameters}
+    printed = {name: future.result() for name, future in started.items()}
+    assert f"{RUN} is trained already" in printed["01_train"]
+    assert "accuracy on the ID test images: {'nearest_class_mean':" in printed["04_evaluate"]
+    assert "4 complete runs; incomplete, and left out: none" in printed["05_report"]
+    changed = {name for name, state in studied_copy.files().items() if before.get(name, [0, 0])[1] != state[1]}
+    assert {name for name in changed if not name.startswith("outputs/small/report/")} == set()
+    assert not (notebooks / "outputs").exists()
+
+
+def test_a_notebook_opened_alone_in_a_fresh_clone_makes_the_earlier_steps_first(studied_copy):
+    folder = studied_copy.run_folder("small", RUN)
+    shutil.rmtree(folder / "embeddings")
+    for name in ("encoder.safetensors", "clusters.npz"):
+        (folder / name).unlink()
+    for path in folder.glob("*.ipynb"):
+        path.unlink()
+    (folder / "metrics.csv").unlink()
+    printed = execute(
+        studied_copy.root / "notebooks" / "04_evaluate.ipynb", studied_copy.root, {"study": "small", "run": RUN}
+    )
+    for step in ("train", "embed", "cluster"):
+        assert f"{RUN}: step '{step}' is done first, its artefacts are not there" in printed
+    assert (folder / "metrics.csv").exists()
+
+
+def test_a_notebook_without_its_input_says_which_step_is_missing(project):
+    with pytest.raises(CellExecutionError, match=f"step 'embed' of run '{RUN}' in study 'digits' is not done"):
+        execute(project.root / "notebooks" / "03_clusters.ipynb", project.root / "notebooks", {})
+
+
+@pytest.fixture
+def kernel_without_oodlib(tmp_path, monkeypatch):
+    """The name of a kernel in a fresh environment that has every dependency of oodlib, but not oodlib.
+
+    The dependencies are those of the environment of the tests: a .pth file adds its folder, and .pth files in a folder
+    that was added so are not read, which leaves an editable oodlib out.
+    """
+    pytest.importorskip("ensurepip", reason="the fresh environment needs pip")
+    pytest.importorskip("setuptools", minversion="77", reason="builds oodlib without a network")
+    python = tmp_path / "venv" / "bin" / "python"
+    venv.create(tmp_path / "venv", with_pip=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"], check=True)  # too old a one
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    places = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (packages / "dependencies.pth").write_text("\n".join(places) + "\n")
+    absent = subprocess.run([python, "-c", "import papermill, oodlib"], cwd=tmp_path, capture_output=True, text=True)
+    assert "No module named 'oodlib'" in absent.stderr
+    install = ["-m", "ipykernel", "install", "--prefix", str(tmp_path), "--name", "without-oodlib"]
+    subprocess.run([python, *install], check=True, capture_output=True)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    return "without-oodlib"
+
+
+def test_where_oodlib_is_not_installed_the_first_cell_installs_it(tmp_path, kernel_without_oodlib, monkeypatch):
+    source = tmp_path / "source"  # a copy, because building leaves files in its folder
+    shutil.copytree(CHECKOUT / "oodlib", source / "oodlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(CHECKOUT / name, source / name)
+    monkeypatch.setenv("OODLIB_SOURCE", str(source))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # which is how pip spells that isolation is off
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    alone = tmp_path / "alone"  # on Colab there is the notebook and nothing else
+    alone.mkdir()
+    shutil.copy(CHECKOUT / "notebooks" / "01_train.ipynb", alone)
+    printed = execute(alone / "01_train.ipynb", alone, {"epochs": 1, "batch_size": 256}, kernel_without_oodlib)
+    folder = alone / "outputs" / "digits" / "runs" / RUN
+    assert {path.name for path in folder.iterdir()} == {"config.json", "history.csv", "encoder.safetensors"}
+    assert "history.csv" in printed
+    assert len((folder / "history.csv").read_text().splitlines()) == 2
+    assert list((tmp_path / "venv").glob("lib/python*/site-packages/oodlib/steps.py"))

@@ -1,0 +1,272 @@
+"""Tables of hand-made results by hand, and the report of the small study."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from oodlib import report
+from oodlib.study import read_study
+
+
+def values(objective, seed, ood, detector, **_) -> float:
+    """Return an AUROC that is another one for every objective, seed, OOD set and detector."""
+    sets = {"digits789": 0.0, "letters": 0.04, "photos": 0.10, "noise:8": 0.20}
+    detectors = {"labels/mahalanobis": 0.05, "labels/cosine": 0.0, "kmeans-10/cosine": 0.02, "knn": 0.01}
+    return 0.6 + sets[ood] + detectors[detector] + (objective == "supcon") / 100 + seed**2 / 50
+
+
+def cell(table: pd.DataFrame, column: str, **key):
+    chosen = table.loc[np.logical_and.reduce([table[name] == value for name, value in key.items()])]
+    (value,) = chosen[column]
+    return value
+
+
+def test_detectors_are_called_clustering_k_distance():
+    table = pd.DataFrame(
+        [("labels", 7, "cosine"), ("kmeans", 10, "mahalanobis"), ("none", 0, "knn"), ("none", 0, "msp")],
+        columns=["clustering", "n_clusters", "distance"],
+    )
+    assert list(report.detector_names(table)) == ["labels/cosine", "kmeans-10/mahalanobis", "knn", "msp"]
+
+
+def test_over_seeds_is_mean_sd_with_n_minus_1_and_n():
+    table = pd.DataFrame({"setting": ["b", "b", "a", "b"], "value": [1.0, 2.0, 5.0, 6.0]})
+    result = report.over_seeds(table, ["setting"], "value")
+    assert list(result.index) == ["b", "a"]  # in the order they come in
+    assert result.loc["b"].tolist() == [3.0, pytest.approx(np.sqrt(7)), 3]
+    assert result.loc["a", "n"] == 1
+    assert np.isnan(result.loc["a", "sd"])
+
+
+def test_main_table_is_mean_sd_and_n_over_seeds_in_percent(make_results):
+    table = report.main_table(make_results(values, seeds=(0, 1, 2)))
+    assert list(table) == [*report.SETTING, "detector", "group", "ood_dataset", "mean", "sd", "n"]
+    key = {"objective": "supcon", "detector": "knn", "ood_dataset": "photos"}
+    by_hand = 100 * np.array([0.72, 0.74, 0.80])
+    assert cell(table, "mean", **key) == pytest.approx(by_hand.mean())
+    assert cell(table, "sd", **key) == pytest.approx(by_hand.std(ddof=1))
+    assert set(table.n) == {3}
+    assert len(table) == 2 * 4 * (4 + 2)  # objectives × detectors × (sets, near mean, far mean)
+
+
+def test_near_and_far_means_are_averaged_within_a_seed_first(make_results):
+    def opposed(ood, seed, **_):  # one near set rises with the seed as the other falls
+        return 0.5 + {"digits789": 0.1 * seed, "letters": -0.1 * seed, "photos": 0.2, "noise:8": 0.5}[ood]
+
+    table = report.main_table(make_results(opposed))
+    key = {"objective": "ce", "detector": "knn"}
+    assert cell(table, "sd", ood_dataset="digits789", **key) == pytest.approx(10)
+    assert cell(table, "mean", ood_dataset="near mean", **key) == pytest.approx(50)
+    assert cell(table, "sd", ood_dataset="near mean", **key) == pytest.approx(0, abs=1e-9)
+    assert cell(table, "n", ood_dataset="near mean", **key) == 3  # seeds, not seeds times sets
+    assert cell(table, "mean", ood_dataset="far mean", **key) == pytest.approx(70)
+    assert "sanity mean" not in set(table.ood_dataset)
+
+
+def test_main_table_of_another_measure(make_results):
+    table = report.main_table(make_results(values), "fpr95")
+    expected = 100 - 100 * np.mean([0.65, 0.67, 0.73])
+    key = {"objective": "ce", "detector": "labels/mahalanobis", "ood_dataset": "digits789"}
+    assert cell(table, "mean", **key) == pytest.approx(expected)
+
+
+def test_wide_table_orders_sets_by_group_with_the_mean_behind_each(make_results):
+    table = report.wide(report.main_table(make_results(values)))
+    sets = ["digits789", "letters", "near mean", "photos", "far mean", "noise:8"]
+    assert list(table) == [*report.SETTING, "detector", *sets]
+    assert list(table.objective) == ["ce"] * 4 + ["supcon"] * 4
+
+
+def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(make_results):
+    results = make_results(values, id_datasets=("digits", "letters32"), ood={"photos": "near", "digits789": "far"})
+    metrics = results.metrics
+    metrics["group"] = np.where((metrics.id_dataset == "digits") == (metrics.ood_dataset == "photos"), "near", "far")
+    table = report.wide(report.main_table(replace(results, metrics=metrics)))
+    assert sorted(table.columns[4:]) == ["digits789", "far mean", "near mean", "photos"]
+    assert not (table == "").any(axis=None)
+
+
+def test_the_best_of_a_column_is_bold_and_so_is_what_equals_it_at_one_decimal(make_results):
+    def close(objective, detector, **_):
+        return {"ce": 0.9012, "supcon": 0.9014}[objective] - (detector != "knn") / 10
+
+    table = report.wide(report.main_table(make_results(close, seeds=(0,))))
+    assert list(table[table.detector == "knn"].digits789) == ["**90.1**"] * 2
+    assert not table[table.detector != "knn"].digits789.str.contains("*", regex=False).any()
+    low = report.wide(report.main_table(make_results(close, seeds=(0,)), "fpr95"), best="min")
+    assert list(low[low.detector == "knn"].digits789) == ["**9.9**"] * 2
+
+
+def test_the_best_is_found_for_each_id_set(make_results):
+    table = report.wide(report.main_table(make_results(values, id_datasets=("digits", "other"), seeds=(0,))))
+    bold = table[table["near mean"].str.startswith("**")]
+    assert bold[["id_dataset", "objective", "detector"]].to_numpy().tolist() == [
+        ["digits", "supcon", "labels/mahalanobis"],
+        ["other", "supcon", "labels/mahalanobis"],
+    ]
+
+
+def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
+    assert report.mean_sd(97.25, 1.349) == "97.2 ± 1.3"
+    assert report.mean_sd(97.25, float("nan")) == "97.2"
+    one = report.wide(report.main_table(make_results(values, seeds=(0,))))
+    assert not one.map(lambda text: "±" in text).any(axis=None)
+    several = report.wide(report.main_table(make_results(values)))
+    assert several[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
+
+
+def test_a_combination_that_was_not_run_is_an_empty_cell(make_results):
+    results = make_results(values)
+    metrics = results.metrics
+    metrics = metrics[(metrics.objective != "ce") | (metrics.ood_dataset != "photos")]
+    table = report.wide(report.main_table(replace(results, metrics=metrics)))
+    assert set(table[table.objective == "ce"].photos) == {""}
+    assert "" not in set(table[table.objective == "supcon"].photos)
+
+
+def test_cost_table(make_results):
+    table = report.cost_table(make_results(seeds=(0, 1, 2))).set_index("objective")
+    assert table.loc["supcon", "n"] == 3
+    assert table.loc["supcon", "epochs"] == "2"
+    assert table.loc["supcon", "training seconds"] == "31.0 ± 1.0"  # 30, 31, 32
+    assert table.loc["supcon", "network inputs"] == "3,000"
+    assert table.loc["ce", "ID accuracy %"] == "91.0 ± 1.0"
+    assert table.loc["ce", "nearest class mean %"] == "81.0 ± 1.0"
+
+
+def test_cluster_table_averages_clusters_within_a_run_first(make_results):
+    results = make_results(separation=lambda seed, **_: 0.2 * seed, purity=lambda objective, **_: len(objective) / 10)
+    table = report.cluster_table(results).set_index(["objective", "clustering"])
+    assert list(table) == ["id_dataset", "arch", "n_clusters", "n", "global_separation", "cluster_purity"]
+    assert table.loc[("ce", "labels"), "global_separation"] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
+    assert table.loc[("supcon", "kmeans"), "cluster_purity"] == "0.600 ± 0.000"
+    assert table.loc[("supcon", "labels"), "n"] == 3
+    one = report.cluster_table(make_results(seeds=(0,))).set_index(["objective", "clustering"])
+    assert one.loc[("ce", "labels"), "global_separation"] == "0.500"
+
+
+def test_tables_are_written_as_csv_markdown_and_latex(make_results, tmp_path):
+    tidy = report.main_table(make_results(values))
+    readable = report.write_table(tmp_path / "report", "main", tidy, report.wide(tidy))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "main.csv"), tidy, check_dtype=False, atol=1e-3)
+    markdown = (tmp_path / "report" / "main.md").read_text().splitlines()
+    assert [part.strip() for part in markdown[2].strip("|").split("|")] == readable.iloc[0].tolist()
+    assert len(markdown) == 2 + len(readable)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"main.csv", "main.md", "main.tex"}
+
+
+def test_latex_escapes_what_latex_reads_as_its_own(tmp_path):
+    table = pd.DataFrame(
+        {"ID accuracy %": ["**97.2 ± 1.3**"], "id_dataset": ["a_b & c #1"], "reason": ["95 % interval"]}
+    )
+    report.write_table(tmp_path, "t", table)
+    text = (tmp_path / "t.tex").read_text()
+    assert r"ID accuracy \% & id\_dataset & reason" in text
+    assert r"\textbf{97.2 $\pm$ 1.3} & a\_b \& c \#1 & 95 \% interval" in text
+    assert not re.search(r"(?<!\\)[%_#]", text)
+
+
+def test_collect_reads_every_complete_run(studied, monkeypatch):
+    monkeypatch.chdir(studied.root)
+    results = report.collect("small")
+    assert results.incomplete == ()
+    assert len(results.runs) == 4
+    for part in report.PARTS:
+        table = getattr(results, part)
+        files = [pd.read_csv(studied.run_folder("small", run) / f"{part}.csv") for run in results.runs.run]
+        assert len(table) == sum(map(len, files))
+        assert {"run", "id_dataset", "arch", "objective", "seed"} <= set(table)
+    run = results.runs.set_index("run").loc["digits-resnet20-supcon-s1"]
+    record = json.loads((studied.run_folder("small", run.name) / "config.json").read_text())
+    history = pd.read_csv(studied.run_folder("small", run.name) / "history.csv")
+    assert run.id_accuracy == record["evaluate"]["id_accuracy"]["nearest_class_mean"]  # SupCon has no classifier
+    assert run.training_seconds == pytest.approx(history.seconds.sum())
+    assert run.network_inputs == 2 * 6 * 128  # two views, six whole batches of 796 images
+    assert run.epochs == 1
+
+
+def test_report_tables_are_those_of_the_runs(studied, monkeypatch):
+    monkeypatch.chdir(studied.root)
+    folder = studied.root / "outputs" / "small" / "report"
+    table = pd.read_csv(folder / "main_auroc.csv")
+    runs = (studied.root / "outputs" / "small" / "runs").iterdir()
+    metrics = pd.concat([pd.read_csv(run / "metrics.csv") for run in runs])
+    chosen = metrics[(metrics.objective == "ce") & (metrics.clustering == "labels") & (metrics.distance == "cosine")]
+    far = 100 * chosen[chosen.group == "far"].groupby("seed").auroc.mean()
+    key = {"objective": "ce", "detector": "labels/cosine", "ood_dataset": "far mean"}
+    assert cell(table, "mean", **key) == pytest.approx(far.mean(), rel=1e-5)
+    assert cell(table, "sd", **key) == pytest.approx(far.std(), rel=1e-4)
+    assert cell(table, "n", **key) == 2
+
+
+def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied):
+    folder = studied.root / "outputs" / "small" / "report"
+    tables = {
+        f"{name}.{form}"
+        for name in ("main_auroc", "main_fpr95", "cost", "clusters", "verdicts")
+        for form in ("csv", "md", "tex")
+    }
+    of_id_set = ("auroc", "separation", "projection", "histograms", "roc")
+    names = [f"{name}_digits" for name in of_id_set] + [
+        "history",
+        "ranks",
+        "thumbnails_digits_ce",
+        "thumbnails_digits_supcon",
+    ]
+    figures = {f"{name}.{form}" for name in names for form in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == tables | figures | {"environment.json", "05_report.ipynb"}
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["runs"] == 4
+    assert environment["seeds"] == [0, 1]
+    assert environment["seconds"].keys() == {"train", "embed", "cluster", "evaluate"}
+    assert [set(machine) >= {"processor", "torch", "python"} for machine in environment["environments"]] == [True]
+
+
+def test_an_incomplete_run_is_left_out_and_named(studied_copy):
+    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "extremes.csv").unlink()
+    (studied_copy.root / "outputs" / "small" / "runs" / ".ipynb_checkpoints").mkdir()
+    results = report.collect("small")
+    assert results.incomplete == ("digits-resnet20-ce-s1",)
+    assert set(results.metrics.run) == set(results.runs.run)
+    assert len(results.runs) == 3
+    assert "incomplete, and left out: digits-resnet20-ce-s1" in report.main_table_text("small")
+
+
+def test_a_study_without_a_complete_run_says_so(project):
+    with pytest.raises(FileNotFoundError, match="study 'digits' has no complete run in .*outputs/digits/runs"):
+        report.collect("digits")
+
+
+def test_a_config_that_is_cut_short_is_named(studied_copy):
+    path = studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "config.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"digits-resnet20-ce-s1/config\.json is no JSON"):
+        report.collect("small")
+
+
+@pytest.mark.parametrize("name", ["config.json", *(f"{part}.csv" for part in report.PARTS)])
+def test_the_report_is_current_until_a_text_of_a_run_changes(studied_copy, name):
+    parameters = read_study("small")[1]
+    assert report.report_is_current("small", parameters)
+    path = studied_copy.run_folder("small", "digits-resnet20-ce-s0") / name
+    path.write_text(path.read_text() + "\n")
+    assert not report.report_is_current("small", parameters)
+
+
+def test_the_report_is_current_for_its_parameters_its_runs_and_while_it_is_there(studied_copy):
+    parameters = read_study("small")[1]
+    assert not report.report_is_current("small", parameters | {"shown_seed": 1})
+    folder = studied_copy.root / "outputs" / "small" / "report"
+    for name in ("05_report.ipynb", "environment.json"):
+        (folder / name).rename(folder / "elsewhere")
+        assert not report.report_is_current("small", parameters)
+        (folder / "elsewhere").rename(folder / name)
+    assert report.report_is_current("small", parameters)
+    (studied_copy.run_folder("small", "digits-resnet20-ce-s0") / "metrics.csv").unlink()  # now incomplete
+    assert not report.report_is_current("small", parameters)
+    (folder / "environment.json").write_text("{")
+    assert not report.report_is_current("small", parameters)

@@ -1,0 +1,403 @@
+"""Studies: what is planned from a YAML file, what is refused, what is done again, and what survives a kill -9."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+from filelock import FileLock
+
+from oodlib import study as study_module
+from oodlib.runs import ARTEFACTS, Run
+from oodlib.study import (
+    NOTEBOOKS,
+    StudyError,
+    check_runs,
+    crossed,
+    notebook_parameters,
+    read_study,
+    run_study,
+    what_failed,
+)
+
+STEPS = list(NOTEBOOKS)
+
+
+def plan(project, text: str) -> list:
+    project.write_study("tried", text)
+    return read_study("tried")[0]
+
+
+def refuse(project, text: str) -> str:
+    """Return why a study is refused: one sentence, and nothing on disk."""
+    project.write_study("tried", text)
+    before = project.files()
+    with pytest.raises(StudyError) as refused:
+        run_study("tried", jobs=1)
+    assert project.files() == before
+    assert not (project.root / "outputs").exists()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_lists_are_crossed_into_runs(project):
+    runs = plan(project, "parameters: {objective: [ce, supcon], seed: [0, 1, 2], epochs: 3}")
+    assert [r.run.name for r in runs] == [f"digits-resnet20-{o}-s{s}" for o in ("ce", "supcon") for s in (0, 1, 2)]
+    assert {r.parameters["train"]["epochs"] for r in runs} == {3}
+
+
+def test_a_study_without_lists_is_one_run_and_no_parameters_are_the_defaults(project):
+    (one,) = plan(project, "parameters: {objective: supcon}")
+    assert one.run.name == "digits-resnet20-supcon-s0"
+    (default,) = plan(project, "parameters: {}")
+    for step, notebook in NOTEBOOKS.items():
+        defaults = {name: value for name, (_, value) in notebook_parameters(notebook).items()}
+        assert default.parameters[step] == {k: v for k, v in defaults.items() if k in default.parameters[step]}
+        assert defaults.keys() - default.parameters[step].keys() <= {"study", "run", "data_root"}
+
+
+def test_a_parameter_that_is_a_list_is_not_crossed_but_a_list_of_lists_is(project):
+    (run,) = plan(project, "parameters: {near_ood: [digits789, letters], far_ood: []}")
+    assert run.parameters["embed"]["near_ood"] == ["digits789", "letters"]
+    assert run.parameters["embed"]["far_ood"] == []
+    known = {"seed": ("int", 0), "near_ood": ("list", ["a"])}
+    expected = [{"seed": seed, "near_ood": near} for seed in (0, 1) for near in (["a"], ["b", "c"])]
+    assert crossed({"seed": [0, 1], "near_ood": [["a"], ["b", "c"]]}, known) == expected
+    assert "two runs would be called" in refuse(project, "parameters: {near_ood: [[digits789], [letters, photos]]}")
+
+
+def test_an_integer_may_stand_for_a_float(project):
+    (run,) = plan(project, "parameters: {learning_rate: 1}")
+    assert run.parameters["train"]["learning_rate"] == 1
+
+
+def test_when_changes_the_runs_it_names_and_later_entries_win(project):
+    text = """
+parameters: {objective: [ce, supcon, simclr], seed: [0, 1], epochs: 5}
+when:
+  - {if: {objective: [supcon, simclr]}, set: {epochs: 9, crop: 0.2}}
+  - {if: {objective: supcon, seed: 1}, set: {epochs: 11}}
+"""
+    epochs = {r.run.name: r.parameters["train"]["epochs"] for r in plan(project, text)}
+    expected = {("ce", 0): 5, ("ce", 1): 5, ("supcon", 0): 9, ("supcon", 1): 11, ("simclr", 0): 9, ("simclr", 1): 9}
+    assert epochs == {f"digits-resnet20-{objective}-s{seed}": n for (objective, seed), n in expected.items()}
+    crops = {r.run.name: r.parameters["train"]["crop"] for r in plan(project, text)}
+    assert crops["digits-resnet20-supcon-s1"] == 0.2
+    assert crops["digits-resnet20-ce-s1"] == notebook_parameters("01_train")["crop"][1]
+
+
+def test_when_sees_defaults_and_what_earlier_entries_set(project):
+    text = """
+parameters: {seed: [0, 1]}
+when:
+  - {if: {objective: ce, seed: 1}, set: {epochs: 2}}
+  - {if: {epochs: 2}, set: {batch_size: 32}}
+"""
+    assert [r.parameters["train"]["batch_size"] for r in plan(project, text)] == [64, 32]
+
+
+def test_when_compares_list_parameters_as_wholes(project):
+    text = """
+parameters: {near_ood: [digits789, letters], far_ood: [photos]}
+when:
+  - {if: {near_ood: [letters]}, set: {max_images: 1}}
+  - {if: {near_ood: [[letters], [digits789, letters]]}, set: {max_images: 2}}
+"""
+    assert [r.parameters["embed"]["max_images"] for r in plan(project, text)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "parameters: {objectiv: ce}",
+            "tried.yaml: unknown parameter 'objectiv'; known: arch, batch_size, .*weight_decay",
+        ),
+        ("parameters: {study: x}", "unknown parameter 'study'"),  # where things are is not for a study to say
+        ("parameters: {data_root: /x}", "unknown parameter 'data_root'"),
+        ("parameters: {1: 2}", "unknown parameter 1"),
+        ("parameters: {learning_rate: 1e-3}", "learning_rate must be of type float, got '1e-3' \\(str\\)"),
+        ("parameters: {learning_rate: yes}", "learning_rate must be of type float, got True \\(bool\\)"),
+        ("parameters: {epochs: 2.0}", "epochs must be of type int, got 2.0 \\(float\\)"),
+        ("parameters: {seed: [0, [1]]}", "seed must be of type int, got \\[1\\] \\(list\\)"),
+        ("parameters: {seed: }", "seed must be of type int, got None"),
+        ("parameters: {near_ood: letters}", "near_ood must be of type list, got 'letters' \\(str\\)"),
+        ("parameters: {n_clusters: [7, 8.5]}", "n_clusters must be a list of int, got 8.5 in it"),
+        ("parameters: {far_ood: [1]}", "far_ood must be a list of str, got 1 in it"),
+        ("parameters: {seed: []}", "tried.yaml: a parameter has an empty list of values, so there is no run"),
+        ("parameters: {objective: cee}", "digits-resnet20-cee-s0: unknown objective 'cee'; known: ce, simclr, supcon"),
+        ("parameters: {arch: vgg}", "unknown arch 'vgg'; known: resnet20, resnet18"),
+        ("parameters: {epochs: -1}", "epochs must be .*not negative, got -1"),
+        (
+            "parameters: {clusterings: [labels, dbscan]}",
+            "unknown value 'dbscan' in clusterings; known: labels, .*kmeans",
+        ),
+        ("parameters: {distances: [manhattan]}", "unknown value 'manhattan' in distances; known: euclidean, cosine"),
+        ("parameters: {id_dataset: mnits}", "unknown image set 'mnits': allowed are digits, .*cifar10"),
+        ("parameters: {far_ood: [photos, nosuch]}", "unknown image set 'nosuch'"),
+        ("parameters: {near_ood: [digits]}", "OOD set 'digits' is there twice, or is the ID set 'digits'"),
+        ("parameters: {near_ood: [], far_ood: []}", "name at least one OOD set"),
+        ("parameters: {max_images: -1}", "max_images must not be negative, got -1"),
+        ("parameters: {seed: [0, 0]}", "two runs would be called digits-resnet20-ce-s0"),
+        ("parameters: {epochs: [1, 2]}", "two runs would be called digits-resnet20-ce-s0; a name holds ID set, arch"),
+        ("parameters: {seed: [0, 1], shown_seed: [0, 1]}", "two runs would be called"),
+        ("parameters: [ce]", "tried.yaml must hold 'parameters' and may hold 'when', nothing else"),
+        ("- 1", "tried.yaml must hold 'parameters'"),
+        ("", "tried.yaml must hold 'parameters'"),
+        ("parameters: {}\nwehn: []", "tried.yaml must hold 'parameters' and may hold 'when', nothing else"),
+        ("parameters: {seed: [0\n", "tried.yaml is no YAML: .* line 2"),
+        ("parameters: !!python/object/apply:os.system [touch owned]", "tried.yaml is no YAML: .*python/object"),
+        ("parameters: {}\nwhen: 5", "'when' must be a list of entries with 'if' and 'set', got 5"),
+        ("parameters: {}\nwhen: {if: {}, set: {}}", "'when' must be a list of entries"),
+        ("parameters: {}\nwhen: [{if: {seed: 0}}]", "an entry of 'when' must hold 'if' and 'set', got"),
+        (
+            "parameters: {}\nwhen: [{if: seed, set: {epochs: 1}}]",
+            "'if' and 'set' must hold parameters and their values",
+        ),
+        ("parameters: {}\nwhen: [{if: {sed: 0}, set: {epochs: 1}}]", "unknown parameter 'sed'"),
+        ("parameters: {}\nwhen: [{if: {sed: [0, 1]}, set: {epochs: 1}}]", "unknown parameter 'sed'"),
+        ("parameters: {}\nwhen: [{if: {seed: ['0']}, set: {epochs: 1}}]", "seed must be of type int, got '0'"),
+        ("parameters: {}\nwhen: [{if: {seed: 0}, set: {epoch: 1}}]", "unknown parameter 'epoch'"),
+        (
+            "parameters: {}\nwhen: [{if: {seed: 9}, set: {epochs: [1, 2]}}]",
+            "epochs must be of type int, got \\[1, 2\\]",
+        ),
+        (
+            "parameters: {seed: [0, 1]}\nwhen: [{if: {seed: 1}, set: {shown_seed: 1}}]",
+            "the parameters of 05_report must be the same for all runs",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence_and_changes_nothing(project, text, message):
+    assert re.search(message, refuse(project, text))
+
+
+def test_an_unknown_study_names_the_known_ones(project):
+    project.write_study("mine", "parameters: {}")
+    known = ", ".join(sorted(path.stem for path in (project.root / "notebooks" / "studies").glob("*.yaml")))
+    with pytest.raises(StudyError, match=f"unknown study 'nosuch'; known: {known}"):
+        run_study("nosuch")
+    with pytest.raises(StudyError, match="unknown study '../studies/mine'"):
+        run_study("../studies/mine")
+
+
+def test_without_a_project_the_message_says_where_to_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="there are none in .*notebooks/studies; start it in the project's folder"):
+        run_study("digits")
+
+
+def test_a_file_that_is_no_text_is_no_yaml(project):
+    (project.root / "notebooks" / "studies" / "tried.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StudyError, match="tried.yaml is no YAML: "):
+        read_study("tried")
+
+
+def test_the_committed_studies_can_be_read(project):
+    for path in (project.root / "notebooks" / "studies").glob("*.yaml"):
+        runs, report = read_study(path.stem)
+        assert len(runs) > 1
+        assert report.keys() == {"detector", "shown_seed"}
+        assert report["shown_seed"] in {plan.parameters["train"]["seed"] for plan in runs}
+
+
+def stand_in(log: list, fail=()):
+    """Return a stand-in for `execute` that writes a step's artefacts at once, or fails."""
+
+    def execute(notebook: str, output, parameters: dict) -> None:
+        log.append((notebook, output.parent.name))
+        if notebook == study_module.REPORT:
+            return
+        folder = output.parent
+        if (notebook, folder.name) in fail:
+            raise ZeroDivisionError("division by zero")
+        step = next(step for step, name in NOTEBOOKS.items() if name == notebook)
+        run = Run(parameters["study"], folder.name)
+        made_with = {k: v for k, v in parameters.items() if k not in ("study", "run", "data_root")}
+        with run.doing(step, made_with):
+            for artefact in ARTEFACTS[step]:
+                (folder / artefact).write_text(run.name)
+
+    return execute
+
+
+@pytest.fixture
+def fast(project, monkeypatch):
+    """A study of two runs whose notebooks are stood in for; `log` is what was executed."""
+    project.write_study("fast", "parameters: {seed: [0, 1]}")
+    made = SimpleNamespace(log=[], fail=set(), project=project)
+    monkeypatch.setattr(study_module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
+    report = ("05_report", "report")
+    monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: report in made.log)
+    return made
+
+
+def test_every_run_goes_through_its_steps_in_order_and_the_report_comes_last(fast, capsys):
+    assert run_study("fast", jobs=1) == []
+    assert [notebook for notebook, _ in fast.log] == list(NOTEBOOKS.values()) * 2 + ["05_report"]
+    printed = capsys.readouterr().out
+    assert "study fast: 2 runs, 1 side by side" in printed
+    assert "[  8/8] digits-resnet20-ce-s1 04_evaluate in" in printed
+
+
+def test_runs_go_side_by_side_and_the_cores_are_shared_out(fast, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    run_study("fast", jobs=7)  # no more than there are runs
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+
+
+def test_what_is_done_is_not_done_again(fast):
+    run_study("fast", jobs=2)
+    done = list(fast.log)
+    run_study("fast", jobs=2)
+    assert fast.log == done
+    (Run("fast", "digits-resnet20-ce-s1").path / "metrics.csv").unlink()
+    run_study("fast", jobs=2)
+    assert fast.log == [*done, ("04_evaluate", "digits-resnet20-ce-s1")]
+
+
+def test_a_run_that_fails_is_named_and_the_others_finish(fast, capsys):
+    fast.fail.add(("02_embed", "digits-resnet20-ce-s0"))
+    failures = run_study("fast", jobs=1)
+    assert failures == ["digits-resnet20-ce-s0: 02_embed, ZeroDivisionError: division by zero"]
+    assert [notebook for notebook, _ in fast.log] == ["01_train", "02_embed", *NOTEBOOKS.values(), "05_report"]
+    assert f"FAILED {failures[0]}" in capsys.readouterr().out
+    fast.fail.clear()
+    fast.log.clear()
+    assert run_study("fast", jobs=1) == []  # the next call does what is missing
+    assert [notebook for notebook, _ in fast.log] == ["02_embed", "03_clusters", "04_evaluate", "05_report"]
+
+
+def test_no_report_is_tried_when_every_run_fails(fast):
+    fast.fail |= {("01_train", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)}
+    assert len(run_study("fast", jobs=2)) == 2
+    assert {notebook for notebook, _ in fast.log} == {"01_train"}
+
+
+def test_a_second_runner_is_refused_while_the_first_runs(fast):
+    (fast.project.root / "outputs" / "fast").mkdir(parents=True)
+    with FileLock(fast.project.root / "outputs" / "fast" / "study.lock"):
+        with pytest.raises(StudyError, match="study 'fast' is being run by another process"):
+            run_study("fast", jobs=1)
+        assert fast.log == []
+    assert run_study("fast", jobs=1) == []
+
+
+def test_a_changed_parameter_is_refused_with_the_difference(fast):
+    run_study("fast", jobs=2)
+    fast.project.write_study("fast", "parameters: {seed: [0, 1], n_neighbors: 20}")
+    before = fast.project.files()
+    with pytest.raises(StudyError, match="step 'evaluate' of run .* was made with n_neighbors=50, not 20.* study name"):
+        run_study("fast", jobs=2)
+    assert fast.project.files() == before
+
+
+def test_what_failed_names_the_cell_and_the_error():
+    error = SimpleNamespace(exec_count=6, ename="FloatingPointError", evalue="the loss is no longer finite")
+    assert what_failed(error) == "cell 6: FloatingPointError: the loss is no longer finite"
+    assert what_failed(OSError("disk full")) == "OSError: disk full"
+
+
+def test_the_study_leaves_every_artefact_and_no_partial_file(studied):
+    runs = sorted(path.name for path in (studied.root / "outputs" / "small" / "runs").iterdir())
+    assert runs == [f"digits-resnet20-{objective}-s{seed}" for objective in ("ce", "supcon") for seed in (0, 1)]
+    for name in runs:
+        folder = studied.run_folder("small", name)
+        texts = {artefact for step in STEPS for artefact in ARTEFACTS[step]} | {"config.json"}
+        assert {path.name for path in folder.iterdir()} == texts | {
+            f"{notebook}.ipynb" for notebook in NOTEBOOKS.values()
+        }
+    assert not list(studied.root.rglob("*.partial*"))
+
+
+def test_the_notebooks_pass_every_parameter_on(studied, monkeypatch):
+    monkeypatch.chdir(studied.root)
+    for planned in read_study("small")[0]:
+        for step in STEPS:
+            assert planned.run.record[step]["parameters"] == planned.parameters[step]
+            assert planned.run.is_done(step, planned.parameters[step])
+
+
+def test_a_second_call_does_nothing_again(studied_copy, capsys):
+    before = studied_copy.files()
+    assert run_study("small", jobs=2) == []
+    assert studied_copy.files() == before
+    assert capsys.readouterr().out == "study small: 4 runs, 2 side by side\n"
+
+
+@pytest.mark.parametrize(
+    ("artefact", "message"),
+    [
+        (
+            "encoder.safetensors",
+            r"encoder\.safetensors is not the file that training wrote: .* delete it to train again",
+        ),
+        ("config.json", r"config\.json is no JSON .* delete it to start the run anew"),
+    ],
+)
+def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy, artefact, message):
+    path = studied_copy.run_folder("small", "digits-resnet20-supcon-s1") / artefact
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = studied_copy.files()
+    with pytest.raises(StudyError, match=f"digits-resnet20-supcon-s1: .*{message}"):
+        run_study("small", jobs=2)
+    assert studied_copy.files() == before
+
+
+def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_stop_it(studied_copy):
+    again = "digits-resnet20-ce-s1"
+    metrics = studied_copy.run_folder("small", again) / "metrics.csv"
+    expected = metrics.read_bytes()
+    metrics.unlink()
+    explodes = "when: [{if: {seed: 2}, set: {learning_rate: 1.0e+30}}]\n"
+    studied_copy.write_study("small", studied_copy.read_study("small").replace("[0, 1]", "[0, 1, 2]") + explodes)
+    before = studied_copy.files()
+    done = studied_copy.command("small", "--jobs", "2")
+    assert done.returncode == 1
+    assert metrics.read_bytes() == expected
+    changed = {name for name, state in studied_copy.files().items() if before.get(name) != state}
+    changed = [name.split("/")[3:5] for name in changed if name.startswith("outputs/small/runs/")]
+    runs = {run: {name for of, name in changed if of == run} for run, _ in changed}
+    assert runs.keys() == {again, "digits-resnet20-ce-s2", "digits-resnet20-supcon-s2"}
+    # the step writes its three files, its record and its notebook; the same bytes, but the record's seconds
+    assert runs[again] == {"metrics.csv", "scores.csv", "extremes.csv", "config.json", "04_evaluate.ipynb"}
+    for failed in ("ce", "supcon"):
+        said = (
+            rf"FAILED digits-resnet20-{failed}-s2: 01_train, cell \d+: FloatingPointError: the loss is no longer finite"
+        )
+        assert re.search(said, done.stderr)
+    assert "incomplete, and left out: digits-resnet20-ce-s2, digits-resnet20-supcon-s2" in done.stdout
+
+
+def kill_when(project, path, arguments) -> None:
+    """Start the command line and kill -9 it as soon as `path` is there."""
+    process = subprocess.Popen(arguments, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the study ended before it could be killed"
+
+
+def test_a_killed_study_goes_on_and_gives_the_same_bytes(studied, project):
+    project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
+    command = project.arguments("small", "--jobs", "2")
+    runs = [project.run_folder("small", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)]
+    for moment in (runs[0] / "config.json", runs[1] / "embeddings", runs[0] / "clusters.npz"):
+        kill_when(project, moment, command)
+    done = project.command("small", "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for run in runs:
+        undisturbed = studied.run_folder("small", run.name)
+        for name in ("metrics.csv", "clusters.csv", "encoder.safetensors"):
+            assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), (run.name, name)
+        assert json.loads((run / "config.json").read_text()).keys() == {"run", *STEPS}
+
+
+def test_check_runs_accepts_what_can_be_run(project):
+    check_runs(plan(project, "parameters: {objective: [ce, supcon, simclr], seed: [0, 1]}"))
+    assert not (project.root / "outputs").exists()
