@@ -86,7 +86,7 @@ def check_n_clusters(n_clusters: int, n: int) -> None:
 
 
 def standardize(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return x (n, d) float32 of mean zero and mean squared norm one, the origin (d,) and the scale: z = x scale + origin.
+    """Return x (n, d) float32 of mean zero and mean squared norm one, origin (d,) and scale: z = x scale + origin.
 
     Where all points are one, x is zero and the scale 1.
     """
@@ -158,7 +158,7 @@ def _scores_with(x: np.ndarray, tried: np.ndarray, half_norms: np.ndarray, best:
 def _lloyd(
     x: np.ndarray, centers: np.ndarray, spherical: bool, n_iterations: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Alternate nearest centres and means; return assignments, their means, and inertia less what no partition changes."""
+    """Alternate nearest centres and means; return assignments, means, and inertia less what no partition changes."""
     assignments, objective = None, np.inf
     for _ in range(n_iterations):
         nearest = _fill_empty(x, _nearest(x, centers.astype(np.float32, copy=False)), centers)

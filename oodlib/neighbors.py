@@ -1,6 +1,6 @@
 """Queries and reference embeddings in; Euclidean distances to the k nearest reference rows, and their places, out.
 
-The result is exact: only work whose outcome is certain is left out, see `oodlib.neighbor_table`. A reference that is
+The result is exact: only work whose outcome is certain is left out, see `oodlib.neighbor_search`. A reference that is
 too large to be kept in memory is read in blocks at every query.
 """
 
@@ -39,17 +39,17 @@ class NeighborIndex:
         self.device = device or str(getattr(reference, "device", "cpu"))
         self.reference = self.table = None
         n, d = self.shape
-        if n * (6 * d + 4 * min(64, n // 1024)) <= IN_MEMORY:
+        if n * (6 * d + 256) <= IN_MEMORY:
             self.table = self._make_table(reference, 0)
         else:
             self.reference = reference
 
     def kneighbors(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the Euclidean distances (m, k) float32, ascending, of the k nearest rows, and their places (m, k) int64.
+        """Return the Euclidean distances (m, k) float32, ascending, of the k nearest rows, and their places (m, k).
 
-        queries (m, d): array or tensor, taken as float32. Distances have the resolution of float32, and rows that it
-        cannot tell apart come in an order that is unspecified, but always the same. Raises ValueError unless
-        1 <= k <= n, the width is that of the reference, and values are finite and at most 1e15.
+        queries (m, d): array or tensor, taken as float32; places are int64. Distances have the resolution of float32,
+        and rows that it cannot tell apart come in an order that is unspecified, but always the same. Raises ValueError
+        unless 1 <= k <= n, the width is that of the reference, and values are finite and at most 1e15.
         """
         n, d = self.shape
         if len(queries.shape) != 2 or queries.shape[1] != d:
@@ -66,7 +66,7 @@ class NeighborIndex:
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        from oodlib.neighbor_table import search_table
+        from oodlib.neighbor_search import search_table
 
         x = torch.from_numpy(queries).to(self.device)
         distances = torch.full((len(x), k), torch.inf, device=self.device)

@@ -1,0 +1,289 @@
+"""Every figure of hand-made results: its axes, lines and labels, and that it can be saved."""
+
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from oodlib import figures, run_figures
+from oodlib.data import load_images
+from oodlib.encoders import Encoder
+from oodlib.runs import Run
+from oodlib.training import OBJECTIVES, TrainingConfig, encoder_spec
+from oodlib.verdicts import rank_matrix
+
+mpl.use("Agg")
+DETECTOR = "labels/mahalanobis"
+OOD = ["digits789", "letters", "photos", "noise:8"]
+
+
+@pytest.fixture(autouse=True)
+def _style():
+    with mpl.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def results(make_results):
+    def auroc(objective, seed, detector, **_):
+        return 0.7 + len(objective) / 50 + seed / 100 + len(detector) / 1000
+
+    return make_results(auroc, separation=lambda objective, **_: len(objective) / 10)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axis.get_title() or axis.get_title(loc="left") for axis in figure.axes]
+
+
+def legend(figure: Figure) -> list[str]:
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def texts_overlap(figure: Figure) -> list[tuple[str, str]]:
+    """Return the pairs of titles, axis labels and legends of a figure that lie over each other."""
+    figure.canvas.draw()
+    parts = [axis.title for axis in figure.axes] + [axis.xaxis.label for axis in figure.axes] + figure.legends
+    parts += [axis.yaxis.label for axis in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
+    boxes = [(part, part.get_window_extent()) for part in parts if not hasattr(part, "get_text") or part.get_text()]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
+    return [(str(a[0]), str(b[0])) for a, b in pairs if a[1].overlaps(b[1])]
+
+
+def test_every_objective_has_a_colour_of_its_own():
+    assert set(OBJECTIVES) <= figures.COLORS.keys()
+    assert set(OBJECTIVES) <= figures.OBJECTIVE_NAMES.keys()
+    assert len(set(figures.COLORS.values())) == len(figures.COLORS)
+    assert figures.objective_name("supcon") == "SupCon"
+    assert figures.objective_name("other") == "other"
+
+
+def test_ood_sets_have_colours_of_their_own():
+    colors = figures.ood_colors(["a", "b", "c"])
+    assert list(colors) == ["a", "b", "c"]
+    assert len(set(colors.values())) == 3
+
+
+def test_figures_are_saved_as_png_and_svg_that_stay_the_same(results, tmp_path):
+    for name in ("first", "second"):
+        np.random.default_rng(len(name)).normal()
+        figure = figures.separation_figure(results, "digits")
+        assert figures.save_figure(figure, tmp_path, name) is figure
+        assert not plt.fignum_exists(figure.number)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_of_a_set_that_is_a_folder_is_one_file(results, tmp_path):
+    figures.save_figure(plt.figure(), tmp_path / "report", "auroc_folder:../my images/a")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "auroc_folder_.._my_images_a.png",
+        "auroc_folder_.._my_images_a.svg",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_auroc_figure_has_a_panel_a_set_and_means_over_their_points(results):
+    figure = figures.auroc_figure(results, "digits")
+    assert titles(figure) == ["digits789 (near)", "letters (near)", "photos (far)"]
+    assert legend(figure) == ["cross-entropy", "SupCon"]
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["labels/mahalanobis", "labels/cosine", "knn"]
+    metrics = results.metrics
+    means = [line for line in axis.lines if len(line.get_xdata())]
+    for line, objective in zip(means, ("ce", "supcon"), strict=True):
+        assert to_rgb(line.get_color()) == pytest.approx(figures.COLORS[objective])
+        chosen = metrics[(metrics.objective == objective) & (metrics.ood_dataset == "digits789")]
+        expected = 100 * chosen.groupby("detector", sort=False).auroc.mean()
+        np.testing.assert_allclose(line.get_xdata(), expected[["labels/mahalanobis", "labels/cosine", "knn"]])
+    points = [tuple(at) for collection in axis.collections for at in collection.get_offsets()]
+    assert len(points) == 3 * 2 * 3  # detectors × objectives × seeds
+    heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
+    assert {round(float(y), 3) for _, y in points} == heights  # means stand in line with their points
+    assert not texts_overlap(figure)
+
+
+@pytest.mark.parametrize("objectives", [("ce",), ("ce", "simclr", "supcon")])
+def test_auroc_figure_of_other_numbers_of_objectives(make_results, objectives):
+    axis = figures.auroc_figure(make_results(objectives=objectives), "digits").axes[0]
+    heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
+    assert {round(float(y), 3) for c in axis.collections for _, y in c.get_offsets()} == heights
+    assert len(heights) == 3 * len(objectives)
+
+
+def test_projection_figure_names_the_classes_and_the_sets(results):
+    figure = figures.projection_figure(results, "digits", 0)
+    assert titles(figure) == ["cross-entropy", "SupCon"]
+    assert legend(figure) == ["digits (ID)", *OOD]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1", "2"]
+    assert [len(collection.get_offsets()) for collection in figure.axes[0].collections] == [12] * 5
+    assert not texts_overlap(figure)
+
+
+def test_many_classes_are_not_named(results):
+    projection = results.projection
+    projection["label"] = np.where(projection.dataset == "digits", np.arange(len(projection)), -1)
+    figure = figures.projection_figure(replace(results, projection=projection), "digits", 0)
+    assert [text.get_text() for text in figure.axes[0].texts] == [str(i) for i in range(12)]
+    many = pd.concat([projection, projection.assign(label=projection.label + 1000)])
+    assert not figures.projection_figure(replace(results, projection=many), "digits", 0).axes[0].texts
+
+
+def test_histogram_figure_fills_id_and_draws_a_line_a_set(results):
+    figure = figures.histogram_figure(results, DETECTOR, "digits", 1)
+    assert titles(figure) == ["cross-entropy", "SupCon"]
+    assert legend(figure) == ["digits", *OOD]
+    assert [(len(axis.collections), len(axis.lines)) for axis in figure.axes] == [(1, 4)] * 2
+    assert DETECTOR in figure.axes[0].get_xlabel()
+    assert not texts_overlap(figure)
+
+
+def test_histogram_puts_more_normal_images_to_the_right(results):
+    axis = figures.histogram_figure(results, DETECTOR, "digits", 0).axes[0]
+    peaks = [line.get_xdata()[line.get_ydata().argmax()] for line in axis.lines]
+    assert peaks == sorted(peaks, reverse=True)  # hand-made distances grow from set to set
+
+
+def test_roc_figure_is_the_curve_of_the_kept_scores(results):
+    figure = figures.roc_figure(results, DETECTOR, "digits", 0)
+    assert titles(figure) == OOD
+    assert legend(figure) == ["cross-entropy", "SupCon"]
+    scores = results.scores[(results.scores.seed == 0) & (results.scores.detector == DETECTOR)]
+    for axis, ood in zip(figure.axes, OOD, strict=True):
+        for line, objective in zip(axis.lines[:2], ("ce", "supcon"), strict=True):
+            part = scores[scores.objective == objective]
+            inside, outside = (part[part.dataset == name].score.to_numpy() for name in ("digits", ood))
+            x, y = line.get_xdata(), line.get_ydata()
+            assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+            wins = (inside[:, None] > outside).mean() + (inside[:, None] == outside).mean() / 2
+            assert np.trapezoid(y, x) == pytest.approx(wins)
+        assert axis.lines[2].get_ydata() == [0.95, 0.95]
+    assert not texts_overlap(figure)
+
+
+def test_separation_figure_shows_classes_and_kmeans_clusters(results):
+    figure = figures.separation_figure(results, "digits")
+    assert titles(figure) == ["global separation of classes (digits)", "purity of k-means clusters (digits)"]
+    for axis in figure.axes:
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["cross-entropy", "SupCon"]
+        assert sum(len(collection.get_offsets()) for collection in axis.collections) == 2 * 3 * 3
+    assert not texts_overlap(figure)
+
+
+def test_separation_figure_without_kmeans(results):
+    clusters = results.clusters[results.clusters.clustering == "labels"]
+    assert len(figures.separation_figure(replace(results, clusters=clusters), "digits").axes) == 2
+
+
+def test_history_figure_has_a_line_a_run_that_one_epoch_shows_too(results):
+    figure = figures.history_figure(results)
+    assert titles(figure) == ["digits, a line a run"]
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in lines] == [[5, 10], [5.5, 11], [6, 12], [15, 30], [15.5, 31], [16, 32]]
+    assert {line.get_marker() for line in lines} == {"o"}
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["cross-entropy", "SupCon"]
+
+
+def test_rank_figure_shows_the_best_by_mean_rank(results):
+    figure = figures.rank_figure(rank_matrix(results), n_shown=3)
+    shown = [text.get_text().strip() for text in figure.axes[0].texts]
+    assert sorted(shown) == [
+        "supcon kmeans-10/cosine (2.0)",
+        "supcon labels/cosine (3.0)",
+        "supcon labels/mahalanobis (1.0)",
+    ]
+    assert {to_rgb(text.get_color()) for text in figure.axes[0].texts} == {figures.COLORS["supcon"]}
+    assert "3 combinations, 9 blocks" in figure.axes[0].get_title()
+
+
+def test_rank_figure_of_nothing_to_rank_says_so(make_results):
+    results = make_results(objectives=("ce",), detectors=(("none", 0, "knn"),))
+    assert titles(figures.rank_figure(rank_matrix(results))) == [
+        "no two combinations are in every block: nothing to rank"
+    ]
+
+
+def test_thumbnails_are_the_named_images(results):
+    shown = dict(figures.thumbnail_figures(results, DETECTOR, 0))
+    assert list(shown) == ["digits_ce", "digits_supcon"]
+    figure = shown["digits_ce"]
+    assert figure._suptitle.get_text() == "cross-entropy, labels/mahalanobis, seed 0"
+    rows = [f"{name}\n{extreme} normal" for name in ("digits", *OOD) for extreme in ("most", "least")]
+    grid = np.array(figure.axes).reshape(10, 3)
+    assert [line[0].get_ylabel() for line in grid] == rows
+    expected = load_images("photos").images[:3]
+    for axis, image in zip(grid[rows.index("photos\nleast normal")], expected, strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+
+
+def test_thumbnails_of_missing_sets_are_left_out_and_said_so(results, capsys):
+    extremes = results.extremes.assign(dataset=results.extremes.dataset.replace("photos", "elsewhere"))
+    shown = dict(figures.thumbnail_figures(replace(results, extremes=extremes), DETECTOR, 0))
+    assert len(shown["digits_ce"].axes) == 3 * 2 * 4
+    assert "no thumbnails of elsewhere: unknown image set 'elsewhere'" in capsys.readouterr().out
+    missing = extremes.assign(dataset=extremes.dataset.replace("digits", "gone"), id_dataset="gone")
+    assert dict(figures.thumbnail_figures(replace(results, extremes=missing), DETECTOR, 0)) == {}
+    assert "no thumbnails of gone" in capsys.readouterr().out
+
+
+def test_figures_of_one_seed_show_one_architecture(make_results):
+    results = make_results(archs=("resnet20", "resnet18"))
+    assert [len(c.get_offsets()) for c in figures.projection_figure(results, "digits", 0).axes[0].collections] == [
+        12
+    ] * 5
+    (line, *_) = figures.roc_figure(results, DETECTOR, "digits", 0).axes[0].lines
+    assert len(line.get_xdata()) == 2 * 101 + 2
+
+
+@pytest.mark.parametrize("draw", [figures.histogram_figure, figures.roc_figure])
+def test_unknown_seeds_and_detectors_name_the_known_ones(results, draw):
+    with pytest.raises(ValueError, match="no run of 'digits' with seed 7; known: 0, 1, 2"):
+        draw(results, DETECTOR, "digits", 7)
+    with pytest.raises(
+        ValueError, match="'kmeans-10/cosine' are not kept for figures; known: labels/mahalanobis, .*, knn"
+    ):
+        draw(results, "kmeans-10/cosine", "digits", 0)
+
+
+def test_views_figure_shows_images_and_their_views():
+    figure = run_figures.views_figure(TrainingConfig(), load_images("digits", "train"), n_images=2, n_views=3)
+    grid = np.array(figure.axes).reshape(2, 4)
+    images = load_images("digits", "train")
+    assert [line[0].get_ylabel() for line in grid] == [images.classes[label] for label in images.labels[:2]]
+    prepared = Encoder(encoder_spec(TrainingConfig(), images)).prepare(images.images[:1])[0].permute(1, 2, 0)
+    np.testing.assert_array_equal(grid[0][0].images[0].get_array(), prepared)
+    assert not np.array_equal(grid[0][1].images[0].get_array(), grid[0][2].images[0].get_array())
+
+
+def test_inputs_figure_shows_sets_as_the_network_sees_them():
+    encoder = Encoder(encoder_spec(TrainingConfig(), load_images("digits", "train")))
+    figure = run_figures.inputs_figure(encoder, [load_images(name) for name in ("digits", "photos")], n_images=4)
+    grid = np.array(figure.axes).reshape(2, 4)
+    assert [line[0].get_ylabel() for line in grid] == ["digits", "photos"]
+    shown = grid[1][0].images[0].get_array()
+    assert shown.shape == (16, 16, 3)
+    assert (shown[..., 0] == shown[..., 2]).all()  # a photograph is grey to an encoder of grey digits
+
+
+def test_heat_map_has_a_cell_a_detector_and_set(results):
+    run = results.metrics[results.metrics.run == "digits-resnet20-ce-s1"]
+    axis = run_figures.heat_map(run, "auroc").axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == OOD
+    cells = [text.get_text() for text in axis.texts]
+    assert cells == [f"{100 * value:.1f}" for value in run.auroc]
+
+
+def test_projection_of_a_run_is_drawn_from_its_files(studied, monkeypatch):
+    monkeypatch.chdir(studied.root)
+    figure = run_figures.projection_figure(Run("small", "digits-resnet20-supcon-s1"))
+    assert titles(figure) == ["digits-resnet20-supcon-s1"]
+    assert [text.get_text() for text in figure.axes[0].texts] == list("0123456")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["digits (ID)", *OOD]

@@ -1,0 +1,143 @@
+"""The README: its commands are the ones that are run, and its numbers are those of the committed artefacts."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from oodlib.data import load_images
+from oodlib.metrics import auroc
+from oodlib.study import read_study
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+REPORT = ROOT / "outputs" / "digits" / "report"
+
+
+def block(name: str) -> str:
+    """Return the code block of the README that stands between <!-- name --> and <!-- end -->."""
+    found = re.search(rf"<!-- {name} -->\s*```\w*\n(.*?)```\s*<!-- end -->", README, re.S)
+    assert found, f"the README has no block {name!r}"
+    return found[1].strip()
+
+
+def requirements() -> list[str]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def test_run_command_is_one_line_that_installs_and_runs():
+    assert block("run") == (
+        "python3 -m venv --without-pip .venv && python3 -m pip --python .venv/bin/python install -r requirements.txt "
+        "&& .venv/bin/python -m oodlib"
+    )
+
+
+def test_test_command_installs_where_missing_and_runs_pytest():
+    command = block("test")
+    assert command.endswith(".venv/bin/python -m pytest")
+    assert "python3 -m pip --python .venv/bin/python install -r requirements.txt" in command
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    extract = re.search(r"^command=\$\((.*)\)$", (ROOT / ".ci" / "run").read_text(), re.M)[1]
+    printed = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == block("test")
+
+
+def test_requirements_end_with_the_package_and_match_its_metadata():
+    listed = requirements()
+    assert listed[-1] == "-e ."
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [line for line in listed[:-1] if not line.startswith(("pytest", "ruff"))] == declared
+
+
+def test_requirements_are_lower_bounds_and_say_where_they_are_used():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if ">=" in line and not line.startswith(("pytest", "ruff", "#")):
+            assert re.fullmatch(r"[\w-]+>=[\d.]+\s+# .+", line), line
+            assert "==" not in line
+            assert "<" not in line
+
+
+def test_result_table_is_the_committed_one():
+    table = pd.read_csv(REPORT / "main_auroc.csv")
+    rows = re.findall(r"^\| (cross-entropy|SimCLR|SupCon) +\| (\S+) +\|(.+)\|$", README, re.M)
+    names = {"cross-entropy": "ce", "SimCLR": "simclr", "SupCon": "supcon"}
+    assert len(rows) >= 9
+    for objective, detector, cells in rows:
+        chosen = table[(table.objective == names[objective]) & (table.detector == detector)].set_index("ood_dataset")
+        expected = [f"{chosen['mean'][s]:.1f} ± {chosen['sd'][s]:.1f}" for s in ("digits789", "letters", "photos")]
+        assert [cell.strip().strip("*") for cell in cells.split("|")] == expected
+
+
+def test_verdicts_are_the_committed_ones():
+    for row in pd.read_csv(REPORT / "verdicts.csv").itertuples():
+        assert re.search(rf"^\| {row.claim[:2]} .*\| \**{row.verdict}\** +\|", README, re.M), row.claim
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_python_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_raw_pixels_tell_the_near_set_as_the_readme_says():
+    train, test, near = load_images("digits", "train"), load_images("digits"), load_images("digits789")
+    train, test, near = (images.images.reshape(len(images), -1).astype(float) for images in (train, test, near))
+    nearest = NearestNeighbors(n_neighbors=1).fit(train)
+    found = auroc(-nearest.kneighbors(test)[0][:, 0], -nearest.kneighbors(near)[0][:, 0])
+    assert found == pytest.approx(0.994, abs=0.002)
+    assert f"{len(test)} ID and {len(near)} near-OOD test images" in " ".join(README.split())
+    assert "AUROC of 0.99" in " ".join(README.split())
+
+
+def run_block(name: str, cwd: Path) -> str:
+    """Run the README's commands with this environment in place of .venv; return what they print."""
+    commands = block(name).replace(".venv/bin/python", sys.executable)
+    commands = commands.replace(".venv/bin/papermill", f"{sys.executable} -m papermill")
+    return subprocess.run(["bash", "-ec", commands], cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project without any outputs."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "oodlib"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_papermill_commands_run(project):
+    run_block("papermill", project)
+    run = project / "outputs" / "mine" / "runs" / "digits-resnet20-supcon-s0"
+    assert len(pd.read_csv(run / "history.csv")) == 5
+    assert {"auroc", "fpr95"} <= set(pd.read_csv(run / "metrics.csv"))
+    executed = json.loads((project / "out.ipynb").read_text())
+    assert not any(o.get("output_type") == "error" for c in executed["cells"] for o in c.get("outputs", []))
+
+
+def test_training_alone_runs(project):
+    train = next(line for line in block("study").splitlines() if " train " in line)
+    subprocess.run(train.replace(".venv/bin/python", sys.executable), shell=True, cwd=project, check=True)
+    assert (project / "outputs" / "digits" / "runs" / "digits-resnet20-ce-s0" / "encoder.safetensors").is_file()
+
+
+def test_study_in_the_readme_is_one_that_can_be_read(project, monkeypatch):
+    (project / "notebooks" / "studies" / "readme.yaml").write_text(re.search(r"```yaml\n(.*?)```", README, re.S)[1])
+    monkeypatch.chdir(project)
+    runs, _ = read_study("readme")
+    assert len(runs) == 6
+    assert {plan.parameters["train"]["epochs"] for plan in runs if "supcon" in plan.run.name} == {60}
