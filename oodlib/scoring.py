@@ -21,12 +21,16 @@ BLOCK = 8192  # rows scored at a time, so that memory does not grow with the num
 
 
 def nearest_cluster(z: np.ndarray, distance: str, state: State) -> tuple[np.ndarray, np.ndarray]:
-    """Return the score (n,) of each row of z, minus the distance to its nearest cluster, and that cluster (n,)."""
+    """Return the score (n,) of each row of z, minus the distance to its nearest cluster, and that cluster (n,).
+
+    Where the distance is joint, the score is the log density under all clusters together.
+    """
     scores, nearest = [], []
     for start in range(0, len(z), BLOCK):
         distances = DISTANCES[distance].measure(z[start : start + BLOCK], state)  # (block, K)
         nearest.append(distances.argmin(axis=1))
-        scores.append(-distances.min(axis=1).astype(np.float64))
+        joined = logsumexp(-distances, axis=1) if DISTANCES[distance].joint else -distances.min(axis=1)
+        scores.append(joined.astype(np.float64))
     return np.concatenate(scores), np.concatenate(nearest)
 
 

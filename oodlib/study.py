@@ -10,6 +10,7 @@ Everything is checked before anything starts. A step that is done is not done ag
 """
 
 import itertools
+import json
 import os
 import queue
 import time
@@ -194,7 +195,16 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
     execute_notebook(
         str(source), str(partial), parameters, kernel_name="python3", progress_bar=False, extra_arguments=quiet
     )
+    _forget_paths(partial, notebook, output)
     partial.replace(output)
+
+
+def _forget_paths(executed: Path, notebook: str, output: Path) -> None:
+    """Make the paths that papermill notes in a notebook relative to the project: a report is for others to read."""
+    content = json.loads(executed.read_text())
+    relative = str(output.relative_to(project_root()))
+    content["metadata"]["papermill"] |= {"input_path": f"notebooks/{notebook}.ipynb", "output_path": relative}
+    executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def what_failed(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, spearmanr
+from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from oodlib.distances import (
@@ -12,6 +14,7 @@ from oodlib.distances import (
     to_unit_norm,
     whitening,
 )
+from oodlib.scoring import nearest_cluster
 
 K = 4
 DTYPES = (np.float32, np.float64)
@@ -46,7 +49,22 @@ def reference(distance, z, assignments, queries):
     if distance == "cosine":
         directions = unit(means_of(unit(z), assignments))
         return np.stack([1 - unit(queries) @ direction for direction in directions], axis=1)
+    if distance == "ssd":
+        spread = unit(z).std(axis=0)
+        return reference("mahalanobis-cluster", unit(z) / spread, assignments, unit(queries) / spread)
+    if distance == "relative-mahalanobis":
+        background = reference("mahalanobis", z, np.zeros_like(assignments), queries)
+        return reference("mahalanobis", z, assignments, queries) - background
     means = means_of(z, assignments)
+    if distance in ("mahalanobis-cluster", "log-density"):
+        members = [z[assignments == k] for k in range(len(means))]
+        gaussians = [multivariate_normal(m.mean(axis=0), np.cov(m.T, bias=True)) for m in members]
+        if distance == "log-density":
+            weights = np.array([len(m) / len(z) for m in members])
+            return -np.stack([g.logpdf(queries) for g in gaussians], axis=1) - np.log(weights)
+        precisions = [np.linalg.inv(g.cov) for g in gaussians]
+        pairs = zip(means, precisions, strict=True)
+        return np.stack([np.einsum("md,de,me->m", queries - m, p, queries - m) for m, p in pairs], axis=1)
     precision = np.eye(z.shape[1])
     if distance == "mahalanobis":
         within = z - means[assignments]
@@ -60,16 +78,44 @@ def measured(distance, z, assignments, queries):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("distance", ["euclidean", "cosine", "mahalanobis"])
+@pytest.mark.parametrize("distance", [name for name in DISTANCES if name != "mahalanobis-shrunk"])
 def test_distances_are_the_formula(distance, dtype):
     z, id_, ood, assignments = overlapping()
     queries = np.concatenate([id_, ood])
     found = measured(distance, z.astype(dtype), assignments, queries.astype(dtype))
     assert (found.shape, found.dtype) == ((600, K), dtype)
-    tolerance = 1e-10 if dtype == np.float64 else 1e-3 if distance == "mahalanobis" else 1e-4
-    np.testing.assert_allclose(
-        found, reference(distance, z, assignments, queries), rtol=tolerance, atol=tolerance / 100
-    )
+    tolerance = 1e-9 if dtype == np.float64 else 1e-4 if distance in ("euclidean", "cosine") else 1e-3
+    expected = reference(distance, z, assignments, queries)
+    if distance == "log-density":  # known up to a constant
+        found, expected = found - found.mean(), expected - expected.mean()
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max() / 100)
+
+
+def test_shrunk_covariances_are_those_of_ledoit_and_wolf():
+    z, id_, _, assignments = overlapping(n=120)
+    white = (z - z.mean(axis=0)) @ whitening(z - means_of(z, assignments)[assignments])
+    asked = (id_ - z.mean(axis=0)) @ whitening(z - means_of(z, assignments)[assignments])
+    found = measured("mahalanobis-shrunk", z, assignments, id_)
+    for k in range(K):
+        fitted = LedoitWolf().fit(white[assignments == k])
+        np.testing.assert_allclose(found[:, k], fitted.mahalanobis(asked), rtol=1e-8)
+
+
+def test_a_cluster_without_members_enough_takes_the_tied_covariance():
+    z, id_, _, assignments = overlapping()
+    few = np.flatnonzero(assignments == 2)[24:]  # as many members as dimensions stay
+    z, assignments = np.delete(z, few, axis=0), np.delete(assignments, few)
+    own, tied = (measured(name, z, assignments, id_) for name in ("mahalanobis-cluster", "mahalanobis"))
+    np.testing.assert_allclose(own[:, 2], tied[:, 2], rtol=1e-8)
+    assert not np.allclose(own[:, 1], tied[:, 1], rtol=1e-2)
+
+
+def test_a_joint_score_is_the_density_of_the_mixture():
+    z, id_, _, assignments = overlapping()
+    state = DISTANCES["log-density"].fit(z, assignments, K)
+    expected = logsumexp(-reference("log-density", z, assignments, id_), axis=1)
+    found = nearest_cluster(id_, "log-density", state)[0]
+    np.testing.assert_allclose(found - found.mean(), expected - expected.mean(), atol=1e-8)
 
 
 def test_values_counted_by_hand():
@@ -99,6 +145,10 @@ INVARIANT = {
     "euclidean": [c for c in CHANGES if c != "stretched"],
     "cosine": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
     "mahalanobis": list(CHANGES),
+    "mahalanobis-cluster": list(CHANGES),
+    "relative-mahalanobis": list(CHANGES),
+    "log-density": list(CHANGES),
+    "ssd": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
 }
 
 

@@ -218,3 +218,12 @@ def test_where_oodlib_is_not_installed_the_first_cell_installs_it(tmp_path, kern
     assert "history.csv" in printed
     assert len((folder / "history.csv").read_text().splitlines()) == 2
     assert list((tmp_path / "venv").glob("lib/python*/site-packages/oodlib/steps.py"))
+
+
+def test_an_executed_notebook_tells_no_path_of_the_machine_it_ran_on(studied):
+    executed = studied.root / "outputs" / "small" / "report" / "05_report.ipynb"
+    about = nbformat.read(executed, as_version=4).metadata.papermill
+    assert about.input_path == "notebooks/05_report.ipynb"
+    assert about.output_path == "outputs/small/report/05_report.ipynb"
+    for path in (executed, *(CHECKOUT / "outputs").glob("*/report/*.ipynb")):
+        assert not re.search(r'"[^"\s]*(?<![\w.:/])/(?:home|root|tmp|work)/', path.read_text()), path
