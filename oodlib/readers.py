@@ -4,6 +4,7 @@ Nothing read here can run code, with one exception that torchvision brings: it u
 checksum has matched, the one time that it fetches them.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,9 +109,19 @@ def fetch(name: str, split: str, path: Path) -> None:
                 write_atomically(path, lambda file: np.savez(file, images=images, labels=labels, classes=classes))
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _leave_nothing_empty(folder)
         raise FileNotFoundError(
             f"{path} is not there, and torchvision's download of {name!r} to {folder} failed: {cause}"
         ) from error
+
+
+def _leave_nothing_empty(folder: Path) -> None:
+    """Remove the lock of a failed download and the folders made for it, where nothing is in them."""
+    with suppress(OSError):
+        Path(f"{folder}.lock").unlink()
+    for empty in (folder, folder.parent, folder.parent.parent):
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def _download(name: str, split: str, folder: Path) -> Arrays:

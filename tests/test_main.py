@@ -1,10 +1,5 @@
 """The command line: what it prints, its exit status, and that a wrong request changes nothing."""
 
-import shutil
-import signal
-import subprocess
-import time
-
 import pandas as pd
 import pytest
 import torch
@@ -130,19 +125,3 @@ def test_an_explosion_in_training_alone_is_status_2_and_says_what_to_try(project
     project.write_study("tried", "parameters: {epochs: 1, learning_rate: 1.0e+30, batch_size: 256}")
     assert main(["train", "tried"]) == 2
     assert "the loss is no longer finite" in capsys.readouterr().err
-    shutil.rmtree(project.root / "outputs")
-
-
-def test_an_interrupted_study_stops_at_once_and_says_that_it_goes_on(project):
-    project.write_study("tried", "parameters: {seed: [0, 1, 2], epochs: 1000}")
-    process = subprocess.Popen(
-        project.arguments("tried", "--jobs", "1"), cwd=project.root, stderr=subprocess.PIPE, text=True
-    )
-    config = project.run_folder("tried", "digits-resnet20-ce-s0") / "config.json"
-    deadline = time.monotonic() + 120
-    while not config.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)  # the training itself would take many minutes
-    assert process.returncode == 130
-    assert "stopped; the next call goes on from here" in said

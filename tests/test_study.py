@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from oodlib import study as study_module
+from oodlib.__main__ import main
 from oodlib.runs import ARTEFACTS, Run
 from oodlib.study import (
     NOTEBOOKS,
@@ -348,7 +349,7 @@ def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy, ar
     assert studied_copy.files() == before
 
 
-def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_stop_it(studied_copy):
+def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_stop_it(studied_copy, capsys):
     again = "digits-resnet20-ce-s1"
     metrics = studied_copy.run_folder("small", again) / "metrics.csv"
     expected = metrics.read_bytes()
@@ -356,8 +357,8 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     explodes = "when: [{if: {seed: 2}, set: {learning_rate: 1.0e+30}}]\n"
     studied_copy.write_study("small", studied_copy.read_study("small").replace("[0, 1]", "[0, 1, 2]") + explodes)
     before = studied_copy.files()
-    done = studied_copy.command("small", "--jobs", "2")
-    assert done.returncode == 1
+    assert main(["small", "--jobs", "2"]) == 1
+    said = capsys.readouterr()
     assert metrics.read_bytes() == expected
     changed = {name for name, state in studied_copy.files().items() if before.get(name) != state}
     changed = [name.split("/")[3:5] for name in changed if name.startswith("outputs/small/runs/")]
@@ -366,31 +367,33 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     # the step writes its three files, its record and its notebook; the same bytes, but the record's seconds
     assert runs[again] == {"metrics.csv", "scores.csv", "extremes.csv", "config.json", "04_evaluate.ipynb"}
     for failed in ("ce", "supcon"):
-        said = (
-            rf"FAILED digits-resnet20-{failed}-s2: 01_train, cell \d+: FloatingPointError: the loss is no longer finite"
-        )
-        assert re.search(said, done.stderr)
-    assert "incomplete, and left out: digits-resnet20-ce-s2, digits-resnet20-supcon-s2" in done.stdout
+        failure = rf"FAILED digits-resnet20-{failed}-s2: 01_train, cell \d+: FloatingPointError: the loss is no longer"
+        assert re.search(failure, said.err)
+    assert "incomplete, and left out: digits-resnet20-ce-s2, digits-resnet20-supcon-s2" in said.out
 
 
-def kill_when(project, path, arguments) -> None:
-    """Start the command line and kill -9 it as soon as `path` is there."""
-    process = subprocess.Popen(arguments, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def stop_when(project, path, stop: signal.Signals) -> subprocess.Popen:
+    """Start study "small" by the command line, and stop it as soon as `path` is there."""
+    process = subprocess.Popen(project.arguments("small", "--jobs", "2"), cwd=project.root, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "the study ended before it could be killed"
+    process.send_signal(stop)
+    return process
 
 
-def test_a_killed_study_goes_on_and_gives_the_same_bytes(studied, project):
+def test_a_stopped_study_goes_on_and_gives_the_same_bytes(studied, project):
     project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
-    command = project.arguments("small", "--jobs", "2")
     runs = [project.run_folder("small", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)]
-    for moment in (runs[0] / "config.json", runs[1] / "embeddings", runs[0] / "clusters.npz"):
-        kill_when(project, moment, command)
-    done = project.command("small", "--jobs", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    interrupted = stop_when(project, runs[0] / "config.json", signal.SIGINT)  # by Control-C, while it trains
+    assert b"stopped; the next call goes on from here" in interrupted.communicate(timeout=60)[1]
+    assert interrupted.returncode == 130
+    for moment in (runs[1] / "embeddings", runs[0] / "clusters.npz"):  # in the middle of 02, of 03
+        killed = stop_when(project, moment, signal.SIGKILL)
+        killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL, "the study ended before it could be killed"
+        assert not (runs[0] / "metrics.csv").exists()
+    assert run_study("small", jobs=2) == []
     for run in runs:
         undisturbed = studied.run_folder("small", run.name)
         for name in ("metrics.csv", "clusters.csv", "encoder.safetensors"):
