@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from oodlib.neighbor_table import GROUP, Table, nearest_center, round_offsets, summing_error
+from oodlib.neighbor_table import GROUP, Table, nearest_center, round_offsets, single_threaded, summing_error
 
 PRODUCTS = 2**24  # at once, over all threads
 GATHERED = 2**20  # numbers gathered at once: they stay in cache
@@ -56,22 +56,18 @@ def search_table(table: Table, queries: Tensor, distances: Tensor, ids: Tensor) 
 
     Lists are ascending; one that is not full yet ends in infinite distances.
     """
-    nearest = nearest_center(queries, table.centers)
-    threads = torch.get_num_threads()
-    n_workers = threads if queries.device.type == "cpu" else 1
-    size = max(64, min(2048, PRODUCTS // n_workers // len(table.rows)))
-    parts = [part for o in nearest.unique() for part in (nearest == o).nonzero().flatten().split(size)]
+    with single_threaded() as threads:
+        nearest = nearest_center(queries, table.centers)
+        n_workers = threads if queries.device.type == "cpu" else 1
+        size = max(64, min(2048, PRODUCTS // n_workers // len(table.rows)))
+        parts = [part for o in nearest.unique() for part in (nearest == o).nonzero().flatten().split(size)]
 
-    def search(part: Tensor) -> None:
-        block = _make_block(table, queries[part], int(nearest[part[0]]))
-        distances[part], ids[part] = _search_block(table, block, distances[part], ids[part])
+        def search(part: Tensor) -> None:
+            block = _make_block(table, queries[part], int(nearest[part[0]]))
+            distances[part], ids[part] = _search_block(table, block, distances[part], ids[part])
 
-    # one thread a block: the steps are too short to be shared between threads, above all on a busy machine
-    try:
         with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(search, parts))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _search_block(table: Table, block: Block, distances: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ A row y is kept twice: as it is, and relative to its cell's centre c and rounded
 the rounding moved it is measured, since the search rests on it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +36,21 @@ class Table:
     moved: Tensor  # (C,) float64, largest |y - c - y'| of y in cell c
 
 
+@contextmanager
+def single_threaded() -> Iterator[int]:
+    """Keep torch from sharing operations between threads; yield how many it had.
+
+    The operations here are short: on a busy machine, threads that wait for one another take longer than the work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+@single_threaded()
 def make_table(rows: Tensor, ids: Tensor) -> Table:
     """Sort rows (n, d) float32, which are at places ids (n,) of the reference, into cells, and round them."""
     centers = _find_centers(rows)
