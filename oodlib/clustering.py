@@ -1,41 +1,29 @@
-"""Embeddings (n, d) in, with labels (n,) where a method needs them; each one's cluster and the centres (K, d) out.
+"""Clustering: training embeddings, and labels where there are any, in; a cluster for each embedding, and centres, out.
 
-A method finds its clusters on the embeddings as they are, except that spherical k-means takes their directions. No
-cluster is empty. The number of clusters is given, that of the classes, or chosen from the embeddings alone.
+Every clustering is a function (z, y, n_clusters, seed) -> assignments in CLUSTERINGS. Centres are the means of the
+members, unit vectors where the clustering works on directions; OOD data has no part in any choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from oodlib.distances import cluster_means
-from oodlib.kmeans import assign, check_matrix, check_n_clusters, kmeans, standardize
+from oodlib.distances import cluster_means, to_unit_norm
+from oodlib.kmeans import assign, check_matrix, check_n_clusters, kmeans
 from oodlib.mixture import fit_mixture
 
-__all__ = ["CLUSTERINGS", "Clusters", "assign", "choose_n_clusters", "cluster"]
-
-SAMPLE = 5_000  # points of which all pairwise distances are taken: Ward linkage and silhouettes
-CANDIDATES = (*range(1, 13), 15, 20, 25, 30, 40, 50, 75, 100)
-PATIENCE = 3  # numbers of components in a row without a better BIC, after which larger ones are not tried
+CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)  # what "auto" chooses from
+JUDGED = 2000  # rows whose silhouette decides for "auto"
+LINKED = 5000  # rows that agglomerative clustering links; it needs memory for every pair of them
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which cluster each embedding belongs to, and where the clusters are.
-
-    Centres are the means of their members; unit vectors for spherical k-means, the means of the components for mixtures.
-    inertia is the sum of squared distances to the own centre, where the method minimises it, else None.
-    """
+    """A partition of n embeddings: the cluster of each, and the centre of each cluster."""
 
     assignments: np.ndarray  # (n,) int64 in 0 … K - 1
     centers: np.ndarray  # (K, d) float32
-    method: str
-    inertia: float | None
-
-
-Found = tuple[np.ndarray, np.ndarray, float | None]  # assignments, centers, inertia
 
 
 def cluster(
@@ -45,38 +33,106 @@ def cluster(
     n_clusters: int | str | None = None,
     seed: int = 0,
 ) -> Clusters:
-    """Group embeddings z (n, d) with one of the CLUSTERINGS.
+    """Group embeddings z (n, d); labels y (n,) int are needed by "labels" and where `n_clusters` is None.
 
-    n_clusters: K, or None for the number of classes in y (n,), or "auto" for `choose_n_clusters`. The methods "labels",
-    whose cluster k is the k-th class in increasing order, and "one" have their own K and pass over it. Mixtures return
-    fewer clusters where a component is no sample's most likely one.
-    Raises ValueError for another method, z not finite or not (n, d), y missing or not one label a row, K < 1 or K > n.
+    `n_clusters` is K; None takes the number of classes in y, "auto" what `choose_n_clusters` finds. "labels" (classes
+    in increasing order) and "one" have a K of their own. Raises ValueError for an unknown method, NaN or infinity,
+    labels that are missing or of another length, and K larger than the number of distinct embeddings.
     """
     if method not in CLUSTERINGS:
         raise ValueError(f"unknown clustering {method!r}; known: {', '.join(CLUSTERINGS)}")
     z = check_matrix("z", z)
-    y = None if y is None else _check_labels(y, len(z))
-    if method not in ("labels", "one"):
-        n_clusters = _resolve(z, y, method, n_clusters, seed)
-    assignments, centers, inertia = CLUSTERINGS[method](z, y, n_clusters, seed)
-    return Clusters(assignments.astype(np.int64), centers.astype(np.float32), method, inertia)
+    y = None if y is None else np.asarray(y)
+    if y is not None and y.shape != z.shape[:1]:
+        raise ValueError(f"y must have one label for each of the {len(z)} embeddings, got shape {y.shape}")
+    if method not in OWN_SIZE:
+        if n_clusters is None and y is None:
+            raise ValueError(f"clustering {method!r} needs n_clusters, or labels y to count the classes of")
+        n_clusters = len(np.unique(y)) if n_clusters is None else n_clusters
+        if n_clusters == "auto":
+            n_clusters = choose_n_clusters(z, method, seed=seed)
+        check_n_clusters(n_clusters, len(z))
+    assignments = CLUSTERINGS[method](z, y, n_clusters, seed)
+    members = to_unit_norm(z) if method in ON_DIRECTIONS else z
+    centers = cluster_means(members, assignments, int(assignments.max()) + 1)
+    return Clusters(assignments, (to_unit_norm(centers) if method in ON_DIRECTIONS else centers).astype(np.float32))
 
 
-def choose_n_clusters(z: np.ndarray, method: str, candidates: Sequence[int] | None = None, seed: int = 0) -> int:
-    """Choose the number of clusters of z (n, d) by the embeddings alone, so without labels and without OOD data.
+def choose_n_clusters(z: np.ndarray, method: str, candidates: Sequence[int] = CANDIDATES, seed: int = 0) -> int:
+    """Return the K that fits embeddings z (n, d) best: by BIC for mixtures, else by the silhouette of a seeded sample.
 
-    Mixtures: the smallest BIC (Schwarz 1978), fitted to all points, candidates in increasing order, until three in a
-    row bring no better one. Other methods: the largest mean silhouette (Rousseeuw 1987) of a clustering of the
-    embeddings, or of a seeded sample of 5,000 if there are more; with cosine distances for spherical k-means.
-    candidates: None tries 1 to 12 and then ever fewer up to 100, as far as there are points; silhouettes need at least
-    2 clusters. Raises ValueError for a method that has no K to choose, and where no candidate fits.
+    Candidates above a tenth of n are left out. Raises ValueError when none is left, or for a method without a K.
     """
-    z = check_matrix("z", z)
-    if method not in CLUSTERINGS or method in ("labels", "one"):
-        known = ", ".join(name for name in CLUSTERINGS if name not in ("labels", "one"))
-        raise ValueError(f"no number of clusters to choose for {method!r}; known: {known}")
-    if not method.startswith("gmm") and len(z) > SAMPLE:
-        z = z[_sample(len(z), seed)]
-    n_distinct = len(np.unique(z, axis=0))
-    fitting = sorted(CANDIDATES if candidates is None else candidates)
-    if not method.startswith("gmm")
+    from sklearn.metrics import silhouette_score
+
+    if method in OWN_SIZE or method not in CLUSTERINGS:
+        raise ValueError(f"no number of clusters can be chosen for clustering {method!r}")
+    possible = [k for k in candidates if k <= len(z) // 10]
+    if not possible:
+        raise ValueError(f"n_clusters 'auto' needs at least {10 * min(candidates)} embeddings, got {len(z)}")
+    if method in MIXTURES:
+        return min(possible, key=lambda k: fit_mixture(z, k, MIXTURES[method], seed).bic)
+    sample = np.random.default_rng(seed).permutation(len(z))[:JUDGED]
+    metric = "cosine" if method in ON_DIRECTIONS else "euclidean"
+
+    def silhouette(k: int) -> float:
+        assignments = CLUSTERINGS[method](z, None, k, seed)[sample]
+        return silhouette_score(z[sample], assignments, metric=metric) if len(np.unique(assignments)) > 1 else -1.0
+
+    return max(possible, key=silhouette)
+
+
+def _labels(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
+    if y is None:
+        raise ValueError("clustering 'labels' needs labels y")
+    return np.unique(y, return_inverse=True)[1]
+
+
+def _one(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
+    return np.zeros(len(z), dtype=np.int64)
+
+
+def _kmeans(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
+    return kmeans(z, n_clusters, seed=seed)[0]
+
+
+def _spherical_kmeans(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
+    return kmeans(z, n_clusters, spherical=True, seed=seed)[0]
+
+
+def _mixture(covariance: str) -> Callable:
+    def assignments(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
+        most_likely = fit_mixture(z, n_clusters, covariance, seed).log_joint(z).argmax(axis=1)
+        # a component that is nowhere the likeliest has no cluster
+        return np.unique(most_likely, return_inverse=True)[1]
+
+    return assignments
+
+
+def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
+    """Link a seeded sample by Ward's criterion; the rest goes to the nearest centre."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    check_n_clusters(n_clusters, min(len(z), LINKED))
+    sample = np.sort(np.random.default_rng(seed).permutation(len(z))[:LINKED])
+    linked = np.arange(len(sample))
+    if n_clusters < len(sample):
+        linked = AgglomerativeClustering(n_clusters).fit_predict(z[sample])
+    assignments = assign(z, cluster_means(z[sample], linked, n_clusters))
+    assignments[sample] = linked
+    return assignments
+
+
+CLUSTERINGS = {
+    "labels": _labels,
+    "one": _one,
+    "kmeans": _kmeans,
+    "spherical-kmeans": _spherical_kmeans,
+    "gmm": _mixture("full"),
+    "gmm-tied": _mixture("tied"),
+    "gmm-diag": _mixture("diag"),
+    "agglomerative": _agglomerative,
+}
+MIXTURES = {"gmm": "full", "gmm-tied": "tied", "gmm-diag": "diag"}
+OWN_SIZE = ("labels", "one")
+ON_DIRECTIONS = ("spherical-kmeans",)
