@@ -184,6 +184,7 @@ def kernel_without_oodlib(tmp_path, monkeypatch):
     The dependencies are those of the environment of the tests: a .pth file adds its folder, and .pth files in a folder
     that was added so are not read, which leaves an editable oodlib out.
     """
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     pytest.importorskip("ensurepip", reason="the fresh environment needs pip")
     pytest.importorskip("setuptools", minversion="77", reason="builds oodlib without a network")
     python = tmp_path / "venv" / "bin" / "python"
@@ -208,7 +209,6 @@ def test_where_oodlib_is_not_installed_the_first_cell_installs_it(tmp_path, kern
     monkeypatch.setenv("OODLIB_SOURCE", str(source))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # which is how pip spells that isolation is off
-    monkeypatch.delenv("PYTHONPATH", raising=False)
     alone = tmp_path / "alone"  # on Colab there is the notebook and nothing else
     alone.mkdir()
     shutil.copy(CHECKOUT / "notebooks" / "01_train.ipynb", alone)
