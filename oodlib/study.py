@@ -219,7 +219,7 @@ class Progress:
 
     def __init__(self, n_steps: int, jobs: int):
         self.n_steps, self.jobs, self.start = n_steps, jobs, time.monotonic()
-        self.n_ended, self.durations, self.running = 0, {}, {}
+        self.n_ended, self.running = 0, {}
         self.events: queue.Queue = queue.Queue()
 
     def follow(self, n_runs: int) -> list[str]:
@@ -247,16 +247,12 @@ class Progress:
         self.n_ended += 1
         self.running.pop(run, None)
         if seconds is not None:  # None: it was done already
-            self.durations.setdefault(step, []).append(seconds)
             self._print(f"{run} {NOTEBOOKS[step]} in {seconds:.0f} s")
 
     def _left(self) -> str:
-        if not self.durations or self.n_ended == self.n_steps:
-            return ""
-        means = [sum(seconds) / len(seconds) for seconds in self.durations.values()]
-        if len(means) < len(NOTEBOOKS):
-            return ""
-        rest = (self.n_steps - self.n_ended) * sum(means) / len(means) / self.jobs
+        if self.n_ended < len(NOTEBOOKS) * self.jobs or self.n_ended == self.n_steps:
+            return ""  # steps differ too much to judge by the first few
+        rest = (time.monotonic() - self.start) * (self.n_steps / self.n_ended - 1)
         return f" · about {_clock(rest)} left"
 
     def _print(self, news: str) -> None:
