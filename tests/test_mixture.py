@@ -46,3 +46,31 @@ def test_bad_input_is_refused():
         fit_mixture(Z, 3, "round")
     with pytest.raises(ValueError, match="width of the mixture, 5, got 4"):
         fit_mixture(Z, 3).log_density(Z[:, :4])
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_scikit_learn_scores_the_same_parameters_alike(covariance):
+    found = fit_mixture(Z, 3, covariance)
+    theirs = GaussianMixture(3, covariance_type=covariance)
+    theirs.weights_, theirs.means_, theirs.covariances_ = found.weights, found.means, found.covariances
+    inverses = 1 / found.covariances if covariance == "diag" else np.linalg.inv(found.covariances)
+    # P Pᵀ is the inverse covariance
+    theirs.precisions_cholesky_ = np.sqrt(inverses) if covariance == "diag" else np.linalg.cholesky(inverses)
+    np.testing.assert_allclose(found.log_density(Z), theirs.score_samples(Z), atol=1e-3)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_shift_leaves_densities_alone_and_a_seed_the_numbers(covariance):
+    found, again, shifted = (fit_mixture(z, 3, covariance) for z in (Z, Z, Z + 1000))
+    np.testing.assert_array_equal(found.log_density(Z), again.log_density(Z))
+    np.testing.assert_allclose(found.log_density(Z), shifted.log_density(Z + 1000), atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_component_of_one_point_and_more_features_than_points_are_safe(covariance):
+    outlier = np.concatenate([Z, np.full((1, 5), 500.0)])
+    assert fit_mixture(outlier, 4, covariance).weights.min() == pytest.approx(1 / len(outlier), rel=1e-3)
+    wide = RNG.normal(size=(40, 100))
+    found = fit_mixture(wide, 3, covariance)
+    assert found.log_density(wide).mean() == pytest.approx(found.log_likelihood, rel=1e-4)
+    assert found.log_density(wide + 5).max() < found.log_likelihood
