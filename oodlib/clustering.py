@@ -9,12 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib.distances import cluster_means, to_unit_norm
-from oodlib.kmeans import assign, check_matrix, check_n_clusters, kmeans
+from oodlib.blocks import to_unit_norm
+from oodlib.kmeans import (
+    assign,
+    check_distinct,
+    check_matrix,
+    check_n_clusters,
+    check_rows,
+    count_distinct,
+    kmeans,
+    standardize,
+)
 from oodlib.mixture import fit_mixture
+from oodlib.moments import cluster_means
 
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)  # what "auto" chooses from
-JUDGED = 2000  # rows whose silhouette decides for "auto"
+TRIED = 10_000  # rows that "auto" clusters with every candidate
+JUDGED = 2000  # of these, rows whose silhouettes decide
 LINKED = 5000  # rows that agglomerative clustering links; it needs memory for every pair of them
 
 
@@ -36,19 +47,20 @@ def cluster(
     """Group embeddings z (n, d); labels y (n,) int are needed by "labels" and where `n_clusters` is None.
 
     `n_clusters` is K; None takes the number of classes in y, "auto" what `choose_n_clusters` finds. "labels" (classes
-    in increasing order) and "one" have a K of their own. Raises ValueError for an unknown method, NaN or infinity,
-    labels that are missing or of another length, and K larger than the number of distinct embeddings.
+    in increasing order) and "one" have a K of their own. Where labels are not needed, their values are not looked at.
+    Raises ValueError for an unknown method, NaN or infinity, labels that are missing, of another length or not
+    integers >= 0, and K larger than the number of distinct embeddings (directions, if the method works on those).
     """
     if method not in CLUSTERINGS:
         raise ValueError(f"unknown clustering {method!r}; known: {', '.join(CLUSTERINGS)}")
-    z = check_matrix("z", z)
+    z = check_rows("z", z) if method in OWN_SIZE else check_matrix("z", z)  # those read z in blocks, from a file too
     y = None if y is None else np.asarray(y)
     if y is not None and y.shape != z.shape[:1]:
         raise ValueError(f"y must have one label for each of the {len(z)} embeddings, got shape {y.shape}")
     if method not in OWN_SIZE:
         if n_clusters is None and y is None:
             raise ValueError(f"clustering {method!r} needs n_clusters, or labels y to count the classes of")
-        n_clusters = len(np.unique(y)) if n_clusters is None else n_clusters
+        n_clusters = len(_classes(y)[0]) if n_clusters is None else n_clusters
         if n_clusters == "auto":
             n_clusters = choose_n_clusters(z, method, seed=seed)
         check_n_clusters(n_clusters, len(z))
@@ -59,33 +71,62 @@ def cluster(
 
 
 def choose_n_clusters(z: np.ndarray, method: str, candidates: Sequence[int] = CANDIDATES, seed: int = 0) -> int:
-    """Return the K that fits embeddings z (n, d) best: by BIC for mixtures, else by the silhouette of a seeded sample.
+    """Return the K that fits embeddings z (n, d) best: by BIC for mixtures (lower), else by the silhouette (higher).
 
-    Candidates above a tenth of n are left out. Raises ValueError when none is left, or for a method without a K.
+    Every candidate clusters the same seeded sample. Those above a tenth of its size, or above the number of distinct
+    embeddings in it, are left out. Raises ValueError when none is left, for a method without a K, as `check_matrix`.
+    Schwarz 1978 (BIC); Rousseeuw 1987 (silhouette: by cosine distance for spherical k-means, else by Euclidean).
     """
-    from sklearn.metrics import silhouette_score
-
     if method in OWN_SIZE or method not in CLUSTERINGS:
-        raise ValueError(f"no number of clusters can be chosen for clustering {method!r}")
-    possible = [k for k in candidates if k <= len(z) // 10]
+        known = ", ".join(name for name in CLUSTERINGS if name not in OWN_SIZE)
+        raise ValueError(f"no number of clusters can be chosen for clustering {method!r}, but for {known}")
+    z = check_matrix("z", z)
+    z = z[_sample(len(z), TRIED, seed)]
+    if method in ON_DIRECTIONS:
+        z = z[z.any(axis=1)]  # a zero vector has no direction
+    x = to_unit_norm(z).astype(np.float32) if method in ON_DIRECTIONS else standardize(z)[0]
+    n_distinct = count_distinct(x, max(candidates))
+    possible = [k for k in candidates if k <= min(len(z) // 10, n_distinct)]
     if not possible:
-        raise ValueError(f"n_clusters 'auto' needs at least {10 * min(candidates)} embeddings, got {len(z)}")
+        least = f"{10 * min(candidates)} embeddings, {min(candidates)} of them distinct"
+        raise ValueError(f"n_clusters 'auto' needs at least {least}, got {len(z)} and {n_distinct}")
     if method in MIXTURES:
         return min(possible, key=lambda k: fit_mixture(z, k, MIXTURES[method], seed).bic)
-    sample = np.random.default_rng(seed).permutation(len(z))[:JUDGED]
-    metric = "cosine" if method in ON_DIRECTIONS else "euclidean"
+    return max(possible, key=_silhouette_of(z, x, method, seed))
+
+
+def _silhouette_of(z: np.ndarray, x: np.ndarray, method: str, seed: int) -> Callable[[int], float]:
+    """Return the function K -> mean silhouette of a seeded sample, whose distances in x (n, d) are taken once."""
+    from sklearn.metrics import pairwise_distances, silhouette_score
+
+    judged = _sample(len(z), JUDGED, seed)
+    distances = pairwise_distances(x[judged], metric="cosine" if method in ON_DIRECTIONS else "euclidean")
 
     def silhouette(k: int) -> float:
-        assignments = CLUSTERINGS[method](z, None, k, seed)[sample]
-        return silhouette_score(z[sample], assignments, metric=metric) if len(np.unique(assignments)) > 1 else -1.0
+        assignments = CLUSTERINGS[method](z, None, k, seed)[judged]
+        several = len(np.unique(assignments)) > 1  # else silhouettes are not defined
+        return silhouette_score(distances, assignments, metric="precomputed") if several else -1.0
 
-    return max(possible, key=silhouette)
+    return silhouette
+
+
+def _sample(n: int, size: int, seed: int) -> np.ndarray:
+    """Return `size` of the row numbers below n, or all where there are fewer, in increasing order."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[:size])
+
+
+def _classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes in increasing order, and the position (n,) of each label among them."""
+    wrong = y[y < 0] if y.dtype.kind in "iu" else y
+    if len(wrong):
+        raise ValueError(f"labels y must be integers >= 0 (-1 marks OOD data), got {wrong[0]} ({y.dtype})")
+    return np.unique(y, return_inverse=True)
 
 
 def _labels(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
     if y is None:
         raise ValueError("clustering 'labels' needs labels y")
-    return np.unique(y, return_inverse=True)[1]
+    return _classes(y)[1]
 
 
 def _one(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
@@ -113,8 +154,8 @@ def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: i
     """Link a seeded sample by Ward's criterion; the rest goes to the nearest centre."""
     from sklearn.cluster import AgglomerativeClustering
 
-    check_n_clusters(n_clusters, min(len(z), LINKED))
-    sample = np.sort(np.random.default_rng(seed).permutation(len(z))[:LINKED])
+    sample = _sample(len(z), LINKED, seed)
+    check_distinct(z[sample], n_clusters, "points" if len(sample) == len(z) else "points in the sample that is linked")
     linked = np.arange(len(sample))
     if n_clusters < len(sample):
         linked = AgglomerativeClustering(n_clusters).fit_predict(z[sample])

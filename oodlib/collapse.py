@@ -7,7 +7,8 @@ everything. A measure that compares classes is nan for a single class. Labels ar
 
 import numpy as np
 
-from oodlib.distances import cluster_means, to_unit_norm
+from oodlib.blocks import to_unit_norm
+from oodlib.moments import cluster_means
 
 BLOCK = 2**20  # pairs in one block of a product over all pairs
 

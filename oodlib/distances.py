@@ -1,8 +1,8 @@
 """Distances to clusters: embeddings and their cluster assignments in; arrays that hold the fit, then distances, out.
 
-Every distance is two functions: `fit(z, assignments, n_clusters)` returns its state, a dictionary of arrays (so that a
-detector is arrays and nothing else), and `measure(z, state)` returns the (n, K) distances, smaller is closer. Sums that
-decide (means, covariances) are float64; products over all samples stay in the dtype of z, after centring.
+Every distance is fitted to a state, a dictionary of arrays (so that a detector is arrays and nothing else), and
+measured to (n, K) distances, smaller is closer. Sums that decide (means, covariances) are float64; products over all
+samples are float32, or float64 where the embeddings are, after centring.
 """
 
 from collections.abc import Callable
@@ -11,66 +11,68 @@ from functools import partial
 
 import numpy as np
 
+from oodlib.blocks import UnitRows, read_blocks, to_unit_norm, working_dtype
+from oodlib.moments import Moments
+
 State = dict[str, np.ndarray]
-Fit = Callable[[np.ndarray, np.ndarray, int], State]
-Measure = Callable[[np.ndarray, State], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance: how it is fitted, how it is measured, and whether a score joins all clusters or takes the nearest.
+    """A distance: how it is fitted and measured, and how distances make a score.
 
-    `joint`: the distances are minus log densities, and a score is the log of their sum, not that of the largest alone.
+    `fit(moments)` returns the state, `base(z, state)` the (n, K) distances, which `finish(distances,
+    state)` turns into others where it is given. `unit`: of embeddings at unit norm. `joint`: the distances are minus
+    log densities, and a score is the log of the sum of all, not that of the largest alone.
     """
 
-    fit: Fit
-    measure: Measure
+    fit: Callable[[Moments], State]
+    base: Callable[[np.ndarray, State], np.ndarray]
+    finish: Callable[[np.ndarray, State], np.ndarray] | None = None
+    unit: bool = False
     joint: bool = False
 
+    def measure_base(self, z: np.ndarray, state: State) -> np.ndarray:
+        """Return the distances (n, K) of a block z (n, d) to every cluster, before `finish`."""
+        return self.base(to_unit_norm(z) if self.unit else z, state)
 
-def to_unit_norm(z: np.ndarray) -> np.ndarray:
-    """Return the rows of z (n, d) at unit length; a zero row stays zero, at cosine distance 1 of everything."""
-    norms = np.linalg.norm(z, axis=1, keepdims=True)
-    return z / np.where(norms > 0, norms, 1).astype(z.dtype)
-
-
-def cluster_means(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Return the float64 mean (K, d) of every cluster's rows of z (n, d)."""
-    counts = np.bincount(assignments, minlength=n_clusters)
-    sums = np.stack([z[assignments == k].sum(axis=0, dtype=np.float64) for k in range(n_clusters)])
-    return sums / counts[:, None]
+    def measure(self, z: np.ndarray, state: State) -> np.ndarray:
+        """Return the distances (n, K) of a block z (n, d) to every cluster."""
+        distances = self.measure_base(z, state)
+        return self.finish(distances, state) if self.finish else distances
 
 
-def whitening(rows: np.ndarray, resolution: float = 0.0) -> np.ndarray:
-    """Return W (d, r), float64, with W Wᵀ the pseudo-inverse of the covariance of `rows` (n, d), which have mean zero.
+def fit_distances(names: list[str], z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> dict[str, State]:
+    """Fit distances to the clusters of z (n, d), assignments (n,) in 0 … K - 1; what they share is computed once.
 
-    Eigenvalues below 1e-10 of the largest count as zero, and so do those below `resolution`: variance that rounding
-    of the input alone would make. Raises ValueError when nothing is left.
+    Distances with the same fit share one state. Raises ValueError for an unknown name, an empty cluster, and where a
+    distance is not defined: no variation within clusters (Mahalanobis), one cluster (relative).
     """
-    rows = rows.astype(np.float64, copy=False)
-    eigenvalues, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
-    kept = eigenvalues > max(1e-10 * eigenvalues[-1], resolution)
-    if not kept.any():
-        raise ValueError("embeddings do not vary within clusters, so Mahalanobis distances are not defined")
-    return vectors[:, kept] / np.sqrt(eigenvalues[kept])
+    if unknown := [name for name in names if name not in DISTANCES]:
+        raise ValueError(f"unknown distance {unknown[0]!r}; known: {', '.join(DISTANCES)}")
+    moments, states = {}, {}
+    for name in names:
+        distance = DISTANCES[name]
+        if distance.unit not in moments:
+            moments[distance.unit] = Moments(UnitRows(z) if distance.unit else z, assignments, n_clusters)
+        key = distance.fit, distance.unit
+        if key not in states:
+            state = distance.fit(moments[distance.unit])
+            states[key] = {part: array.astype(working_dtype(z)) for part, array in state.items()}
+    return {name: states[DISTANCES[name].fit, DISTANCES[name].unit] for name in names}
 
 
 def squared_distances(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Return the squared Euclidean distances (n, K) of z (n, d) to centers (K, d), both near the origin."""
-    distances = (z**2).sum(axis=1, keepdims=True) - 2 * z @ centers.T + (centers**2).sum(axis=1)
+    distances = z @ (-2 * centers.T)
+    distances += np.einsum("nd,nd->n", z, z)[:, None]
+    distances += (centers**2).sum(axis=1)
     return np.maximum(distances, 0, out=distances)
 
 
-def _resolution(z: np.ndarray) -> float:
-    """Return the variance that rounding to the dtype of z can make."""
-    return float(np.finfo(z.dtype).eps * np.abs(z).max()) ** 2
-
-
-def fit_euclidean(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> State:
-    """Fit cluster means, relative to the mean of all so that a common shift costs no digits."""
-    origin = z.mean(axis=0, dtype=np.float64)
-    centers = cluster_means(z, assignments, n_clusters) - origin
-    return {"origin": origin.astype(z.dtype), "centers": centers.astype(z.dtype)}
+def fit_euclidean(moments: Moments) -> State:
+    """Take the cluster means, relative to the mean of all so that a common shift costs no digits."""
+    return {"origin": moments.origin, "centers": moments.means}
 
 
 def measure_euclidean(z: np.ndarray, state: State) -> np.ndarray:
@@ -78,26 +80,20 @@ def measure_euclidean(z: np.ndarray, state: State) -> np.ndarray:
     return squared_distances(z - state["origin"], state["centers"])
 
 
-def fit_cosine(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> State:
-    """Fit mean directions: the cluster means of unit vectors, at unit length."""
-    return {"centers": to_unit_norm(cluster_means(to_unit_norm(z), assignments, n_clusters)).astype(z.dtype)}
+def fit_cosine(moments: Moments) -> State:
+    """Take mean directions: the cluster means of unit vectors, at unit length."""
+    return {"centers": to_unit_norm(moments.means + moments.origin)}
 
 
 def measure_cosine(z: np.ndarray, state: State) -> np.ndarray:
     """Return one minus the cosine to each mean direction, (n, K) in [0, 2]."""
-    return 1 - to_unit_norm(z) @ state["centers"].T
+    return 1 - z @ state["centers"].T
 
 
-def fit_mahalanobis(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> State:
-    """Fit cluster means and one tied within-cluster covariance (Lee et al. 2018), as a whitening."""
-    means = cluster_means(z, assignments, n_clusters)
-    origin = z.mean(axis=0, dtype=np.float64)
-    whiten = whitening(z - means[assignments], _resolution(z))
-    return {
-        "origin": origin.astype(z.dtype),
-        "whiten": whiten.astype(z.dtype),
-        "centers": ((means - origin) @ whiten).astype(z.dtype),
-    }
+def fit_mahalanobis(moments: Moments) -> State:
+    """Take cluster means and one tied within-cluster covariance (Lee et al. 2018), as a whitening."""
+    whiten = moments.whiten
+    return {"origin": moments.origin, "whiten": whiten, "centers": moments.means @ whiten}
 
 
 def measure_mahalanobis(z: np.ndarray, state: State) -> np.ndarray:
@@ -105,41 +101,45 @@ def measure_mahalanobis(z: np.ndarray, state: State) -> np.ndarray:
     return squared_distances((z - state["origin"]) @ state["whiten"], state["centers"])
 
 
-def fit_per_cluster(z: np.ndarray, assignments: np.ndarray, n_clusters: int, shrink: bool = False) -> State:
-    """Fit means and one covariance a cluster, as a factor in the space that the tied covariance makes white.
+def fit_per_cluster(moments: Moments, shrink: bool = False) -> State:
+    """Fit one covariance a cluster, as a factor in the space that the tied covariance makes white.
 
     There the tied covariance is the identity, so neither unit nor redundant dimensions matter. A cluster that has no
     more members than this space has dimensions takes the tied covariance, because its own is singular. With `shrink`
     every covariance is drawn towards a multiple of the tied one, as far as Ledoit and Wolf (2004) say.
     """
-    tied = fit_mahalanobis(z, assignments, n_clusters)
-    x = ((z - tied["origin"]) @ tied["whiten"]).astype(np.float64)  # (n, r)
-    means = cluster_means(x, assignments, n_clusters)
-    rank = x.shape[1]
+    tied = fit_mahalanobis(moments)
+    n_clusters, rank = tied["centers"].shape
     factors, volumes = np.tile(np.eye(rank), (n_clusters, 1, 1)), np.zeros(n_clusters)
     for k in range(n_clusters):
-        rows = x[assignments == k] - means[k]
+        rows = np.flatnonzero(moments.assignments == k)
         if len(rows) > rank or (shrink and len(rows) > 1):
-            factors[k], volumes[k] = _inverse_root(rows, shrink)
-    weights = np.bincount(assignments, minlength=n_clusters) / len(z)
-    return {
-        **tied,
-        "centers": means.astype(z.dtype),
-        "factors": factors.astype(z.dtype),
-        "log_weights": (np.log(weights) - volumes - rank / 2 * np.log(2 * np.pi)).astype(z.dtype),
-    }
+            factors[k], volumes[k] = _inverse_root(*_cluster_covariance(moments.z, rows, tied, k), len(rows), shrink)
+    return {**tied, "factors": factors, "log_weights": np.log(moments.weights) - volumes - rank / 2 * np.log(2 * np.pi)}
 
 
-def _inverse_root(rows: np.ndarray, shrink: bool) -> tuple[np.ndarray, float]:
-    """Return F (r, r) with F Fᵀ the inverse covariance of rows (n, r), and half the covariance's log determinant."""
-    covariance = rows.T @ rows / len(rows)
-    if shrink:
-        from sklearn.covariance import ledoit_wolf_shrinkage
+def _cluster_covariance(z: np.ndarray, rows: np.ndarray, tied: State, k: int) -> tuple[np.ndarray, float]:
+    """Return the covariance (r, r) of a cluster's rows of z in the white space, and their mean fourth power of length.
 
-        amount = ledoit_wolf_shrinkage(rows, assume_centered=True)
-        target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        covariance = (1 - amount) * covariance + amount * target
+    The product into that space is in the working dtype of z, sums are float64.
+    """
+    origin, whiten = (tied[part].astype(working_dtype(z)) for part in ("origin", "whiten"))
+    scatter, fourth_powers = np.zeros((whiten.shape[1],) * 2), 0.0
+    for _, block in read_blocks(z, rows):
+        x = (block - origin) @ whiten - tied["centers"][k]  # (b, r) float64
+        scatter += x.T @ x
+        fourth_powers += float((np.einsum("nr,nr->n", x, x) ** 2).sum())
+    return scatter / len(rows), fourth_powers / len(rows)
+
+
+def _inverse_root(covariance: np.ndarray, fourth_power: float, n: int, shrink: bool) -> tuple[np.ndarray, float]:
+    """Return F (r, r) with F Fᵀ the inverse of a covariance of n rows, and half the log determinant of it."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
+    if shrink:  # Ledoit and Wolf: how much of the spread of the eigenvalues n rows would make by chance
+        squares, mean = (eigenvalues**2).sum(), eigenvalues.mean()
+        spread = squares - len(covariance) * mean**2
+        amount = min((fourth_power - squares) / n, spread) / spread if spread > 0 else 0.0
+        eigenvalues = (1 - amount) * eigenvalues + amount * mean
     # in the tied-white space 1e-6 is a millionth of the usual variance: what a cluster lacks, it lacks up to there
     eigenvalues = np.maximum(eigenvalues, 1e-6)
     return vectors / np.sqrt(eigenvalues), float(np.log(eigenvalues).sum() / 2)
@@ -148,53 +148,42 @@ def _inverse_root(rows: np.ndarray, shrink: bool) -> tuple[np.ndarray, float]:
 def measure_per_cluster(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared Mahalanobis distances (n, K), each under its cluster's own covariance."""
     x = (z - state["origin"]) @ state["whiten"]
-    pairs = zip(state["centers"], state["factors"], strict=True)
-    return np.stack([(((x - center) @ factor) ** 2).sum(axis=1) for center, factor in pairs], axis=1)
+    distances = np.empty((len(z), len(state["centers"])), x.dtype)
+    for k, (center, factor) in enumerate(zip(state["centers"], state["factors"], strict=True)):
+        white = (x - center) @ factor
+        np.einsum("nr,nr->n", white, white, out=distances[:, k])
+    return distances
 
 
-def measure_log_density(z: np.ndarray, state: State) -> np.ndarray:
+def to_log_density(distances: np.ndarray, state: State) -> np.ndarray:
     """Return minus the log of weight times density (n, K) of each cluster's Gaussian, up to a common constant."""
-    return measure_per_cluster(z, state) / 2 - state["log_weights"]
+    return distances / 2 - state["log_weights"]
 
 
-def fit_relative(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> State:
-    """Fit the tied Mahalanobis distance, and that to all training embeddings as one cluster (Ren et al. 2021).
+def fit_relative(moments: Moments) -> State:
+    """Take the tied Mahalanobis distance, and that to all training embeddings as one cluster (Ren et al. 2021).
 
     Raises ValueError for a single cluster: the two would be the same, and their difference zero everywhere.
     """
-    if n_clusters < 2:
+    if len(moments.means) < 2:
         raise ValueError("relative-mahalanobis needs at least two clusters")
-    state = fit_mahalanobis(z, assignments, n_clusters)
-    background = fit_mahalanobis(z, np.zeros_like(assignments), 1)
-    return state | {"background": background["whiten"]}
+    return fit_mahalanobis(moments) | {"background": moments.whiten_total}
 
 
 def measure_relative(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared tied Mahalanobis distances (n, K) minus that to the Gaussian of all; they may be negative."""
-    background = (((z - state["origin"]) @ state["background"]) ** 2).sum(axis=1, keepdims=True)
-    return measure_mahalanobis(z, state) - background
-
-
-def fit_ssd(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> State:
-    """Fit SSD's distance (Sehwag et al. 2021): one covariance a cluster, of unit vectors.
-
-    SSD standardises each dimension first; Mahalanobis distances do not depend on that, so it is left out.
-    """
-    return fit_per_cluster(to_unit_norm(z), assignments, n_clusters)
-
-
-def measure_ssd(z: np.ndarray, state: State) -> np.ndarray:
-    """Return SSD's squared distances (n, K)."""
-    return measure_per_cluster(to_unit_norm(z), state)
+    background = (z - state["origin"]) @ state["background"]
+    return measure_mahalanobis(z, state) - np.einsum("nr,nr->n", background, background)[:, None]
 
 
 DISTANCES = {
     "euclidean": Distance(fit_euclidean, measure_euclidean),
-    "cosine": Distance(fit_cosine, measure_cosine),
+    "cosine": Distance(fit_cosine, measure_cosine, unit=True),
     "mahalanobis": Distance(fit_mahalanobis, measure_mahalanobis),
     "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster),
     "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster),
     "relative-mahalanobis": Distance(fit_relative, measure_relative),
-    "ssd": Distance(fit_ssd, measure_ssd),
-    "log-density": Distance(fit_per_cluster, measure_log_density, joint=True),
+    # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that
+    "ssd": Distance(fit_per_cluster, measure_per_cluster, unit=True),
+    "log-density": Distance(fit_per_cluster, measure_per_cluster, finish=to_log_density, joint=True),
 }

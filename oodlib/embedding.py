@@ -49,14 +49,20 @@ def knn_accuracy(
     return float((votes.argmax(dim=1).numpy() == y).mean())
 
 
-def save_embeddings(path: str | Path, z: np.ndarray, y: np.ndarray, logits: np.ndarray | None = None) -> None:
-    """Write z (n, d) float32, y (n,) int64 and, where given, logits (n, C) to an npz file, whole or not at all."""
-    arrays = {"z": z, "y": y} | ({} if logits is None else {"logits": logits})
-    write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
+def save_embeddings(
+    path: str | Path, z: np.ndarray, y: np.ndarray, logits: np.ndarray | None = None, own: np.ndarray | None = None
+) -> None:
+    """Write z (n, d) float32, y (n,) int64 and, where given, logits (n, C) and own (n,) to an npz file.
+
+    y of an OOD set is -1, `own` are the labels that it has itself. The file is written whole or not at all.
+    """
+    arrays = {"z": z, "y": y, "logits": logits, "own": own}
+    present = {name: array for name, array in arrays.items() if array is not None}
+    write_atomically(path, lambda temporary: np.savez(temporary, **present))
 
 
 def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an embeddings file: z, y and perhaps logits.
+    """Return the arrays of an embeddings file: z, y and perhaps logits and own.
 
     Raises FileNotFoundError, or ValueError when the file is cut short, foreign, or holds NaN.
     """
@@ -72,6 +78,8 @@ def load_embeddings(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} does not hold embeddings z (n, d) and labels y (n,)")
     if "logits" in arrays and (arrays["logits"].ndim != 2 or len(arrays["logits"]) != len(arrays["z"])):
         raise ValueError(f"{path} does not hold logits (n, C) of its {len(arrays['z'])} embeddings")
+    if "own" in arrays and arrays["own"].shape != arrays["y"].shape:
+        raise ValueError(f"{path} does not hold own labels (n,) of its {len(arrays['z'])} embeddings")
     if not all(a.dtype.kind in "fiu" and np.isfinite(a).all() for a in arrays.values()):
         raise ValueError(f"{path} holds values that are not finite")
     return arrays

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 
 from oodlib.data import load_images
 from oodlib.files import write_atomically
-from oodlib.report import Results
+from oodlib.report import Results, of_classes
 from oodlib.runs import slug
 
 OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon"}
@@ -52,15 +52,13 @@ def ood_colors(datasets: list[str]) -> dict[str, tuple]:
 
 
 def auroc_figure(results: Results, id_dataset: str) -> Figure:
-    """Draw AUROC of the detectors on class means and of the references, a panel an OOD set: the runs and their mean."""
+    """Draw AUROC of the detectors in the results, one global threshold, a panel an OOD set: the runs and their mean."""
     metrics = results.metrics
-    chosen = (
-        metrics.clustering.isin(["labels", "none"]) & (metrics.group != "sanity") & (metrics.id_dataset == id_dataset)
-    )
+    chosen = (metrics.threshold == "global") & (metrics.group != "sanity") & (metrics.id_dataset == id_dataset)
     table = metrics[chosen].assign(auroc=100 * metrics.auroc)
     datasets, objectives = list(dict.fromkeys(table.ood_dataset)), list(dict.fromkeys(table.objective))
     shown = list(dict.fromkeys(table.detector))
-    size = (3.4 * len(datasets) + 1, 4)
+    size = (3.4 * len(datasets) + 1, 0.24 * len(shown) + 1.6)
     figure, axes = plt.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
     dodge = 0.8 * (1 - 1 / len(objectives))  # brings the means to where stripplot puts the points
     for axis, dataset in zip(axes[0], datasets, strict=True):
@@ -194,12 +192,8 @@ def separation_figure(results: Results, id_dataset: str) -> Figure:
     """Draw box plots by objective: global separation of each class, and purity of each k-means cluster, all seeds."""
     clusters = results.clusters[results.clusters.id_dataset == id_dataset]
     parts = {
-        "global separation of classes": clusters[
-            (clusters.clustering == "labels") & (clusters.measure == "global_separation")
-        ],
-        "purity of k-means clusters": clusters[
-            (clusters.clustering == "kmeans") & (clusters.measure == "cluster_purity")
-        ],
+        "global separation of classes": of_classes(clusters, "labels", "global_separation"),
+        "purity of as many k-means clusters": of_classes(clusters, "kmeans", "cluster_purity"),
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, (name, part) in zip(axes, parts.items(), strict=True):
@@ -236,10 +230,7 @@ def rank_figure(blocks: pd.DataFrame, n_shown: int = 12) -> Figure:
     import scikit_posthocs
 
     if blocks.shape[1] < 2:
-        figure, axis = plt.subplots(figsize=(9, 0.6))
-        axis.set_title("no two combinations are in every block: nothing to rank", fontsize=10)
-        axis.axis("off")
-        return figure
+        return nothing_figure("no two combinations are in every block: nothing to rank")
     ranks = blocks.rank(axis=1, ascending=False).mean().nsmallest(n_shown)
     p_values = scikit_posthocs.posthoc_nemenyi_friedman(blocks[ranks.index].to_numpy())
     p_values.index = p_values.columns = ranks.index
@@ -257,6 +248,15 @@ def rank_figure(blocks: pd.DataFrame, n_shown: int = 12) -> Figure:
         f"mean rank among these {len(ranks)} combinations, {len(blocks)} blocks; joined: not told apart at 5 %",
         fontsize=10,
     )
+    return figure
+
+
+def nothing_figure(reason: str) -> Figure:
+    """Draw the reason why there is nothing to draw."""
+    figure, axis = plt.subplots(figsize=(9, 0.6))
+    axis.set_title(reason, fontsize=10)
+    axis.axis("off")
+    plt.close(figure)
     return figure
 
 

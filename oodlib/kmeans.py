@@ -8,7 +8,7 @@ import numbers
 
 import numpy as np
 
-from oodlib.distances import to_unit_norm
+from oodlib.blocks import read_blocks, to_unit_norm
 
 BLOCK = 2048  # rows whose scores against all centres stay in the processor's cache
 MAX_ITERATIONS = 300
@@ -26,18 +26,20 @@ def kmeans(
 
     All `n_init` starts run a few iterations, the better half goes on for twice as many, and so on; the last one runs
     until no point moves. No cluster is empty: one that loses its points gets the point farthest from its own centre.
-    Raises ValueError for K larger than the number of distinct points, and as `check_matrix` and `check_n_clusters`.
+    Raises ValueError for `n_init` below 1 and as `check_matrix`, `check_n_clusters` and `check_distinct`.
     Lloyd 1982; Arthur and Vassilvitskii 2007 (seeds); Dhillon and Modha 2001 (spherical).
     """
     z = check_matrix("z", z)
     check_n_clusters(n_clusters, len(z))
+    if n_init < 1:
+        raise ValueError(f"n_init must be at least 1, got {n_init}")
     if spherical:
         unit = to_unit_norm(z).astype(np.float32, copy=False)
         directed = unit.any(axis=1)
         x, origin, scale = unit[directed], 0.0, 1.0
     else:
         x, origin, scale = standardize(z)  # (n, d) float32
-    _check_distinct(x, n_clusters)
+    check_distinct(x, n_clusters)
     assignments, centers = _best_of(x, n_clusters, spherical, n_init, np.random.default_rng(seed))
     inertia = float(_squared_distances(x, centers[assignments]).sum()) * scale**2
     if spherical and not directed.all():
@@ -55,8 +57,9 @@ def assign(z: np.ndarray, centers: np.ndarray, metric: str = "euclidean") -> np.
     if z.shape[1] != centers.shape[1]:
         raise ValueError(f"z and centers must have the same width, got {z.shape[1]} and {centers.shape[1]}")
     if metric == "cosine":
-        z, centers = to_unit_norm(z), to_unit_norm(centers)
-        return _nearest(z.astype(np.float32, copy=False), centers.astype(np.float32, copy=False))
+        unit = to_unit_norm(z).astype(np.float32, copy=False)
+        nearest = _nearest(unit, to_unit_norm(centers).astype(np.float32, copy=False))
+        return np.where(unit.any(axis=1), nearest, 0)
     if metric != "euclidean":
         raise ValueError(f"unknown metric {metric!r}; known: euclidean, cosine")
     centers, origin, scale = standardize(centers)
@@ -65,16 +68,22 @@ def assign(z: np.ndarray, centers: np.ndarray, metric: str = "euclidean") -> np.
 
 
 def check_matrix(name: str, z) -> np.ndarray:
+    """Return z as an array (n, d) float32 or float64; raise ValueError as `check_rows`."""
+    z = check_rows(name, z)
+    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float32 if z.dtype.kind == "f" else np.float64)
+
+
+def check_rows(name: str, z) -> np.ndarray:
     """Return z as an array (n, d); raise ValueError, with the name, if it is not 2-d, empty, not real or not finite."""
-    z = np.asarray(z)
+    z = np.asanyarray(z)
     if z.ndim != 2 or z.size == 0:
         raise ValueError(f"{name} must have shape (n, d) with n, d >= 1, got {z.shape}")
     if z.dtype.kind not in "fiu":
         raise ValueError(f"{name} must be real numbers (float or int), got dtype {z.dtype}")
-    n_bad = int((~np.isfinite(z).all(axis=1)).sum())
+    n_bad = sum(int((~np.isfinite(block).all(axis=1)).sum()) for _, block in read_blocks(z))
     if n_bad:
         raise ValueError(f"{name} must be finite, got {n_bad} of {len(z)} rows with NaN or infinity")
-    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float32 if z.dtype.kind == "f" else np.float64)
+    return z
 
 
 def check_n_clusters(n_clusters: int, n: int) -> None:
@@ -83,6 +92,23 @@ def check_n_clusters(n_clusters: int, n: int) -> None:
         raise ValueError(f"n_clusters must be a positive whole number, got {n_clusters!r}")
     if n_clusters > n:
         raise ValueError(f"n_clusters = {n_clusters} is larger than the number of points, {n}")
+
+
+def check_distinct(x: np.ndarray, n_clusters: int, among: str = "points") -> None:
+    """Raise ValueError if K is larger than the number of distinct rows of x (n, d), which the message calls `among`."""
+    found = count_distinct(x, n_clusters)
+    if found < n_clusters:
+        raise ValueError(f"K = {n_clusters} is larger than the number of distinct {among}, {found}")
+
+
+def count_distinct(x: np.ndarray, at_most: int) -> int:
+    """Return the number of distinct rows of x (n, d), of which it looks at no more than it takes to find `at_most`."""
+    seen = set()
+    for row in x:
+        seen.add((row + x.dtype.type(0)).tobytes())  # -0.0 + 0.0 is 0.0
+        if len(seen) == at_most:
+            break
+    return len(seen)
 
 
 def standardize(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -99,15 +125,6 @@ def standardize(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     scale = np.sqrt(total / len(z)) or 1.0
     x /= np.float32(scale)
     return x, origin, float(scale)
-
-
-def _check_distinct(x: np.ndarray, n_clusters: int) -> None:
-    seen = set()
-    for row in x:
-        seen.add((row + np.float32(0)).tobytes())  # -0.0 + 0.0 is 0.0
-        if len(seen) == n_clusters:
-            return
-    raise ValueError(f"K = {n_clusters} is larger than the number of distinct points, {len(seen)}")
 
 
 def _best_of(

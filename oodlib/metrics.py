@@ -7,9 +7,11 @@ not one-dimensional array.
 """
 
 import math
-from statistics import NormalDist
 
 import numpy as np
+
+from oodlib import counts
+from oodlib.counts import METRICS, count_groups, normal_quantile, zero_variance_interval
 
 BLOCK = 2**17  # counts in one block of bootstrap resamples, so that a block stays in cache
 
@@ -19,7 +21,7 @@ def auroc(id_scores, ood_scores) -> float:
 
     id_scores (n,), ood_scores (m,), real, higher is more normal. In [0, 1], higher is better, 0.5 is chance.
     """
-    return _auroc(*count_scores(id_scores, ood_scores))
+    return counts.auroc(*count_scores(id_scores, ood_scores))
 
 
 def aupr_in(id_scores, ood_scores) -> float:
@@ -28,7 +30,7 @@ def aupr_in(id_scores, ood_scores) -> float:
     id_scores (n,), ood_scores (m,), real, higher is more normal. In (0, 1], higher is better, chance is n / (n + m).
     Step-wise (no interpolation), tied scores enter together.
     """
-    return _aupr_in(*count_scores(id_scores, ood_scores))
+    return counts.aupr_in(*count_scores(id_scores, ood_scores))
 
 
 def aupr_out(id_scores, ood_scores) -> float:
@@ -36,7 +38,7 @@ def aupr_out(id_scores, ood_scores) -> float:
 
     id_scores (n,), ood_scores (m,), real, higher is more normal. In (0, 1], higher is better, chance is m / (n + m).
     """
-    return _aupr_out(*count_scores(id_scores, ood_scores))
+    return counts.aupr_out(*count_scores(id_scores, ood_scores))
 
 
 def fpr95(id_scores, ood_scores) -> float:
@@ -45,7 +47,7 @@ def fpr95(id_scores, ood_scores) -> float:
     id_scores (n,), ood_scores (m,), real, higher is more normal. In [0, 1], lower is better. ID is the positive class
     (SSD, KNN, CIDER and most papers); `fpr95_ood_positive` is the other meaning.
     """
-    return _fpr95(*count_scores(id_scores, ood_scores))
+    return counts.fpr95(*count_scores(id_scores, ood_scores))
 
 
 def fpr95_ood_positive(id_scores, ood_scores) -> float:
@@ -54,7 +56,7 @@ def fpr95_ood_positive(id_scores, ood_scores) -> float:
     id_scores (n,), ood_scores (m,), real, higher is more normal. In [0, 1], lower is better. OOD is the positive class
     (OpenOOD, pytorch-ood); `fpr95` is the other meaning.
     """
-    return _fpr95_ood_positive(*count_scores(id_scores, ood_scores))
+    return counts.fpr95_ood_positive(*count_scores(id_scores, ood_scores))
 
 
 def ood_metrics(id_scores, ood_scores) -> dict:
@@ -75,15 +77,10 @@ def auroc_interval(id_scores, ood_scores, level: float = 0.95) -> tuple[float, f
     conservative one that min(n, m) independent ID-OOD pairs give: [((1 - level) / 2) ** (1 / min(n, m)), 1] at 1.
     Raises ValueError for a level outside (0, 1). DeLong et al. 1988; Sun and Xu 2014.
     """
-    z = _normal_quantile(level)
-    id_scores = np.sort(check_scores("id_scores", id_scores))  # sorted look-ups are kind to the cache
-    ood_scores = np.sort(check_scores("ood_scores", ood_scores))
-    value, id_ranks, ood_ranks = _placements(id_scores, ood_scores)
-    variance = _placement_variance(id_ranks, ood_ranks)
-    if variance == 0:
-        return _zero_variance_interval(value, 0.0, 1.0, min(id_ranks.size, ood_ranks.size), level)
-    logit, half = math.log(value / (1 - value)), z * math.sqrt(variance) / (value * (1 - value))
-    return _expit(logit - half), _expit(logit + half)
+    normal_quantile(level)
+    id_counts, ood_counts = count_scores(id_scores, ood_scores)
+    _check_two(id_counts.sum(), ood_counts.sum())
+    return counts.auroc_interval(id_counts, ood_counts, level)
 
 
 def auroc_difference_interval(
@@ -96,7 +93,7 @@ def auroc_difference_interval(
     zero, interval and p-value are conservative as in `auroc_interval`, the p-value of difference 0 is 1. Raises
     ValueError for different lengths or a level outside (0, 1). DeLong et al. 1988.
     """
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     value_a, id_a, ood_a = _placements(id_scores_a, ood_scores_a)
     value_b, id_b, ood_b = _placements(id_scores_b, ood_scores_b)
     if id_a.size != id_b.size or ood_a.size != ood_b.size:
@@ -106,7 +103,7 @@ def auroc_difference_interval(
     if variance == 0:
         n_pairs = min(id_a.size, ood_a.size)
         p_value = 1.0 if difference == 0 else min(1.0, 2 * (1 + abs(difference)) ** -n_pairs)
-        return difference, *_zero_variance_interval(difference, -1.0, 1.0, n_pairs, level), p_value
+        return difference, *zero_variance_interval(difference, -1.0, 1.0, n_pairs, level), p_value
     error = math.sqrt(variance)
     p_value = math.erfc(abs(difference) / error / math.sqrt(2))
     return difference, max(-1.0, difference - z * error), min(1.0, difference + z * error), p_value
@@ -125,14 +122,14 @@ def bootstrap_interval(
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
-    _normal_quantile(level)
+    normal_quantile(level)
     rng = np.random.default_rng(seed)
     id_counts, ood_counts = count_scores(id_scores, ood_scores)
     rows = max(1, BLOCK // id_counts.size)
     values = []
     for start in range(0, n_resamples, rows):
         b = min(rows, n_resamples - start)
-        values.append(METRICS[metric](_resample(id_counts, b, rng), _resample(ood_counts, b, rng)))  # (b,)
+        values.append(METRICS[metric](counts.resample(id_counts, b, rng), counts.resample(ood_counts, b, rng)))  # (b,)
     low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -152,60 +149,14 @@ def check_scores(name: str, scores) -> np.ndarray:
 
 def count_scores(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]:
     """Return how many ID and how many OOD scores stand at each distinct score, highest first: two (k,) int64."""
-    id_scores = np.sort(check_scores("id_scores", id_scores))
-    pooled = np.concatenate([id_scores, np.sort(check_scores("ood_scores", ood_scores))])  # (n + m,)
-    order = np.argsort(pooled, kind="stable")  # merges the two sorted runs: twice as fast as sorting the pool
-    pooled = pooled[order]
-    last = np.flatnonzero(np.append(pooled[1:] != pooled[:-1], True))  # (k,) last index of each distinct score
-    id_up_to = np.cumsum(order < id_scores.size)[last]
-    return np.diff(id_up_to, prepend=0)[::-1], np.diff(last + 1 - id_up_to, prepend=0)[::-1]
-
-
-def _auroc(id_counts, ood_counts):  # (..., k) counts, highest score first -> (...), as in all of METRICS
-    id_above = np.cumsum(id_counts, axis=-1)
-    twice_wins = (ood_counts * (2 * id_above - id_counts)).sum(axis=-1)  # integers: exact
-    return _plain(twice_wins / (2 * id_counts.sum(axis=-1) * ood_counts.sum(axis=-1)))
-
-
-def _aupr_in(id_counts, ood_counts):
-    id_above, ood_above = np.cumsum(id_counts, axis=-1), np.cumsum(ood_counts, axis=-1)
-    precision = id_above / np.maximum(id_above + ood_above, 1)  # 0 / 0 only where a resample has no score yet
-    return _plain((id_counts * precision).sum(axis=-1) / id_above[..., -1])
-
-
-def _aupr_out(id_counts, ood_counts):
-    return _aupr_in(ood_counts[..., ::-1], id_counts[..., ::-1])
-
-
-def _fpr95(id_counts, ood_counts):
-    id_above = np.cumsum(id_counts, axis=-1)
-    too_strict = 20 * id_above < 19 * id_above[..., -1:]  # integers, as 0.95 n rounds
-    threshold = too_strict.sum(axis=-1, keepdims=True)
-    accepted = np.take_along_axis(np.cumsum(ood_counts, axis=-1), threshold, axis=-1)[..., 0]
-    return _plain(accepted / ood_counts.sum(axis=-1))
-
-
-def _fpr95_ood_positive(id_counts, ood_counts):
-    return _fpr95(ood_counts[..., ::-1], id_counts[..., ::-1])
-
-
-def _plain(values):
-    return values if np.ndim(values) else float(values)
-
-
-def _resample(counts, b, rng):
-    """Draw b bootstrap samples of the scores behind counts (k,), as counts (b, k)."""
-    k, n = counts.size, int(counts.sum())
-    owner = np.repeat(np.arange(k), counts)  # (n,) the distinct score of each sample
-    draws = owner[rng.integers(n, size=(b, n))] + k * np.arange(b)[:, None]
-    return np.bincount(draws.ravel(), minlength=b * k).reshape(b, k)
+    id_counts, ood_counts = count_groups(check_scores("id_scores", id_scores), check_scores("ood_scores", ood_scores))
+    return id_counts, ood_counts
 
 
 def _placements(id_scores, ood_scores):
     """Return the AUROC, twice the OOD scores below each ID score (n,) and twice the ID scores above each OOD (m,)."""
     id_scores, ood_scores = check_scores("id_scores", id_scores), check_scores("ood_scores", ood_scores)
-    if min(id_scores.size, ood_scores.size) < 2:
-        raise ValueError(f"DeLong needs 2 ID and 2 OOD scores at least, got {id_scores.size} and {ood_scores.size}")
+    _check_two(id_scores.size, ood_scores.size)
     n, m = id_scores.size, ood_scores.size
     below_id = _twice_below(np.sort(ood_scores), id_scores)
     return int(below_id.sum()) / (2 * n * m), below_id, 2 * n - _twice_below(np.sort(id_scores), ood_scores)
@@ -220,26 +171,6 @@ def _placement_variance(id_ranks, ood_ranks):
     return float(id_ranks.var(ddof=1) / (4 * m * m * n) + ood_ranks.var(ddof=1) / (4 * n * n * m))
 
 
-def _zero_variance_interval(value, lowest, highest, n_pairs, level):
-    """Bound the mean of independent pairs in [lowest, highest] that all came out at value (Markov's inequality)."""
-    shrink = ((1 - level) / 2) ** (1 / n_pairs)
-    return lowest + (value - lowest) * shrink, highest - (highest - value) * shrink
-
-
-def _normal_quantile(level):
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return -NormalDist().inv_cdf((1 - level) / 2)
-
-
-def _expit(x):
-    return 1 / (1 + math.exp(-x))
-
-
-METRICS = {
-    "auroc": _auroc,
-    "aupr_in": _aupr_in,
-    "aupr_out": _aupr_out,
-    "fpr95": _fpr95,
-    "fpr95_ood_positive": _fpr95_ood_positive,
-}
+def _check_two(n, m):
+    if min(n, m) < 2:
+        raise ValueError(f"DeLong needs 2 ID and 2 OOD scores at least, got {n} and {m}")

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.linalg.blas import strmm
+from scipy.linalg import cholesky, eigh, solve_triangular
+from threadpoolctl import threadpool_limits
 
-from oodlib.kmeans import check_matrix, kmeans
+from oodlib import expectation
+from oodlib.expectation import BLOCK
+from oodlib.kmeans import assign, check_matrix, check_n_clusters, count_distinct, kmeans
 
 COVARIANCES = ("full", "tied", "diag")
-BLOCK = 4096  # rows at a time
-N_INIT = 4  # starts of k-means, from where EM goes on
+SAMPLE = 10_000  # rows that k-means sees, from where EM goes on with all; at least 100 a component
+N_INIT = 4  # starts of k-means
 RIDGE = 1e-6  # added to every variance, in units of the mean variance of the data
+NEGLIGIBLE = 40.0  # nats: float64 loses what is added to e^40 times as much
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,21 @@ class Mixture:
         offsets = self.means - origin
         frame = _frame(origin, _total(self.weights, offsets, self.covariances, self.covariance))
         covariances = _map(self.covariances, frame.enter, self.covariance)
-        x = _enter(z, frame)
-        return _log_joint(x, self.weights, offsets @ frame.enter, covariances, self.covariance) - frame.log_volume
+        x, means = _enter(z, frame), offsets @ frame.enter
+        return expectation.log_joint(x, self.weights, means, covariances, self.covariance) - frame.log_volume
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Return the natural log density (n,) float64 at z (n, d); higher is more normal. Raises as `log_joint`."""
-        return _log_sum(self.log_joint(z))
+        return expectation.log_sum(self.log_joint(z))
 
 
 class _Frame(NamedTuple):
-    """Coordinates x = (z - origin) enter, in which the data has covariance diag(1 - ridge)."""
+    """Coordinates x = (z - origin) enter, in which the data has covariance 1 - ridge."""
 
     origin: np.ndarray  # (d,)
     enter: np.ndarray  # (d, d), diagonal for "diag"
     leave: np.ndarray  # (d, d), its inverse
-    ridge: np.ndarray  # (d,), what is added to the variances of x
+    ridge: np.ndarray  # (d, d), what is added to the covariances of x, or for "diag" (d,), to the variances
     log_volume: float  # log density of x minus log density of z
 
 
@@ -87,18 +90,19 @@ def fit_mixture(
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     z = check_matrix("z", z)
-    assignments = kmeans(z, n_components, n_init=N_INIT, seed=seed)[0]
-    frame = _frame(*_moments(z, covariance))
+    check_n_clusters(n_components, len(z))
+    frame, weights, means, covariances = _start(z, _clusters(z, n_components, seed), covariance)
     x = _enter(z, frame)  # (n, d) float32
-    responsibilities = np.eye(n_components)[assignments]  # (n, K)
-    mean_density, converged, n_iterations = -np.inf, False, 0
-    while not converged and n_iterations < max_iterations:
-        weights, means, covariances = _maximize(x, responsibilities, covariance, frame.ridge)
-        log_joint = _log_joint(x, weights, means, covariances, covariance)  # (n, K)
-        log_densities = _log_sum(log_joint)  # (n,)
-        responsibilities = np.exp(log_joint - log_densities[:, None])
+    mean_density = -np.inf
+    for n_iterations in range(1, max_iterations + 1):
+        values = expectation.log_joint(x, weights, means, covariances, covariance, margin=NEGLIGIBLE)  # (n, K)
+        log_densities = expectation.log_sum(values)  # (n,)
         before, mean_density = mean_density, float(log_densities.mean())
-        converged, n_iterations = abs(mean_density - before) < tolerance, n_iterations + 1
+        converged = abs(mean_density - before) < tolerance
+        if converged or n_iterations == max_iterations:
+            break
+        responsibilities = np.exp(values - log_densities[:, None])
+        weights, means, covariances = _maximize(x, responsibilities, covariance, frame.ridge)
     log_likelihood = mean_density - frame.log_volume
     return Mixture(
         covariance=covariance,
@@ -117,12 +121,43 @@ def _n_parameters(covariance: str, k: int, d: int) -> int:
     return k - 1 + k * d + {"full": k * triangle, "tied": triangle, "diag": k * d}[covariance]
 
 
-def _moments(z: np.ndarray, covariance: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean (d,) and the covariance (d, d) of z; for "diag" the variances (d,)."""
-    mean = z.mean(axis=0, dtype=np.float64)
-    blocks = (z[i : i + BLOCK] - mean for i in range(0, len(z), BLOCK))
-    scatters = ((block**2).sum(axis=0) if covariance == "diag" else block.T @ block for block in blocks)
-    return mean, sum(scatters) / len(z)
+def _clusters(z: np.ndarray, n_components: int, seed: int) -> np.ndarray:
+    """Return the k-means cluster (n,) of every row, none of them empty; of many rows a sample finds the centres."""
+    size = min(max(SAMPLE, 100 * n_components), len(z))
+    rows = np.sort(np.random.default_rng(seed).choice(len(z), size, replace=False))
+    if size == len(z) or count_distinct(z[rows], n_components) < n_components:
+        return kmeans(z, n_components, n_init=N_INIT, seed=seed)[0]
+    sampled, centers, _ = kmeans(z[rows], n_components, n_init=N_INIT, seed=seed)
+    assignments = assign(z, centers)
+    assignments[rows] = sampled
+    return assignments
+
+
+def _start(
+    z: np.ndarray, assignments: np.ndarray, covariance: str
+) -> tuple[_Frame, np.ndarray, np.ndarray, np.ndarray]:
+    """Return a frame for z and, in its coordinates, the weights, means and covariances of the clusters."""
+    weights, means, covariances = _moments(z, assignments, covariance)
+    origin = weights @ means
+    frame = _frame(origin, _total(weights, means - origin, covariances, covariance))
+    if covariance == "full":
+        frame = _turn(frame, weights, covariances)
+    return frame, weights, (means - origin) @ frame.enter, _map(covariances, frame.enter, covariance) + frame.ridge
+
+
+def _moments(z: np.ndarray, assignments: np.ndarray, covariance: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the weights (K,), means (K, d) and covariances of the clusters, with no ridge, all in float64."""
+    sizes, means, scatters = np.bincount(assignments), [], []
+    for k in range(len(sizes)):
+        rows = np.flatnonzero(assignments == k)
+        blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+        mean = sum(z[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
+        gaps = (z[block] - mean for block in blocks)  # (b, d) each
+        scatters.append(sum((part**2).sum(axis=0) if covariance == "diag" else part.T @ part for part in gaps))
+        means.append(mean)
+    if covariance == "tied":
+        return sizes / len(z), np.stack(means), sum(scatters) / len(z)
+    return sizes / len(z), np.stack(means), np.stack([a / size for a, size in zip(scatters, sizes, strict=True)])
 
 
 def _total(weights: np.ndarray, offsets: np.ndarray, covariances: np.ndarray, covariance: str) -> np.ndarray:
@@ -134,15 +169,28 @@ def _total(weights: np.ndarray, offsets: np.ndarray, covariances: np.ndarray, co
 
 
 def _frame(origin: np.ndarray, total: np.ndarray) -> _Frame:
-    if total.ndim == 1:
-        variances, axes = total, np.eye(len(total))
-    else:
-        variances, axes = np.linalg.eigh(total)
-        variances = np.maximum(variances, 0)
-    ridge = RIDGE * (variances.mean() or 1.0)
-    deviations = np.sqrt(variances + ridge)
-    log_volume = float(np.log(deviations).sum())
-    return _Frame(origin, axes / deviations, (axes * deviations).T, ridge / deviations**2, log_volume)
+    """Whiten by the Cholesky factor of the covariance (d, d) of the data, or for "diag" by its variances (d,)."""
+    matrix = np.diag(total) if total.ndim == 1 else total
+    ridge, identity = RIDGE * (np.trace(matrix) / len(matrix) or 1.0), np.eye(len(matrix))
+    with threadpool_limits(1):
+        leave = cholesky(matrix + ridge * identity)  # upper triangular
+        enter = solve_triangular(leave, identity)
+    shares = ridge * enter.T @ enter
+    log_volume = float(np.log(np.diag(leave)).sum())
+    return _Frame(origin, enter, leave, np.diag(shares) if total.ndim == 1 else shares, log_volume)
+
+
+def _turn(frame: _Frame, weights: np.ndarray, covariances: np.ndarray) -> _Frame:
+    """Turn the frame to the axes of the mean precision, largest first, given the covariances (K, d, d) of z.
+
+    Along the first ones the components are narrow next to the data as a whole: they tell soonest which ones are far.
+    """
+    ridge = frame.leave.T @ frame.ridge @ frame.leave
+    precision = np.tensordot(weights, np.linalg.inv(covariances + ridge), 1)  # of z
+    precision = frame.leave @ precision @ frame.leave.T  # of x
+    with threadpool_limits(1):
+        axes = eigh(precision)[1][:, ::-1]
+    return frame._replace(enter=frame.enter @ axes, leave=axes.T @ frame.leave, ridge=axes.T @ frame.ridge @ axes)
 
 
 def _enter(z: np.ndarray, frame: _Frame) -> np.ndarray:
@@ -165,10 +213,9 @@ def _maximize(
     sizes = responsibilities.sum(axis=0) + 10 * np.finfo(float).eps  # (K,), not zero where a component lost all
     weights, means = sizes / sizes.sum(), _weighted_sums(x, responsibilities) / sizes[:, None]
     if covariance == "full":
-        scatters = np.stack([_scatter(x, column) for column in responsibilities.T])
-        between = means[:, :, None] * means[:, None, :]
-        return weights, means, scatters / sizes[:, None, None] - between + np.diag(ridge)
-    if covariance == "tied":  # in all, x has covariance 1 - ridge along every axis
+        scatters = [_scatter(x, *part) for part in zip(means, responsibilities.T, strict=True)]
+        return weights, means, np.stack(scatters) / sizes[:, None, None] + ridge
+    if covariance == "tied":  # in all, x has covariance 1 - ridge
         return weights, means, np.eye(len(ridge)) - (weights * means.T) @ means
     return weights, means, _weighted_sums(x, responsibilities, power=2) / sizes[:, None] - means**2 + ridge
 
@@ -179,59 +226,12 @@ def _weighted_sums(x: np.ndarray, responsibilities: np.ndarray, power: int = 1) 
     return sum(responsibilities[i : i + BLOCK].T @ x[i : i + BLOCK].astype(np.float64) ** power for i in blocks)
 
 
-def _scatter(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the sum (d, d) of weight × x xᵀ over the samples."""
+def _scatter(x: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum (d, d) of weight × (x - mean) (x - mean)ᵀ over the samples."""
     rows = np.flatnonzero(weights)
     total = np.zeros((x.shape[1], x.shape[1]))
     for i in range(0, len(rows), BLOCK):
-        block = x[rows[i : i + BLOCK]] * np.sqrt(weights[rows[i : i + BLOCK], None])  # float64
-        total += block.T @ block
+        gaps = x[rows[i : i + BLOCK]] - mean  # float64: a covariance may be nearly singular where that of all is not
+        gaps *= np.sqrt(weights[rows[i : i + BLOCK], None])
+        total += gaps.T @ gaps
     return total
-
-
-def _log_joint(
-    x: np.ndarray, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray, covariance: str
-) -> np.ndarray:
-    """Return log(weight × density) (n, K) float64 of x (n, d) float32, the E step before it is normalised."""
-    if covariance == "diag":
-        factors = 1 / np.sqrt(covariances)  # (K, d)
-        log_determinants = np.log(factors).sum(axis=1)
-    else:
-        factors = _precision_factors(covariances)
-        log_determinants = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
-    peaks = np.log(weights) + log_determinants - x.shape[1] / 2 * np.log(2 * np.pi)  # (K,) the values at the means
-    squared_distances = {"full": _distances_full, "tied": _distances_tied, "diag": _distances_diag}[covariance]
-    blocks = (x[i : i + BLOCK] for i in range(0, len(x), BLOCK))
-    return np.concatenate([peaks - squared_distances(block, means, factors) / 2 for block in blocks])
-
-
-def _precision_factors(covariances: np.ndarray) -> np.ndarray:
-    """Return upper triangular P with P Pᵀ the inverse of each covariance, (K, d, d) or (d, d)."""
-    lower, identity = np.linalg.cholesky(covariances), np.eye(covariances.shape[-1])
-    inverses = [solve_triangular(matrix, identity, lower=True) for matrix in lower.reshape(-1, *identity.shape)]
-    return np.stack([inverse.T for inverse in inverses]).reshape(covariances.shape)
-
-
-def _distances_full(x: np.ndarray, means: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Return squared Mahalanobis distances (n, K)."""
-    distances = np.empty((len(x), len(means)))
-    for k, (mean, factor) in enumerate(zip(means.astype(np.float32), factors.astype(np.float32), strict=True)):
-        gaps = x - mean  # (n, d)
-        whitened = strmm(1.0, factor.T, gaps.T, lower=1, overwrite_b=1)  # (d, n), at half the work of a full product
-        distances[:, k] = np.einsum("dn,dn->n", whitened, whitened)
-    return distances
-
-
-def _distances_tied(x: np.ndarray, means: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    return _distances_diag(x @ factor.astype(np.float32), means @ factor, np.ones_like(means))
-
-
-def _distances_diag(x: np.ndarray, means: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    x, precisions = x.astype(np.float64), factors**2  # float64: large terms nearly cancel
-    return x**2 @ precisions.T - 2 * x @ (means * precisions).T + (means**2 * precisions).sum(axis=1)
-
-
-def _log_sum(log_joint: np.ndarray) -> np.ndarray:
-    """Return the log of the sum (n,) of exp(log_joint) over the components."""
-    largest = log_joint.max(axis=1)
-    return largest + np.log(np.exp(log_joint - largest[:, None]).sum(axis=1))

@@ -4,10 +4,11 @@ The result is exact: only work whose outcome is certain is left out, see `oodlib
 too large to be kept in memory is read in blocks at every query.
 """
 
-import mmap
 from collections.abc import Iterator
 
 import numpy as np
+
+from oodlib.blocks import release
 
 IN_MEMORY = 2**30  # bytes that an index may take
 BLOCK = 2**24  # numbers in a block of a larger reference, and of queries
@@ -40,7 +41,7 @@ class NeighborIndex:
         self.reference = self.table = None
         n, d = self.shape
         if n * (6 * d + 256) <= IN_MEMORY:
-            self.table = self._make_table(reference, 0)
+            self.table = self._make_table(reference[:], 0)
         else:
             self.reference = reference
 
@@ -79,7 +80,7 @@ class NeighborIndex:
         size = max(1, min(BLOCK // self.shape[1], BLOCK_ROWS))
         for start in range(0, self.shape[0], size):
             yield self._make_table(self.reference[start : start + size], start)
-            _release(self.reference)
+            release(self.reference)
 
     def _make_table(self, block, start: int):
         import torch
@@ -98,12 +99,3 @@ def _as_float32(block, name: str) -> np.ndarray:
     if not max(-block.min(), block.max()) <= LARGEST:
         raise ValueError(f"{name} must be finite and at most {LARGEST:g}, found {block.min()} to {block.max()}")
     return block
-
-
-def _release(array) -> None:
-    """Give back the memory that the pages read from a read-only memory map take."""
-    base = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)

@@ -3,10 +3,11 @@
 Nothing here needs images, weights or embeddings, so a report can be made again from a fresh clone.
 """
 
+import fnmatch
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,22 +15,59 @@ import pandas as pd
 from oodlib.files import write_atomically
 from oodlib.runs import ARTEFACTS, Run, study_folder
 
-PARTS = ("metrics", "clusters", "history", "scores", "extremes", "projection")
+PARTS = (
+    "metrics",
+    "clusters",
+    "history",
+    "scores",
+    "extremes",
+    "projection",
+    "intervals",
+    "false_alarms",
+    "risk_coverage",
+)
 SETTING = ["id_dataset", "arch", "objective"]  # what seeds are averaged over
-DETECTOR = ["clustering", "n_clusters", "distance", "threshold"]
+SHOWN = (  # detectors that tables show unless others are named
+    "labels/euclidean",
+    "labels/cosine",
+    "labels/cosine/per-cluster",
+    "labels/mahalanobis",
+    "labels/mahalanobis/per-cluster",
+    "labels/mahalanobis-shrunk",
+    "labels/relative-mahalanobis",
+    "labels/ssd",
+    "one/mahalanobis",
+    "kmeans-*/cosine",
+    "gmm-*/log-density",
+    "knn",
+    "vim",
+    "residual",
+    "fdbd",
+    "msp",
+    "energy",
+)
+RANKING = ("global", "per-cluster")  # the thresholds that rank images differently
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the complete runs of a study wrote: one table a kind of file, rows of all runs, and one row a run."""
+    """What the complete runs of a study wrote: one table a kind of file, rows of all runs, and one row a run.
+
+    `decisions` are the rows of metrics.csv of every threshold, `metrics` those that rank images differently: one row a
+    run, detector and OOD set, a detector being a name like "labels/cosine" or, by cluster, "labels/cosine/per-cluster".
+    """
 
     runs: pd.DataFrame
+    decisions: pd.DataFrame
     metrics: pd.DataFrame
     clusters: pd.DataFrame
     history: pd.DataFrame
     scores: pd.DataFrame
     extremes: pd.DataFrame
     projection: pd.DataFrame
+    intervals: pd.DataFrame
+    false_alarms: pd.DataFrame
+    risk_coverage: pd.DataFrame
     incomplete: tuple[str, ...]
 
 
@@ -57,9 +95,34 @@ def collect(study: str) -> Results:
     for part in PARTS:
         table = pd.concat([pd.read_csv(f / f"{part}.csv").assign(run=f.name) for f in folders], ignore_index=True)
         tables[part] = table if "objective" in table else table.merge(about, on="run")
-    metrics = tables["metrics"]
-    tables["metrics"] = metrics.assign(detector=detector_names(metrics))
-    return Results(runs=runs, incomplete=tuple(incomplete), **tables)
+    decisions = tables["metrics"].assign(base=detector_names(tables["metrics"]))
+    tables["metrics"] = ranked(decisions)
+    return Results(runs=runs, decisions=decisions, incomplete=tuple(incomplete), **tables)
+
+
+def ranked(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of thresholds that rank images differently, with the column detector."""
+    rows = decisions[decisions.threshold.isin(RANKING)]
+    names = rows.base.where(rows.threshold == "global", rows.base + "/" + rows.threshold)
+    return rows.assign(detector=names).reset_index(drop=True)
+
+
+def choose(results: Results, detectors: list[str]) -> Results:
+    """Return results with some detectors only: names, or patterns such as "kmeans-*/cosine", in the order given.
+
+    An empty list takes those of SHOWN that there are. Raises ValueError for a name that matches none.
+    """
+    known = list(dict.fromkeys(results.metrics.detector))
+    chosen = {pattern: fnmatch.filter(known, pattern) for pattern in detectors or SHOWN}
+    chosen = {pattern: names for pattern, names in chosen.items() if names or pattern in detectors}
+    if missing := [pattern for pattern, names in chosen.items() if not names]:
+        raise ValueError(f"unknown detector {missing[0]!r}; known: {', '.join(known)}")
+    order = list(dict.fromkeys(name for names in chosen.values() for name in names))
+    metrics = results.metrics[results.metrics.detector.isin(order)]
+    position = metrics.detector.map(order.index)
+    keys = [results.runs.run.tolist().index(run) for run in metrics.run]
+    rows = metrics.assign(position=position, key=keys).sort_values(["key", "position"], kind="stable")
+    return replace(results, metrics=rows.drop(columns=["position", "key"]).reset_index(drop=True))
 
 
 def _run_row(folder: Path) -> dict:
@@ -78,9 +141,25 @@ def _run_row(folder: Path) -> dict:
 
 
 def detector_names(table: pd.DataFrame) -> pd.Series:
-    """Return how a detector is called in tables: clustering-K/distance, or the reference's name alone."""
-    sized = table.clustering.where(table.clustering == "labels", table.clustering + "-" + table.n_clusters.astype(str))
-    return (sized + "/" + table.distance).where(table.clustering != "none", table.distance)
+    """Return how a detector is called in tables: clustering-K/distance, or the reference's name alone.
+
+    A PCA stands in front, as in "pca-20/kmeans-10/cosine".
+    """
+    return (clustering_names(table) + "/" + table.distance).where(table.clustering != "none", table.distance)
+
+
+def clustering_names(table: pd.DataFrame) -> pd.Series:
+    """Return how a clustering is called in tables: "labels", "kmeans-10" or, after a PCA, "pca-20/kmeans-10"."""
+    own_size = table.clustering.isin(["labels", "one"])
+    names = table.clustering.where(own_size, table.clustering + "-" + table.n_clusters.astype(str))
+    return names.where(table.pca == 0, "pca-" + table.pca.astype(str) + "/" + names)
+
+
+def of_classes(clusters: pd.DataFrame, clustering: str, measure: str) -> pd.DataFrame:
+    """Return a measure of the clusters of one clustering, with as many clusters as there are classes and no PCA."""
+    n_classes = clusters[clusters.clustering == "labels"].groupby("id_dataset").n_clusters.max()
+    chosen = (clusters.clustering == clustering) & (clusters.measure == measure) & (clusters.pca == 0)
+    return clusters[chosen & (clusters.n_clusters == clusters.id_dataset.map(n_classes))]
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -90,14 +169,27 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     )
 
 
+def group_means(results: Results, measures: list[str]) -> pd.DataFrame:
+    """Return the means of measures over the near and over the far sets: one row a run, detector and group.
+
+    A detector that lacks a set of the group has no row: a mean over other sets does not compare.
+    """
+    n_sets = results.decisions.groupby(["id_dataset", "group"]).ood_dataset.nunique().rename("n_sets")
+    groups = results.metrics[results.metrics.group != "sanity"].groupby(
+        [*SETTING, "seed", "detector", "group"], sort=False
+    )
+    means = groups[measures].mean().assign(n_own=groups.ood_dataset.nunique()).reset_index()
+    means = means.join(n_sets, on=["id_dataset", "group"])
+    return means[means.n_own == means.n_sets].drop(columns=["n_own", "n_sets"]).reset_index(drop=True)
+
+
 def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
     """Return the tidy main table: one row a setting, detector and OOD set, with mean, sd and n over seeds, in percent.
 
     Beside the sets stand the means over the near and over the far sets, each averaged within a seed first.
     """
-    keys = [*SETTING, "seed", "detector"]
-    metrics = results.metrics[[*keys, "group", "ood_dataset", measure]]
-    means = metrics[metrics.group != "sanity"].groupby([*keys, "group"], sort=False)[measure].mean().reset_index()
+    metrics = results.metrics[[*SETTING, "seed", "detector", "group", "ood_dataset", measure]]
+    means = group_means(results, [measure])
     means["ood_dataset"] = means.group + " mean"
     both = pd.concat([metrics, means])
     both[measure] *= 100
@@ -151,15 +243,15 @@ def cluster_table(
     results: Results, measures: tuple[str, ...] = ("global_separation", "cluster_purity")
 ) -> pd.DataFrame:
     """Return, for each setting, clustering and K, the measures' means over clusters: mean ± sd over seeds, with n."""
-    keys = [*SETTING, "clustering", "n_clusters"]
+    keys = [*SETTING, "clustering", "n_clusters", "pca"]
     chosen = results.clusters[results.clusters.measure.isin(measures)]
-    per_run = chosen.groupby([*keys, "measure", "seed"], sort=False).value.mean().reset_index()
+    per_run = chosen.groupby([*keys, "measure", "seed"], sort=False).value.mean().dropna().reset_index()
     table = over_seeds(per_run, [*keys, "measure"], "value").reset_index()
     table["cell"] = [
         f"{m:.3f}" if pd.isna(s) else f"{m:.3f} ± {s:.3f}" for m, s in zip(table["mean"], table.sd, strict=True)
     ]
     spread = table.pivot_table(index=[*keys, "n"], columns="measure", values="cell", aggfunc="first", sort=False)
-    return spread.reset_index().rename_axis(columns=None)
+    return spread.fillna("").reset_index().rename_axis(columns=None)
 
 
 def fingerprint(study: str, parameters: dict) -> str:
@@ -217,9 +309,13 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def main_table_text(study: str) -> str:
-    """Return the main table for a terminal: mean AUROC in percent over the seeds of the complete runs, ± sd."""
+    """Return the main table for a terminal: mean AUROC in percent over the seeds of the complete runs, ± sd.
+
+    It has the detectors on class means and those that need no clusters.
+    """
     results = collect(study)
-    table = wide(main_table(results))
+    plain = results.metrics.clustering.isin(["labels", "none"]) & (results.metrics.threshold == "global")
+    table = wide(main_table(replace(results, metrics=results.metrics[plain & (results.metrics.seen == 0)])))
     n = sorted(results.runs.groupby(SETTING).size().unique())
     heading = f"AUROC %, mean ± sd over {'–'.join(str(k) for k in n)} seed(s); ID is the positive class, ** the best"
     if results.incomplete:

@@ -4,16 +4,20 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from oodlib.data import ImageSet
+from oodlib.factor_figures import fraction_figure
 from oodlib.figures import draw_projection, show_images
+from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
+from oodlib.separation import METRICS, separation_curve
 
 if TYPE_CHECKING:
     from oodlib.encoders import Encoder
     from oodlib.training import TrainingConfig
+
+N_JUDGED = 3000  # embeddings that separation curves are drawn from, at most
 
 
 def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, n_views: int = 10) -> Figure:
@@ -55,13 +59,16 @@ def projection_figure(run: Run) -> Figure:
     return figure
 
 
-def heat_map(metrics: pd.DataFrame, measure: str) -> Figure:
-    """Draw a measure in percent for every detector (a row) and OOD set (a column)."""
-    table = 100 * metrics.pivot_table(index="detector", columns="ood_dataset", values=measure, sort=False)
-    figure, axis = plt.subplots(figsize=(1.2 * table.shape[1] + 3, 0.36 * table.shape[0] + 1))
-    sns.heatmap(
-        table, annot=True, fmt=".1f", cmap="crest", vmin=50, vmax=100, cbar_kws={"label": f"{measure} %"}, ax=axis
-    )
-    axis.set(xlabel="", ylabel="")
-    plt.close(figure)
-    return figure
+def separation_curves_figure(run: Run, fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)) -> Figure:
+    """Draw the global separation of the run's classes against the fraction of distances it counts, by both metrics."""
+    data = id_embeddings(run)["train"]
+    curves = {
+        metric: separation_curve(data["z"], data["y"], fractions, metric, max_samples=N_JUDGED) for metric in METRICS
+    }
+    rows = [
+        {"metric": metric, "fraction": fraction, "cluster": cluster, "value": value}
+        for metric, curve in curves.items()
+        for fraction, values in zip(fractions, curve, strict=True)
+        for cluster, value in enumerate(values)
+    ]
+    return fraction_figure(pd.DataFrame(rows))

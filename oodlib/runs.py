@@ -21,7 +21,14 @@ ARTEFACTS = {
     "train": ("history.csv", "encoder.safetensors"),
     "embed": ("embeddings",),
     "cluster": ("clusters.csv", "clusters.npz", "projection.csv"),
-    "evaluate": ("metrics.csv", "scores.csv", "extremes.csv"),
+    "evaluate": (
+        "metrics.csv",
+        "scores.csv",
+        "extremes.csv",
+        "intervals.csv",
+        "risk_coverage.csv",
+        "false_alarms.csv",
+    ),
 }
 
 

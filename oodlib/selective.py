@@ -7,7 +7,9 @@ tied scores are answered together or, where a count has to be reached in between
 
 import numpy as np
 
-from oodlib.metrics import auroc, check_scores
+from oodlib import counts
+from oodlib.counts import count_groups, normal_quantile
+from oodlib.metrics import auroc, auroc_interval, check_scores
 
 
 def error_auroc(scores, correct) -> float:
@@ -29,7 +31,8 @@ def risk_coverage(scores, correct) -> tuple[np.ndarray, np.ndarray]:
     the share of inputs answered (score >= t), ascending to 1; risk the share of these that are wrong. El-Yaniv and
     Wiener 2010.
     """
-    answered, wrong = _answered_and_wrong(*_check(scores, correct))
+    right, wrong = _right_and_wrong(*_check(scores, correct))
+    answered, wrong = np.cumsum(right + wrong), np.cumsum(wrong)
     return answered / answered[-1], wrong / answered
 
 
@@ -39,11 +42,7 @@ def aurc(scores, correct) -> float:
     scores (n,) real, higher is more normal; correct (n,) bool, False for every OOD input. In [0, 1], lower is better; a
     constant score gives the error rate. Geifman et al. 2019.
     """
-    answered, wrong = _answered_and_wrong(*_check(scores, correct))
-    n_answered = np.arange(1, answered[-1] + 1)  # (n,)
-    # Linear between distinct scores: the expected number of errors when ties are answered in random order.
-    n_wrong = np.interp(n_answered, np.append(0, answered), np.append(0, wrong))  # (n,)
-    return float((n_wrong / n_answered).mean())
+    return counts.aurc(*_right_and_wrong(*_check(scores, correct)))
 
 
 def excess_aurc(scores, correct) -> float:
@@ -65,9 +64,47 @@ def oscr(id_scores, id_correct, ood_scores) -> float:
     """
     id_scores, id_correct = _check(id_scores, id_correct, "id_")
     ood_scores = check_scores("ood_scores", ood_scores)
-    if not id_correct.any():
-        return 0.0
-    return float(id_correct.mean()) * auroc(id_scores[id_correct], ood_scores)  # wrong ID inputs never raise the curve
+    return counts.oscr(*count_groups(id_scores[id_correct], id_scores[~id_correct], ood_scores))
+
+
+def error_auroc_interval(scores, correct, level: float = 0.95) -> tuple[float, float]:
+    """Return (low, high), the DeLong interval of `error_auroc`, as `oodlib.metrics.auroc_interval` describes it."""
+    scores, correct = _check(scores, correct)
+    n_right, n_wrong = int(correct.sum()), int((~correct).sum())
+    if min(n_right, n_wrong) < 2:
+        raise ValueError(f"an interval needs 2 right and 2 wrong answers, got {n_right} and {n_wrong}")
+    return auroc_interval(scores[correct], scores[~correct], level)
+
+
+def oscr_interval(id_scores, id_correct, ood_scores, level: float = 0.95) -> tuple[float, float]:
+    """Return (low, high), the interval of `oscr` with DeLong's variance, in [0, 1].
+
+    Where the variance estimate is zero it is conservative, as in `oodlib.metrics.auroc_interval`. Raises ValueError for
+    less than two ID or OOD scores, or a level outside (0, 1).
+    """
+    id_scores, id_correct = _check(id_scores, id_correct, "id_")
+    ood_scores = check_scores("ood_scores", ood_scores)
+    if min(id_scores.size, ood_scores.size) < 2:
+        raise ValueError(f"an interval needs 2 ID and 2 OOD scores, got {id_scores.size} and {ood_scores.size}")
+    return counts.oscr_interval(*count_groups(id_scores[id_correct], id_scores[~id_correct], ood_scores), level)
+
+
+def aurc_interval(scores, correct, n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Return (low, high), the percentile bootstrap interval of `aurc`; inputs are resampled with their answers.
+
+    scores (n,) real, correct (n,) bool. Raises ValueError for n_resamples below 1 or a level outside (0, 1).
+    """
+    normal_quantile(level)
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    groups = _right_and_wrong(*_check(scores, correct))
+    k, both, rng = groups[0].size, np.concatenate(groups), np.random.default_rng(seed)
+    values = []
+    for _ in range(n_resamples):
+        drawn = counts.resample(both, 1, rng)[0]
+        values.append(counts.aurc(drawn[:k], drawn[k:]))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _check(scores, correct, prefix=""):
@@ -79,9 +116,6 @@ def _check(scores, correct, prefix=""):
     return scores, correct.astype(bool)
 
 
-def _answered_and_wrong(scores, correct):
-    """Count inputs and errors at or above each distinct score, highest first: two (k,) int64."""
-    order = np.argsort(-scores)
-    ordered = scores[order]
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # (k,) last index of each distinct score
-    return last + 1, np.cumsum(~correct[order])[last]
+def _right_and_wrong(scores, correct):
+    """Count right and wrong answers at each distinct score, highest first: two (k,) int64."""
+    return count_groups(scores[correct], scores[~correct])

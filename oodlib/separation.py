@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from oodlib.blocks import to_unit_norm
 from oodlib.collapse import (
     cdnv,
     check_embeddings,
@@ -20,7 +21,6 @@ from oodlib.collapse import (
     rankme,
     uniformity,
 )
-from oodlib.distances import to_unit_norm
 from oodlib.pair_distances import mean_distances
 
 METRICS = ("euclidean", "cosine")

@@ -1,14 +1,17 @@
-"""Thresholds: scores of in-distribution images in; the score below which a new image is rejected out.
+"""Thresholds: scores of in-distribution images in; p-values of new images, and the score below which one is rejected.
 
-All rest on one rule. With m scores of reference images and j = ⌊α (m + 1)⌋, the threshold is the j-th smallest: an
-image that is exchangeable with the reference falls below it with probability at most α (Vovk et al. 2005). The promise
-holds for held-out reference images ("conformal"); on the training images themselves ("global", "per-cluster") the
-scores are too good, and more is rejected than promised.
+All rest on one rule. With m scores of reference images, the p-value of a new score is (1 + number of reference scores
+at most as high) / (m + 1), and an image is rejected where p <= alpha: one that is exchangeable with the reference is
+rejected with probability at most alpha (Vovk et al. 2005). Against the reference images of its own cluster, the promise
+holds for every cluster (Mondrian). It holds for held-out reference images ("conformal", "conformal-cluster"); on the
+training images themselves ("global", "per-cluster") the scores are too good, and more is rejected than promised.
 """
 
 import numpy as np
 
-THRESHOLDS = ("global", "per-cluster", "conformal")
+from oodlib.metrics import check_scores
+
+THRESHOLDS = ("global", "per-cluster", "conformal", "conformal-cluster")
 
 
 def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
@@ -25,19 +28,93 @@ def conformal_p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return the p-value (n,) of each score (n,) in (0, 1]: small means unlike the reference scores (m,).
 
     p = (1 + number of reference scores at most as high) / (m + 1); p <= alpha exactly where the score is below
-    `conformal_threshold(reference, alpha)`.
+    `conformal_threshold(reference, alpha)`, but for ties.
     """
     rank = np.searchsorted(np.sort(reference), scores, side="right")
     return (1 + rank) / (len(reference) + 1)
 
 
-def per_cluster_thresholds(scores: np.ndarray, nearest: np.ndarray, n_clusters: int, alpha: float) -> np.ndarray:
-    """Return one threshold (K,) a cluster, from the scores (m,) of the images nearest to it.
+def cluster_p_values(
+    scores: np.ndarray, nearest: np.ndarray, reference: np.ndarray, reference_nearest: np.ndarray
+) -> np.ndarray:
+    """Return the p-value (n,) of each score (n,) against the reference images of its own cluster.
 
-    A cluster that is nearest to too few images for a threshold of its own takes the one of all images.
+    nearest (n,) and reference_nearest (m,) int are the clusters of the scores and of the reference scores (m,). In a
+    cluster that has no reference image every p-value is 1.
     """
-    overall = conformal_threshold(scores, alpha)
-    own = [
-        conformal_threshold(scores[nearest == k], alpha) if (nearest == k).any() else -np.inf for k in range(n_clusters)
-    ]
+    p_values = np.ones(len(scores))
+    for k in np.unique(nearest):
+        members = nearest == k
+        p_values[members] = conformal_p_values(scores[members], reference[reference_nearest == k])
+    return p_values
+
+
+def per_cluster_thresholds(
+    scores: np.ndarray, nearest: np.ndarray, n_clusters: int, alpha: float, borrow: bool = True
+) -> np.ndarray:
+    """Return one threshold (K,) a cluster, from the scores (m,) of the images nearest to it (m,).
+
+    A cluster that is nearest to too few images for a threshold of its own takes the one of all images, which promises
+    nothing for the cluster; without `borrow` it takes -inf, which keeps the promise and rejects nothing.
+    """
+    overall = conformal_threshold(scores, alpha) if borrow else -np.inf
+    own = np.array([conformal_threshold(scores[nearest == k], alpha) for k in range(n_clusters)])
     return np.where(np.isfinite(own), own, overall)
+
+
+def truncated_auroc(id_shares: np.ndarray, ood_shares: np.ndarray) -> float:
+    """Return the area under the 101-point curve of earlier code, kept to reproduce its figures.
+
+    id_shares (n,), ood_shares (m,): the share of its cluster's training images that are at most as normal as each,
+    in [0, 1]. The thresholds are the clusters' percentiles 0, 1, …, 100 and the curve gets no end points: an image less
+    normal than all its cluster's, of share 0, is never accepted, and the area beyond is left out. `auroc` of the shares
+    is the right figure.
+    """
+    least = np.maximum(np.linspace(0, 1, 101)[::-1] - 1e-12, 1e-12)  # to pass percentile 0 an image beats one at least
+    accepted = [
+        1 - np.searchsorted(np.sort(check_scores("shares", shares)), least) / len(shares)
+        for shares in (id_shares, ood_shares)
+    ]
+    return float(np.trapezoid(accepted[0], accepted[1]))
+
+
+def realised_rates(
+    scores: np.ndarray,
+    n_reference: int,
+    alphas: np.ndarray,
+    nearest: np.ndarray | None = None,
+    n_splits: int = 200,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the false-alarm rates (n_splits, len(alphas)) that conformal p-values reach on held-out ID images.
+
+    Each split draws n_reference of the scores (n,) of ID images as reference; the rate is the share of the others with
+    p <= alpha, within their own clusters where nearest (n,) int names these. Raises ValueError unless
+    1 <= n_reference < n.
+    """
+    scores = check_scores("scores", scores)
+    if not 1 <= n_reference < len(scores):
+        raise ValueError(f"n_reference must be between 1 and n - 1 = {len(scores) - 1}, got {n_reference}")
+    nearest = np.zeros(len(scores), dtype=np.int64) if nearest is None else nearest
+    rng, rates = np.random.default_rng(seed), []
+    for _ in range(n_splits):
+        order = rng.permutation(len(scores))
+        old, new = order[:n_reference], order[n_reference:]
+        p_values = cluster_p_values(scores[new], nearest[new], scores[old], nearest[old])
+        rates.append((p_values[:, None] <= np.asarray(alphas) + 1e-12).mean(axis=0))
+    return np.array(rates)
+
+
+def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -> tuple[float, float]:
+    """Return (low, high), where the false-alarm rate on n_new images lies with probability of at least `level`.
+
+    Given the reference images the number of alarms is binomial; the reference images being random too, it is
+    beta-binomial, j = ⌊α (m + 1)⌋ of m + 1 (scores without ties).
+    """
+    from scipy.stats import betabinom
+
+    j = int(np.floor(alpha * (n_reference + 1) + 1e-9))
+    if j == 0:
+        return 0.0, 0.0
+    alarms = betabinom(n_new, j, n_reference + 1 - j)
+    return float(alarms.ppf((1 - level) / 2)) / n_new, float(alarms.ppf((1 + level) / 2)) / n_new

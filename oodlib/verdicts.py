@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from oodlib.report import Results
+from oodlib.report import Results, of_classes
 
 PAIR = ["id_dataset", "arch", "seed"]
 MARGIN = 2.0  # AUROC points within which a cheaper objective counts as competitive
@@ -67,9 +67,8 @@ def _sign(low: float, high: float) -> str:
 def separated_clusters(results: Results, detector: str) -> Verdict:
     """C1: supervised contrastive training gives well separated clusters, its self-supervised counterpart does not."""
     claim = "C1: SupCon gives well separated clusters, SimCLR does not"
-    clusters = results.clusters
-    separation = clusters[(clusters.clustering == "labels") & (clusters.measure == "global_separation")]
-    kmeans = clusters[(clusters.clustering == "kmeans") & (clusters.measure == "cluster_purity")]
+    separation = of_classes(results.clusters, "labels", "global_separation")
+    kmeans = of_classes(results.clusters, "kmeans", "cluster_purity")
     per_run = separation.groupby(["objective", *PAIR]).value.mean().reset_index()
     difference = paired_difference(per_run, "value", "supcon", "simclr")
     if difference is None:

@@ -96,6 +96,38 @@ def studied_copy(studied, tmp_path, monkeypatch):
     return Project(tmp_path / "project")
 
 
+@pytest.fixture
+def figure_style():
+    """Figures in the style of the project, without a screen; all are closed after the test."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from oodlib import figures
+
+    with mpl.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def texts_overlap():
+    """A function that gives the pairs of titles, axis labels and legends of a figure that lie over each other."""
+    return overlapping_texts
+
+
+def overlapping_texts(figure) -> list[tuple[str, str]]:
+    figure.draw_without_rendering()  # the canvas of a closed figure draws nothing
+    parts = [axis.title for axis in figure.axes] + [axis.xaxis.label for axis in figure.axes] + figure.legends
+    parts += [axis.yaxis.label for axis in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
+    parts = [part for part in parts if part.get_visible() and (not hasattr(part, "get_text") or part.get_text())]
+    boxes = [(part, part.get_window_extent()) for part in parts]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
+    return [(str(a[0]), str(b[0])) for a, b in pairs if a[1].overlaps(b[1])]
+
+
 OOD = {"digits789": "near", "letters": "near", "photos": "far", "noise:8": "sanity"}
 DETECTORS = (("labels", 7, "mahalanobis"), ("labels", 7, "cosine"), ("kmeans", 10, "cosine"), ("none", 0, "knn"))
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")
@@ -121,10 +153,10 @@ def hand_made_results(
     cost=COST,
 ):
     """Return results whose numbers are functions of id_dataset, arch, objective, seed, and ood and detector."""
-    from oodlib.report import Results, detector_names
+    from oodlib.report import PARTS, Results, detector_names, ranked
 
     rng = np.random.default_rng(0)
-    tables = {part: [] for part in ("runs", "metrics", "clusters", "history", "scores", "extremes", "projection")}
+    tables = {part: [] for part in ("runs", "decisions", *PARTS) if part != "metrics"}
     runs = [(i, a, o, s) for i in id_datasets for a in archs for o in objectives for s in seeds]
     for id_dataset, arch, objective, seed in runs:
         of = {"id_dataset": id_dataset, "arch": arch, "objective": objective, "seed": seed}
@@ -134,13 +166,15 @@ def hand_made_results(
         spent = {"epochs": 2, "training_seconds": seconds, "network_inputs": round(100 * cost[objective])}
         tables["runs"].append(about | accuracy | spent | {"hardware": "cpu"})
         for clustering, k, distance in detectors:
-            name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "distance": distance}])
+            name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "pca": 0, "distance": distance}])
             detector = detector_names(name)[0]
             for dataset, group in ood.items():
                 value = auroc(ood=dataset, detector=detector, **of)
-                row = {"ood_dataset": dataset, "group": group, "detector": detector, "threshold": "global"}
-                values = {"auroc": value, "fpr95": 1 - value}
-                tables["metrics"].append(about | name.iloc[0].to_dict() | row | values)
+                row = {"ood_dataset": dataset, "group": group, "base": detector, "threshold": "global", "seen": 0}
+                values = {"auroc": value, "fpr95": 1 - value, "id_rejected": 0.05, "ood_rejected": value / 2}
+                values |= {"error_auroc": value - 0.01, "aurc": 1 - value, "oscr": value - 0.02}
+                row = about | name.iloc[0].to_dict() | row | values
+                tables["decisions"] += [row, row | {"threshold": "conformal", "id_rejected": 0.04}]
         for cluster in range(3):
             common = about | {"cluster": str(cluster), "size": 5}
             for clustering, measure, value in (
@@ -149,7 +183,7 @@ def hand_made_results(
                 ("kmeans", "cluster_purity", purity(**of)),
             ):
                 tables["clusters"].append(
-                    common | {"clustering": clustering, "n_clusters": 3, "measure": measure, "value": value}
+                    common | {"clustering": clustering, "n_clusters": 3, "pca": 0, "measure": measure, "value": value}
                 )
         for epoch in (1, 2):
             tables["history"].append(
@@ -170,4 +204,10 @@ def hand_made_results(
                 about | {"dataset": dataset, "label": label if position else i % 3, "x": x, "y": y}
                 for i, (x, y) in enumerate(rng.normal(size=(12, 2)) + position)
             ]
-    return Results(**{part: pd.DataFrame(rows) for part, rows in tables.items()}, incomplete=())
+        for alpha in (0.05, 0.1, 0.5):
+            rates = {"alpha": alpha, "rate": alpha, "n_reference": 90, "n_new": 300}
+            spread = {"low": alpha / 2, "high": 2 * alpha, "band_low": alpha / 2, "band_high": 2 * alpha}
+            rows = [{"threshold": "conformal"} | spread, {"threshold": "global", "rate": 2 * alpha}]
+            tables["false_alarms"] += [about | {"detector": SHOWN[0]} | rates | row for row in rows]
+    made = {part: pd.DataFrame(rows) for part, rows in tables.items()}
+    return Results(**made, metrics=ranked(made["decisions"]), incomplete=())

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score
+from sklearn import metrics
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from oodlib.clustering import CLUSTERINGS, LINKED, OWN_SIZE, choose_n_clusters, cluster
-from oodlib.kmeans import assign, kmeans
+from oodlib import clustering
+from oodlib.clustering import CANDIDATES, CLUSTERINGS, LINKED, MIXTURES, OWN_SIZE, choose_n_clusters, cluster
+from oodlib.mixture import fit_mixture
 
 RNG = np.random.default_rng(0)
 MEANS = 6 * RNG.normal(size=(4, 8))
 Y = np.repeat([0, 1, 2, 3], 100)
 Z = (MEANS[Y] + RNG.normal(size=(400, 8))).astype(np.float32)
+WITH_K = [name for name in CLUSTERINGS if name not in OWN_SIZE]
 
 
 @pytest.mark.parametrize("method", [name for name in CLUSTERINGS if name != "one"])
@@ -39,12 +41,6 @@ def test_one_is_a_single_cluster_around_the_mean():
     np.testing.assert_allclose(found.centers, Z.mean(axis=0, keepdims=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [name for name in CLUSTERINGS if name not in OWN_SIZE])
-def test_auto_finds_the_number_of_groups(method):
-    assert choose_n_clusters(Z, method) == 4
-    assert len(cluster(Z, method=method, n_clusters="auto").centers) == 4
-
-
 @pytest.mark.parametrize("method", ["kmeans", "spherical-kmeans", "gmm-diag"])
 def test_same_seed_same_clusters(method):
     first, second = (cluster(Z, method=method, n_clusters=6, seed=3).assignments for _ in range(2))
@@ -60,15 +56,6 @@ def test_unit_and_shift_do_not_matter(method, scale):
     assert adjusted_rand_score(Y, found) == 1
 
 
-@pytest.mark.parametrize("k", [2, 5, 20])
-def test_kmeans_is_no_worse_than_scikit_learn(k):
-    z = np.random.default_rng(k).normal(size=(1000, 5)).astype(np.float32)
-    theirs = KMeans(k, n_init=10, random_state=0).fit(z).inertia_
-    assignments, centers, inertia = kmeans(z, k, seed=0)
-    assert inertia <= 1.01 * theirs
-    assert inertia == pytest.approx(((z - centers[assignments]) ** 2).sum(), rel=1e-4)
-
-
 def test_agglomerative_links_a_sample_and_assigns_the_rest_by_nearest_centre():
     z = np.concatenate([Z] * (LINKED // len(Z) + 2))
     found = cluster(z, method="agglomerative", n_clusters=4).assignments
@@ -76,11 +63,108 @@ def test_agglomerative_links_a_sample_and_assigns_the_rest_by_nearest_centre():
     assert adjusted_rand_score(np.concatenate([Y] * (LINKED // len(Z) + 2)), found) == 1
 
 
-def test_assign_takes_the_nearest_centre():
-    centers = np.array([[0.0, 1.0], [3.0, 0.0]])
-    z = np.array([[0.1, 0.9], [0.5, 0.1]])
-    assert assign(z, centers).tolist() == [0, 0]
-    assert assign(z, centers, "cosine").tolist() == [0, 1]
+# The choice of K
+
+
+@pytest.mark.parametrize("method", WITH_K)
+def test_auto_finds_the_number_of_groups(method):
+    assert choose_n_clusters(Z, method) == 4
+    assert len(cluster(Z, method=method, n_clusters="auto").centers) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("method", WITH_K)
+def test_auto_finds_seven_small_groups_in_any_unit(method, seed):
+    y = np.repeat(np.arange(7), 40)
+    # far apart: a full covariance costs BIC so much that it would join two groups of 40 at a distance of 14
+    z = 40 * np.eye(8)[y] + np.random.default_rng(seed).normal(size=(280, 8))
+    for given in (z, z * 1e-5, z + (1000 if method != "spherical-kmeans" else 0)):
+        found = cluster(given.astype(np.float32), method=method, n_clusters="auto", seed=seed).assignments
+        assert adjusted_rand_score(y, found) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "metric"), [("kmeans", "euclidean"), ("spherical-kmeans", "cosine"), ("agglomerative", "euclidean")]
+)
+def test_auto_takes_the_largest_silhouette(monkeypatch, method, metric):
+    z = 2 * MEANS[Y] / 6 + RNG.normal(size=(400, 8))  # groups that overlap: not every K is far from the best
+    expected = [silhouette_score(z, cluster(z, None, method, k).assignments, metric=metric) for k in range(2, 9)]
+    judged = []
+
+    def recorded(distances, assignments, **options):
+        judged.append(silhouette_score(distances, assignments, **options))
+        return judged[-1]
+
+    monkeypatch.setattr(metrics, "silhouette_score", recorded)
+    assert choose_n_clusters(z, method, range(2, 9)) == range(2, 9)[np.argmax(expected)]
+    np.testing.assert_allclose(judged, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", MIXTURES)
+def test_auto_takes_the_smallest_bic(method):
+    z = 2 * MEANS[Y] / 6 + RNG.normal(size=(400, 8))
+    bics = {k: fit_mixture(z, k, MIXTURES[method]).bic for k in (2, 3, 6)}
+    assert choose_n_clusters(z, method, (2, 3, 6)) == min(bics, key=bics.get)
+
+
+def test_auto_clusters_a_sample_for_every_candidate_and_all_rows_once(monkeypatch):
+    calls, measured = [], []
+    kmeans, pairwise = CLUSTERINGS["kmeans"], metrics.pairwise_distances
+
+    def counted(z, y, n_clusters, seed):
+        calls.append((len(z), n_clusters))
+        return kmeans(z, y, n_clusters, seed)
+
+    def counted_distances(x, **options):
+        measured.append(len(x))
+        return pairwise(x, **options)
+
+    monkeypatch.setitem(CLUSTERINGS, "kmeans", counted)
+    monkeypatch.setattr(metrics, "pairwise_distances", counted_distances)
+    monkeypatch.setattr(clustering, "TRIED", 120)
+    monkeypatch.setattr(clustering, "JUDGED", 50)
+    found = cluster(Z, method="kmeans", n_clusters="auto").assignments
+    assert adjusted_rand_score(Y, found) == 1
+    assert calls == [(120, k) for k in CANDIDATES if k <= 12] + [(400, 4)]
+    assert measured == [50]
+
+
+@pytest.mark.parametrize("method", MIXTURES)
+def test_auto_fits_mixtures_to_the_sample(monkeypatch, method):
+    rows = []
+
+    def counted(z, n_components, covariance, seed):
+        rows.append(len(z))
+        return fit_mixture(z, n_components, covariance, seed)
+
+    monkeypatch.setattr(clustering, "fit_mixture", counted)
+    monkeypatch.setattr(clustering, "TRIED", 250)
+    assert adjusted_rand_score(Y, cluster(Z, method=method, n_clusters="auto").assignments) == 1
+    assert rows == [250] * sum(k <= 25 for k in CANDIDATES) + [400]
+
+
+@pytest.mark.parametrize("method", WITH_K)
+def test_auto_tries_no_more_clusters_than_there_are_distinct_embeddings(method):
+    z = np.concatenate([np.zeros((20, 3)), np.repeat(np.eye(3), 20, axis=0)])
+    assert choose_n_clusters(z, method) in ((2, 3) if method == "spherical-kmeans" else (2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("z", "method", "message"),
+    [
+        (Z, "labels", "chosen for clustering 'labels', but for kmeans, spherical-kmeans, gmm"),
+        (Z[:10], "kmeans", "needs at least 20 embeddings, 2 of them distinct, got 10 and 10"),
+        (np.ones((40, 2)), "gmm", "needs at least 20 embeddings, 2 of them distinct, got 40 and 1"),
+        (np.zeros((40, 2)), "spherical-kmeans", "needs at least 20 embeddings, 2 of them distinct, got 0 and 0"),
+        (np.full((40, 2), np.nan), "kmeans", "z must be finite"),
+    ],
+)
+def test_auto_says_why_it_cannot_choose(z, method, message):
+    with pytest.raises(ValueError, match=message):
+        choose_n_clusters(z, method)
+
+
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -89,11 +173,12 @@ def test_assign_takes_the_nearest_centre():
         ({"method": "dbscan"}, "unknown clustering 'dbscan'; known: labels, one, kmeans"),
         ({"method": "labels", "y": None}, "needs labels y"),
         ({"method": "kmeans", "y": None}, "needs n_clusters, or labels y"),
-        ({"y": Y[:-1]}, "one label for each of the 400 embeddings"),
-        ({"method": "kmeans", "n_clusters": 401}, "401"),
-        ({"method": "kmeans", "n_clusters": 0}, "0"),
-        ({"z": np.full((4, 2), np.nan), "y": None, "method": "one"}, "finite"),
-        ({"z": np.ones((5, 2)), "y": None, "method": "kmeans", "n_clusters": 2}, "distinct"),
+        ({"y": Y[:-1]}, r"one label for each of the 400 embeddings, got shape \(399,\)"),
+        ({"y": Y[:, None]}, r"one label for each of the 400 embeddings, got shape \(400, 1\)"),
+        ({"method": "kmeans", "n_clusters": 401}, "n_clusters = 401 is larger than the number of points, 400"),
+        ({"method": "kmeans", "n_clusters": 0}, "n_clusters must be a positive whole number, got 0"),
+        ({"method": "kmeans", "n_clusters": "many"}, "n_clusters must be a positive whole number, got 'many'"),
+        ({"z": np.full((4, 2), np.nan), "y": None, "method": "one"}, "z must be finite, got 4 of 4 rows"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
@@ -101,7 +186,38 @@ def test_bad_input_is_refused(arguments, message):
         cluster(**({"z": Z, "y": Y} | arguments))
 
 
-@pytest.mark.parametrize(("z", "method"), [(Z, "labels"), (Z[:10], "kmeans")])
-def test_auto_says_why_it_cannot_choose(z, method):
-    with pytest.raises(ValueError, match="chosen for clustering 'labels'|needs at least 20 embeddings, got 10"):
-        choose_n_clusters(z, method)
+@pytest.mark.parametrize("method", ["labels", "kmeans"])
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (np.where(Y == 2, -1, Y), r"got -1 \(int64\)"),
+        (Y + 0.5, r"got 0.5 \(float64\)"),
+        (Y.astype(np.float32), r"got 0.0 \(float32\)"),
+        (Y > 1, r"got False \(bool\)"),
+        (Y.astype(str), r"got 0 \(<U"),
+        (Y.astype(object), r"got 0 \(object\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_where_they_are_needed(method, y, said):
+    with pytest.raises(ValueError, match=r"labels y must be integers >= 0 \(-1 marks OOD data\), " + said):
+        cluster(Z, y, method)
+    assert len(cluster(Z, y, "kmeans", n_clusters=4).centers) == 4  # labels have no say there
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64, np.int64])
+def test_labels_may_be_any_integers(dtype):
+    np.testing.assert_array_equal(cluster(Z, Y.astype(dtype)).assignments, Y)
+
+
+@pytest.mark.parametrize("method", WITH_K)
+def test_more_clusters_than_distinct_points_are_refused(method):
+    z = np.repeat([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]], 4, axis=0)
+    assert len(cluster(z, method=method, n_clusters=3).centers) == 3
+    with pytest.raises(ValueError, match="K = 4 is larger than the number of distinct points, 3"):
+        cluster(z, method=method, n_clusters=4)
+
+
+def test_agglomerative_cannot_find_more_clusters_than_it_links_points():
+    z = np.arange(LINKED + 2.0)[:, None]
+    with pytest.raises(ValueError, match=f"distinct points in the sample that is linked, {LINKED}"):
+        cluster(z, method="agglomerative", n_clusters=LINKED + 1)

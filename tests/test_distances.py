@@ -7,13 +7,14 @@ from scipy.stats import multivariate_normal, spearmanr
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
+from oodlib import blocks
+from oodlib.blocks import to_unit_norm
 from oodlib.distances import (
     DISTANCES,
-    cluster_means,
+    fit_distances,
     squared_distances,
-    to_unit_norm,
-    whitening,
 )
+from oodlib.moments import cluster_means, whitening
 from oodlib.scoring import nearest_cluster
 
 K = 4
@@ -73,8 +74,11 @@ def reference(distance, z, assignments, queries):
 
 
 def measured(distance, z, assignments, queries):
-    n_clusters = int(assignments.max()) + 1
-    return DISTANCES[distance].measure(queries, DISTANCES[distance].fit(z, assignments, n_clusters))
+    return DISTANCES[distance].measure(queries, fitted(distance, z, assignments))
+
+
+def fitted(distance, z, assignments):
+    return fit_distances([distance], z, assignments, int(assignments.max()) + 1)[distance]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,8 +97,9 @@ def test_distances_are_the_formula(distance, dtype):
 
 def test_shrunk_covariances_are_those_of_ledoit_and_wolf():
     z, id_, _, assignments = overlapping(n=120)
-    white = (z - z.mean(axis=0)) @ whitening(z - means_of(z, assignments)[assignments])
-    asked = (id_ - z.mean(axis=0)) @ whitening(z - means_of(z, assignments)[assignments])
+    within = z - means_of(z, assignments)[assignments]
+    whiten = whitening(within.T @ within / len(z))
+    white, asked = (z - z.mean(axis=0)) @ whiten, (id_ - z.mean(axis=0)) @ whiten
     found = measured("mahalanobis-shrunk", z, assignments, id_)
     for k in range(K):
         fitted = LedoitWolf().fit(white[assignments == k])
@@ -112,7 +117,7 @@ def test_a_cluster_without_members_enough_takes_the_tied_covariance():
 
 def test_a_joint_score_is_the_density_of_the_mixture():
     z, id_, _, assignments = overlapping()
-    state = DISTANCES["log-density"].fit(z, assignments, K)
+    state = fitted("log-density", z, assignments)
     expected = logsumexp(-reference("log-density", z, assignments, id_), axis=1)
     found = nearest_cluster(id_, "log-density", state)[0]
     np.testing.assert_allclose(found - found.mean(), expected - expected.mean(), atol=1e-8)
@@ -224,7 +229,7 @@ def test_mahalanobis_is_not_defined_where_clusters_do_not_vary(dtype, copies):
     z = np.repeat(overlapping(n=10)[0], copies, axis=0).astype(dtype)
     assignments = np.repeat(np.arange(10), copies)
     with pytest.raises(ValueError, match="embeddings do not vary within clusters, so Mahalanobis distances are not"):
-        DISTANCES["mahalanobis"].fit(z, assignments, 10)
+        fitted("mahalanobis", z, assignments)
     for distance in ("euclidean", "cosine"):
         assert measured(distance, z, assignments, z).argmin(axis=1).tolist() == assignments.tolist()
 
@@ -235,7 +240,7 @@ def test_mahalanobis_is_not_defined_where_clusters_do_not_vary(dtype, copies):
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_state_is_arrays(distance):
     z, id_, _, assignments = overlapping()
-    state = DISTANCES[distance].fit(z.astype(np.float32), assignments, K)
+    state = fitted(distance, z.astype(np.float32), assignments)
     assert all(type(array) is np.ndarray and array.dtype.kind == "f" for array in state.values())
     assert DISTANCES[distance].measure(id_.astype(np.float32), state).shape == (300, K)
 
@@ -258,7 +263,7 @@ def test_means_are_summed_in_float64():
 def test_whitening_is_a_root_of_the_pseudo_inverse(n):
     rows = np.random.default_rng(0).normal(size=(n, 12)) @ np.diag(np.geomspace(1, 1e-3, 12))
     rows -= rows.mean(axis=0)
-    whiten = whitening(rows)
+    whiten = whitening(rows.T @ rows / n)
     assert whiten.shape == (12, min(n - 1, 12))
     np.testing.assert_allclose(
         whiten @ whiten.T, np.linalg.pinv(rows.T @ rows / n, rcond=1e-10, hermitian=True), rtol=1e-6
@@ -266,11 +271,51 @@ def test_whitening_is_a_root_of_the_pseudo_inverse(n):
 
 
 def test_whitening_leaves_out_what_the_input_cannot_resolve():
-    rows = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-2, 1e-4]
-    assert whitening(rows).shape == (3, 3)
-    assert whitening(rows, resolution=1e-6).shape == (3, 2)
+    covariance = np.diag([1, 1e-4, 1e-8])
+    assert whitening(covariance).shape == (3, 3)
+    assert whitening(covariance, resolution=1e-6).shape == (3, 2)
     with pytest.raises(ValueError, match="do not vary within clusters"):
-        whitening(rows, resolution=10.0)
+        whitening(covariance, resolution=10.0)
+
+
+def test_an_empty_cluster_is_refused():
+    z, _, _, assignments = overlapping()
+    with pytest.raises(ValueError, match="cluster 2 of 5 is empty"):
+        fit_distances(["cosine"], z, np.where(assignments == 2, 4, assignments), 5)
+
+
+def test_unknown_distance_is_named_with_the_known_ones():
+    z, _, _, assignments = overlapping()
+    with pytest.raises(ValueError, match="unknown distance 'manhattan'; known: euclidean, cosine, mahalanobis"):
+        fit_distances(["cosine", "manhattan"], z, assignments, K)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_fitted_together_is_fitted_alone(distance):
+    z, id_, _, assignments = overlapping()
+    together = fit_distances(list(DISTANCES), z, assignments, K)[distance]
+    alone = fitted(distance, z, assignments)
+    assert together.keys() == alone.keys()
+    assert all(np.array_equal(together[part], alone[part]) for part in alone)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_blocks_do_not_change_the_fit(distance, monkeypatch):
+    z, id_, _, assignments = overlapping()
+    whole = measured(distance, z, assignments, id_)
+    monkeypatch.setattr(blocks, "ROWS", 37)
+    np.testing.assert_allclose(measured(distance, z, assignments, id_), whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_half_precision_in_a_file_is_computed_in_single(distance, tmp_path):
+    z, id_, _, assignments = overlapping()
+    np.save(tmp_path / "z.npy", z.astype(np.float16))
+    mapped = np.load(tmp_path / "z.npy", mmap_mode="r")
+    state = fitted(distance, mapped, assignments)
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
+    expected = nearest_cluster(id_, distance, fitted(distance, z.astype(np.float16).astype(np.float32), assignments))
+    np.testing.assert_allclose(nearest_cluster(id_, distance, state)[0], expected[0], rtol=1e-5)
 
 
 def test_squared_distances_are_never_negative():

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,21 +12,16 @@ from matplotlib.figure import Figure
 from oodlib import figures, run_figures
 from oodlib.data import load_images
 from oodlib.encoders import Encoder
+from oodlib.report import choose, ranked
+from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
+from oodlib.separation import METRICS, global_separation
 from oodlib.training import OBJECTIVES, TrainingConfig, encoder_spec
 from oodlib.verdicts import rank_matrix
 
-mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"
 OOD = ["digits789", "letters", "photos", "noise:8"]
-
-
-@pytest.fixture(autouse=True)
-def _style():
-    with mpl.rc_context():
-        figures.use_style()
-        yield
-    plt.close("all")
 
 
 @pytest.fixture
@@ -45,16 +39,6 @@ def titles(figure: Figure) -> list[str]:
 def legend(figure: Figure) -> list[str]:
     (found,) = figure.legends
     return [text.get_text() for text in found.get_texts()]
-
-
-def texts_overlap(figure: Figure) -> list[tuple[str, str]]:
-    """Return the pairs of titles, axis labels and legends of a figure that lie over each other."""
-    figure.canvas.draw()
-    parts = [axis.title for axis in figure.axes] + [axis.xaxis.label for axis in figure.axes] + figure.legends
-    parts += [axis.yaxis.label for axis in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
-    boxes = [(part, part.get_window_extent()) for part in parts if not hasattr(part, "get_text") or part.get_text()]
-    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
-    return [(str(a[0]), str(b[0])) for a, b in pairs if a[1].overlaps(b[1])]
 
 
 def test_every_objective_has_a_colour_of_its_own():
@@ -91,21 +75,22 @@ def test_a_figure_of_a_set_that_is_a_folder_is_one_file(results, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_auroc_figure_has_a_panel_a_set_and_means_over_their_points(results):
+def test_auroc_figure_has_a_panel_a_set_and_means_over_their_points(results, texts_overlap):
     figure = figures.auroc_figure(results, "digits")
     assert titles(figure) == ["digits789 (near)", "letters (near)", "photos (far)"]
     assert legend(figure) == ["cross-entropy", "SupCon"]
     axis = figure.axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["labels/mahalanobis", "labels/cosine", "knn"]
+    detectors = ["labels/mahalanobis", "labels/cosine", "kmeans-10/cosine", "knn"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == detectors
     metrics = results.metrics
     means = [line for line in axis.lines if len(line.get_xdata())]
     for line, objective in zip(means, ("ce", "supcon"), strict=True):
         assert to_rgb(line.get_color()) == pytest.approx(figures.COLORS[objective])
         chosen = metrics[(metrics.objective == objective) & (metrics.ood_dataset == "digits789")]
         expected = 100 * chosen.groupby("detector", sort=False).auroc.mean()
-        np.testing.assert_allclose(line.get_xdata(), expected[["labels/mahalanobis", "labels/cosine", "knn"]])
+        np.testing.assert_allclose(line.get_xdata(), expected[detectors])
     points = [tuple(at) for collection in axis.collections for at in collection.get_offsets()]
-    assert len(points) == 3 * 2 * 3  # detectors × objectives × seeds
+    assert len(points) == 4 * 2 * 3  # detectors × objectives × seeds
     heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
     assert {round(float(y), 3) for _, y in points} == heights  # means stand in line with their points
     assert not texts_overlap(figure)
@@ -116,10 +101,20 @@ def test_auroc_figure_of_other_numbers_of_objectives(make_results, objectives):
     axis = figures.auroc_figure(make_results(objectives=objectives), "digits").axes[0]
     heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
     assert {round(float(y), 3) for c in axis.collections for _, y in c.get_offsets()} == heights
-    assert len(heights) == 3 * len(objectives)
+    assert len(heights) == 4 * len(objectives)
 
 
-def test_projection_figure_names_the_classes_and_the_sets(results):
+def test_auroc_figure_draws_the_chosen_detectors_with_a_global_threshold(results):
+    by_cluster = results.decisions[results.decisions.threshold == "global"].assign(threshold="per-cluster", auroc=0.1)
+    metrics = ranked(pd.concat([results.decisions, by_cluster]))
+    chosen = choose(replace(results, metrics=metrics), ["knn", "*/cosine*"])
+    assert "labels/cosine/per-cluster" in set(chosen.metrics.detector)
+    axis = figures.auroc_figure(chosen, "digits").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["knn", "labels/cosine", "kmeans-10/cosine"]
+    assert min(x for collection in axis.collections for x, _ in collection.get_offsets()) > 70
+
+
+def test_projection_figure_names_the_classes_and_the_sets(results, texts_overlap):
     figure = figures.projection_figure(results, "digits", 0)
     assert titles(figure) == ["cross-entropy", "SupCon"]
     assert legend(figure) == ["digits (ID)", *OOD]
@@ -137,7 +132,7 @@ def test_many_classes_are_not_named(results):
     assert not figures.projection_figure(replace(results, projection=many), "digits", 0).axes[0].texts
 
 
-def test_histogram_figure_fills_id_and_draws_a_line_a_set(results):
+def test_histogram_figure_fills_id_and_draws_a_line_a_set(results, texts_overlap):
     figure = figures.histogram_figure(results, DETECTOR, "digits", 1)
     assert titles(figure) == ["cross-entropy", "SupCon"]
     assert legend(figure) == ["digits", *OOD]
@@ -152,7 +147,7 @@ def test_histogram_puts_more_normal_images_to_the_right(results):
     assert peaks == sorted(peaks, reverse=True)  # hand-made distances grow from set to set
 
 
-def test_roc_figure_is_the_curve_of_the_kept_scores(results):
+def test_roc_figure_is_the_curve_of_the_kept_scores(results, texts_overlap):
     figure = figures.roc_figure(results, DETECTOR, "digits", 0)
     assert titles(figure) == OOD
     assert legend(figure) == ["cross-entropy", "SupCon"]
@@ -169,13 +164,20 @@ def test_roc_figure_is_the_curve_of_the_kept_scores(results):
     assert not texts_overlap(figure)
 
 
-def test_separation_figure_shows_classes_and_kmeans_clusters(results):
+def test_separation_figure_shows_classes_and_kmeans_clusters(results, texts_overlap):
     figure = figures.separation_figure(results, "digits")
-    assert titles(figure) == ["global separation of classes (digits)", "purity of k-means clusters (digits)"]
+    assert titles(figure) == ["global separation of classes (digits)", "purity of as many k-means clusters (digits)"]
     for axis in figure.axes:
         assert [label.get_text() for label in axis.get_xticklabels()] == ["cross-entropy", "SupCon"]
         assert sum(len(collection.get_offsets()) for collection in axis.collections) == 2 * 3 * 3
     assert not texts_overlap(figure)
+
+
+def test_separation_figure_counts_as_many_clusters_as_classes_and_no_pca(results):
+    more = results.clusters[results.clusters.clustering == "kmeans"]
+    clusters = pd.concat([results.clusters, more.assign(n_clusters=20), more.assign(pca=10)])
+    _, purity = figures.separation_figure(replace(results, clusters=clusters), "digits").axes
+    assert sum(len(collection.get_offsets()) for collection in purity.collections) == 2 * 3 * 3
 
 
 def test_separation_figure_without_kmeans(results):
@@ -273,12 +275,20 @@ def test_inputs_figure_shows_sets_as_the_network_sees_them():
     assert (shown[..., 0] == shown[..., 2]).all()  # a photograph is grey to an encoder of grey digits
 
 
-def test_heat_map_has_a_cell_a_detector_and_set(results):
-    run = results.metrics[results.metrics.run == "digits-resnet20-ce-s1"]
-    axis = run_figures.heat_map(run, "auroc").axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == OOD
-    cells = [text.get_text() for text in axis.texts]
-    assert cells == [f"{100 * value:.1f}" for value in run.auroc]
+def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied, monkeypatch):
+    monkeypatch.chdir(studied.root)
+    run = Run("small", "digits-resnet20-supcon-s1")
+    figure = run_figures.separation_curves_figure(run, fractions=(0.2, 0.6, 1.0))
+    assert titles(figure) == ["metric = euclidean", "metric = cosine"]
+    data = id_embeddings(run)["train"]
+    kept = pd.read_csv(run.path / "clusters.csv").query("clustering == 'labels' and pca == 0 and cluster != 'all'")
+    for axis, metric, name in zip(figure.axes, METRICS, ("", "_cosine"), strict=True):
+        lines = [line.get_xydata() for line in axis.lines if len(line.get_xdata())]
+        expected = [global_separation(data["z"], data["y"], fraction, metric) for fraction in (0.2, 0.6, 1.0)]
+        assert [list(line[:, 0]) for line in lines] == [[0.2, 0.6, 1.0]] * 7
+        np.testing.assert_allclose([line[:, 1] for line in lines], np.transpose(expected))
+        of_run = kept[kept.measure == f"global_separation{name}"].value
+        np.testing.assert_allclose([line[-1, 1] for line in lines], of_run, rtol=1e-5)  # the run's own, all distances
 
 
 def test_projection_of_a_run_is_drawn_from_its_files(studied, monkeypatch):

@@ -1,5 +1,6 @@
 """Tables of hand-made results by hand, and the report of the small study."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -27,10 +28,107 @@ def cell(table: pd.DataFrame, column: str, **key):
 
 def test_detectors_are_called_clustering_k_distance():
     table = pd.DataFrame(
-        [("labels", 7, "cosine"), ("kmeans", 10, "mahalanobis"), ("none", 0, "knn"), ("none", 0, "msp")],
-        columns=["clustering", "n_clusters", "distance"],
+        [
+            ("labels", 7, 0, "cosine"),
+            ("kmeans", 10, 0, "mahalanobis"),
+            ("none", 0, 0, "knn"),
+            ("one", 1, 20, "ssd"),
+            ("gmm", 5, 10, "cosine"),
+        ],
+        columns=["clustering", "n_clusters", "pca", "distance"],
     )
-    assert list(report.detector_names(table)) == ["labels/cosine", "kmeans-10/mahalanobis", "knn", "msp"]
+    names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "pca-20/one/ssd", "pca-10/gmm-5/cosine"]
+    assert list(report.detector_names(table)) == names
+    clusterings = ["labels", "kmeans-10", "none-0", "pca-20/one", "pca-10/gmm-5"]
+    assert list(report.clustering_names(table)) == clusterings
+
+
+def decided(results: report.Results, thresholds=("global", "conformal", "per-cluster", "conformal-cluster")):
+    """Return results with a row for each of these thresholds, of which each has an AUROC of its own."""
+    rows = results.decisions[results.decisions.threshold == "global"]
+    tables = [rows.assign(threshold=name, auroc=rows.auroc + i / 100) for i, name in enumerate(thresholds)]
+    decisions = pd.concat(tables, ignore_index=True)
+    return replace(results, decisions=decisions, metrics=report.ranked(decisions))
+
+
+def test_ranked_are_the_rows_of_a_global_threshold_and_of_one_a_cluster(make_results):
+    results = decided(make_results(values, seeds=(0,)))
+    key = {"objective": "ce", "ood_dataset": "photos"}
+    assert len(results.metrics) == len(results.decisions) / 2
+    assert set(results.metrics.threshold) == {"global", "per-cluster"}
+    assert cell(results.metrics, "auroc", detector="labels/cosine", **key) == pytest.approx(0.70)
+    assert cell(results.metrics, "auroc", detector="labels/cosine/per-cluster", **key) == pytest.approx(0.72)
+    assert list(results.metrics.index) == list(range(len(results.metrics)))
+    assert "detector" not in results.decisions
+
+
+KNOWN = ["labels/mahalanobis", "labels/cosine", "kmeans-10/cosine", "knn"]  # of hand-made results, in their order
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        (["knn", "labels/cosine"], ["knn", "labels/cosine"]),
+        (["kmeans-*/cosine"], ["kmeans-10/cosine"]),
+        (["knn", "*/cosine", "labels/*"], ["knn", "labels/cosine", "kmeans-10/cosine", "labels/mahalanobis"]),
+        (["*"], KNOWN),
+        ([], ["labels/cosine", "labels/mahalanobis", "kmeans-10/cosine", "knn"]),  # the order of SHOWN
+    ],
+)
+def test_detectors_are_chosen_by_name_or_pattern_in_the_order_given(make_results, asked, chosen):
+    results = make_results(values)
+    shown = report.choose(results, asked)
+    assert set(shown.metrics.detector) == set(chosen)
+    for _, rows in shown.metrics.groupby("run"):
+        assert list(dict.fromkeys(rows.detector)) == chosen
+    assert [run for run, _ in itertools.groupby(shown.metrics.run)] == list(results.runs.run)  # a run's rows together
+    assert list(shown.metrics) == list(results.metrics)
+    expected = results.metrics[results.metrics.detector.isin(chosen)]
+    keys = ["run", "detector", "ood_dataset"]
+    pd.testing.assert_frame_equal(
+        shown.metrics.sort_values(keys, ignore_index=True), expected.sort_values(keys, ignore_index=True)
+    )
+    assert shown.decisions is results.decisions  # only what ranks is chosen from
+
+
+def test_detectors_by_cluster_are_chosen_by_their_own_names(make_results):
+    results = decided(make_results(values))
+    for asked in ("labels/cosine", "labels/cosine/per-cluster"):
+        assert set(report.choose(results, [asked]).metrics.detector) == {asked}
+    assert set(report.choose(results, ["knn*"]).metrics.threshold) == {"global", "per-cluster"}
+
+
+def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
+    shown = report.choose(decided(make_results()), [])
+    found = ["labels/cosine", "labels/cosine/per-cluster", "labels/mahalanobis", "labels/mahalanobis/per-cluster"]
+    assert list(dict.fromkeys(shown.metrics.detector)) == [*found, "kmeans-10/cosine", "knn"]
+    assert "kmeans-10/cosine/per-cluster" in set(decided(make_results()).metrics.detector)
+    lacking = report.choose(make_results(detectors=(("none", 0, "residual"), ("one", 1, "cosine"))), [])
+    assert set(lacking.metrics.detector) == {"residual"}
+
+
+@pytest.mark.parametrize("name", ["kmeans-11/cosine", "gmm-*"])
+def test_choosing_what_there_is_not_names_what_there_is(make_results, name):
+    with pytest.raises(ValueError, match=re.escape(f"unknown detector {name!r}; known: {', '.join(KNOWN)}")):
+        report.choose(make_results(), ["knn", name])
+
+
+def test_of_classes_takes_as_many_clusters_as_classes_and_no_pca():
+    rows = [
+        ("digits", "labels", 7, 0, 0.1),
+        ("digits", "kmeans", 7, 0, 0.2),
+        ("digits", "kmeans", 20, 0, 0.3),
+        ("digits", "kmeans", 7, 10, 0.4),
+        ("letters32", "labels", 20, 0, 0.5),
+        ("letters32", "kmeans", 7, 0, 0.6),
+        ("letters32", "kmeans", 20, 0, 0.7),
+        ("letters32", "labels", 20, 10, 0.8),
+    ]
+    table = pd.DataFrame(rows, columns=["id_dataset", "clustering", "n_clusters", "pca", "value"])
+    clusters = pd.concat([table.assign(measure="purity"), table.assign(measure="other", value=9.0)])
+    assert list(report.of_classes(clusters, "kmeans", "purity").value) == [0.2, 0.7]
+    assert list(report.of_classes(clusters, "labels", "purity").value) == [0.1, 0.5]
+    assert report.of_classes(clusters, "gmm", "purity").empty
 
 
 def test_over_seeds_is_mean_sd_with_n_minus_1_and_n():
@@ -65,6 +163,24 @@ def test_near_and_far_means_are_averaged_within_a_seed_first(make_results):
     assert cell(table, "n", ood_dataset="near mean", **key) == 3  # seeds, not seeds times sets
     assert cell(table, "mean", ood_dataset="far mean", **key) == pytest.approx(70)
     assert "sanity mean" not in set(table.ood_dataset)
+
+
+def test_a_detector_that_lacks_a_set_has_no_mean_over_the_group(make_results):
+    results = make_results(values, seeds=(0, 1))
+    lacks = (results.metrics.detector == "knn") & (results.metrics.ood_dataset == "letters")
+    results = replace(results, metrics=results.metrics[~lacks | (results.metrics.objective == "ce")])
+    for chosen in (results, report.choose(results, ["knn"])):
+        table = report.main_table(chosen)
+        of_knn = table[(table.detector == "knn") & (table.objective == "supcon")]
+        assert list(of_knn.ood_dataset) == ["digits789", "photos", "noise:8", "far mean"]
+        key = {"objective": "ce", "detector": "knn", "ood_dataset": "near mean"}
+        assert cell(table, "mean", **key) == pytest.approx(100 * (0.61 + 0.63 + 0.65 + 0.67) / 4)
+    means = report.group_means(results, ["auroc", "aurc"])
+    assert list(means) == [*report.SETTING, "seed", "detector", "group", "auroc", "aurc"]
+    assert len(means) == 2 * 2 * 4 * 2 - 2  # objectives × seeds × detectors × groups, but two
+    key = {"objective": "ce", "seed": 1, "detector": "labels/cosine", "group": "near"}
+    assert cell(means, "auroc", **key) == pytest.approx(0.64)
+    assert cell(means, "aurc", **key) == pytest.approx(0.36)
 
 
 def test_main_table_of_another_measure(make_results):
@@ -141,12 +257,26 @@ def test_cost_table(make_results):
 def test_cluster_table_averages_clusters_within_a_run_first(make_results):
     results = make_results(separation=lambda seed, **_: 0.2 * seed, purity=lambda objective, **_: len(objective) / 10)
     table = report.cluster_table(results).set_index(["objective", "clustering"])
-    assert list(table) == ["id_dataset", "arch", "n_clusters", "n", "global_separation", "cluster_purity"]
+    assert list(table) == ["id_dataset", "arch", "n_clusters", "pca", "n", "global_separation", "cluster_purity"]
     assert table.loc[("ce", "labels"), "global_separation"] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
     assert table.loc[("supcon", "kmeans"), "cluster_purity"] == "0.600 ± 0.000"
     assert table.loc[("supcon", "labels"), "n"] == 3
     one = report.cluster_table(make_results(seeds=(0,))).set_index(["objective", "clustering"])
     assert one.loc[("ce", "labels"), "global_separation"] == "0.500"
+
+
+def test_cluster_table_has_one_row_a_clustering_and_an_empty_cell_for_what_has_no_value(make_results):
+    results = make_results(seeds=(0, 1))
+    one = results.clusters[(results.clusters.clustering == "labels") & (results.clusters.cluster == "0")]
+    one = one.assign(clustering="one", n_clusters=1)
+    one["value"] = one.value.where(one.measure != "global_separation")  # one cluster has no other to be apart from
+    after_pca = results.clusters[results.clusters.clustering == "kmeans"].assign(pca=10, value=0.25)
+    table = report.cluster_table(replace(results, clusters=pd.concat([results.clusters, one, after_pca])))
+    found = table[table.objective == "ce"].set_index(["clustering", "pca"])
+    assert list(found.index) == [("labels", 0), ("kmeans", 0), ("kmeans", 10), ("one", 0)]
+    assert found.loc[("one", 0), ["n", "global_separation", "cluster_purity"]].tolist() == [2, "", "1.000 ± 0.000"]
+    assert found.loc[("kmeans", 10), "cluster_purity"] == "0.250 ± 0.000"
+    assert found.loc[("kmeans", 0), "cluster_purity"] == "0.500 ± 0.000"
 
 
 def test_tables_are_written_as_csv_markdown_and_latex(make_results, tmp_path):
@@ -176,10 +306,16 @@ def test_collect_reads_every_complete_run(studied, monkeypatch):
     assert results.incomplete == ()
     assert len(results.runs) == 4
     for part in report.PARTS:
-        table = getattr(results, part)
+        table = results.decisions if part == "metrics" else getattr(results, part)
         files = [pd.read_csv(studied.run_folder("small", run) / f"{part}.csv") for run in results.runs.run]
         assert len(table) == sum(map(len, files))
         assert {"run", "id_dataset", "arch", "objective", "seed"} <= set(table)
+    pd.testing.assert_frame_equal(results.metrics, report.ranked(results.decisions))
+    assert set(results.decisions.threshold) == {"global", "conformal", "per-cluster", "conformal-cluster"}
+    keys = ["run", "detector", "ood_dataset"]
+    assert not results.metrics.duplicated(keys).any()
+    shown = {"labels/cosine", "labels/cosine/per-cluster", "kmeans-7/cosine", "knn", "outlier-exposure-1"}
+    assert shown <= set(results.metrics.detector)
     run = results.runs.set_index("run").loc["digits-resnet20-supcon-s1"]
     record = json.loads((studied.run_folder("small", run.name) / "config.json").read_text())
     history = pd.read_csv(studied.run_folder("small", run.name) / "history.csv")
@@ -195,7 +331,8 @@ def test_report_tables_are_those_of_the_runs(studied, monkeypatch):
     table = pd.read_csv(folder / "main_auroc.csv")
     runs = (studied.root / "outputs" / "small" / "runs").iterdir()
     metrics = pd.concat([pd.read_csv(run / "metrics.csv") for run in runs])
-    chosen = metrics[(metrics.objective == "ce") & (metrics.clustering == "labels") & (metrics.distance == "cosine")]
+    chosen = metrics.query("objective == 'ce' and clustering == 'labels' and distance == 'cosine'")
+    chosen = chosen[chosen.threshold == "global"]
     far = 100 * chosen[chosen.group == "far"].groupby("seed").auroc.mean()
     key = {"objective": "ce", "detector": "labels/cosine", "ood_dataset": "far mean"}
     assert cell(table, "mean", **key) == pytest.approx(far.mean(), rel=1e-5)
@@ -207,16 +344,15 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
     folder = studied.root / "outputs" / "small" / "report"
     tables = {
         f"{name}.{form}"
-        for name in ("main_auroc", "main_fpr95", "cost", "clusters", "verdicts")
+        for name in (
+            *("main_auroc", "main_fpr95", "cost", "clusters", "predictors", "verdicts"),
+            *("thresholds", "errors", "outlier_exposure"),
+        )
         for form in ("csv", "md", "tex")
     }
-    of_id_set = ("auroc", "separation", "projection", "histograms", "roc")
-    names = [f"{name}_digits" for name in of_id_set] + [
-        "history",
-        "ranks",
-        "thumbnails_digits_ce",
-        "thumbnails_digits_supcon",
-    ]
+    of_id_set = ("auroc", "product", "separation", "projection", "false_alarms", "histograms", "roc")
+    of_study = ("history", "predictors", "ranks", "thumbnails_digits_ce", "thumbnails_digits_supcon")
+    names = [*(f"{name}_digits" for name in of_id_set), *of_study]
     figures = {f"{name}.{form}" for name in names for form in ("png", "svg")}
     assert {path.name for path in folder.iterdir()} == tables | figures | {"environment.json", "05_report.ipynb"}
     environment = json.loads((folder / "environment.json").read_text())

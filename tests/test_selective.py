@@ -4,10 +4,20 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from oodlib.metrics import auroc
-from oodlib.selective import aurc, error_auroc, excess_aurc, oscr, risk_coverage
+from oodlib.metrics import auroc, auroc_interval
+from oodlib.selective import (
+    aurc,
+    aurc_interval,
+    error_auroc,
+    error_auroc_interval,
+    excess_aurc,
+    oscr,
+    oscr_interval,
+    risk_coverage,
+)
 
 
 def draw(seed, n=60):
@@ -106,7 +116,110 @@ def test_oscr_by_hand():
     assert oscr([2, 3], [False, False], [0, 1]) == 0.0
 
 
-@pytest.mark.parametrize("function", [error_auroc, risk_coverage, aurc, excess_aurc, lambda s, c: oscr(s, c, [0.0])])
+# Intervals
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_error_auroc_interval_is_that_of_right_and_wrong(level):
+    scores, correct = draw(5)
+    low, high = error_auroc_interval(scores, correct, level)
+    assert (low, high) == auroc_interval(scores[correct], scores[~correct], level)
+    assert low < error_auroc(scores, correct) < high
+
+
+def normal_answers(rng, n):
+    """Return scores and answers of n inputs, seven of ten right; right ones score higher by one."""
+    correct = rng.random(n) < 0.7
+    return rng.normal(size=n) + correct, correct
+
+
+def share_covered(intervals, value):
+    low, high = np.transpose(intervals)
+    return ((low <= value) & (value <= high)).mean()
+
+
+def test_oscr_interval_covers_the_true_value():
+    """Right with 0.7, and then above an OOD score with Φ(1 / √2)."""
+    rng, true = np.random.default_rng(0), 0.7 * stats.norm.cdf(1 / np.sqrt(2))
+    intervals = [oscr_interval(*normal_answers(rng, 150), rng.normal(size=100)) for _ in range(200)]
+    assert 0.90 <= share_covered(intervals, true) <= 0.99
+    narrow = [oscr_interval(*normal_answers(rng, 150), rng.normal(size=100), level=0.5) for _ in range(200)]
+    assert 0.40 <= share_covered(narrow, true) <= 0.60
+
+
+def test_error_auroc_interval_covers_the_true_value():
+    rng, true = np.random.default_rng(1), stats.norm.cdf(1 / np.sqrt(2))
+    intervals = [error_auroc_interval(*normal_answers(rng, 200)) for _ in range(200)]
+    assert 0.90 <= share_covered(intervals, true) <= 0.99
+
+
+def test_aurc_interval_covers_the_true_value():
+    rng = np.random.default_rng(2)
+    true = aurc(*normal_answers(rng, 1_000_000))
+    intervals = [aurc_interval(*normal_answers(rng, 200), n_resamples=150, seed=seed) for seed in range(200)]
+    assert 0.90 <= share_covered(intervals, true) <= 0.99
+
+
+def test_aurc_interval_is_the_bootstrap_of_a_plain_loop():
+    scores, correct = draw(6)
+    rng, values = np.random.default_rng(0), []
+    for _ in range(2000):
+        drawn = rng.integers(60, size=60)
+        values.append(aurc(scores[drawn], correct[drawn]))
+    found = aurc_interval(scores, correct, n_resamples=2000, level=0.8)
+    assert found == pytest.approx(np.quantile(values, [0.1, 0.9]), abs=0.01)
+    assert found == aurc_interval(scores, correct, n_resamples=2000, level=0.8)
+    assert found != aurc_interval(scores, correct, n_resamples=2000, level=0.8, seed=1)
+    low, high = aurc_interval(scores, correct, n_resamples=2000)
+    assert low < found[0] < aurc(scores, correct) < found[1] < high
+    assert aurc_interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
+
+
+def test_oscr_interval_without_variance_claims_no_certainty():
+    low, high = oscr_interval(np.arange(10, 20), np.ones(10, bool), np.arange(5))
+    assert (low, high) == pytest.approx((0.025 ** (1 / 5), 1))
+    assert (low, high) == pytest.approx(auroc_interval(np.arange(10, 20), np.arange(5)))
+    low, high = oscr_interval(np.arange(10, 20), np.zeros(10, bool), np.arange(5))
+    assert (low, high) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
+
+
+def test_intervals_need_two_of_each():
+    for correct, counted in (([1, 0, 0], "1 and 2"), ([1, 1, 0], "2 and 1"), ([1, 1, 1], "3 and 0")):
+        with pytest.raises(ValueError, match=f"an interval needs 2 right and 2 wrong answers, got {counted}"):
+            error_auroc_interval([0.0, 1.0, 2.0], correct)
+    with pytest.raises(ValueError, match="an interval needs 2 ID and 2 OOD scores, got 1 and 2"):
+        oscr_interval([1.0], [True], [0.0, 1.0])
+    with pytest.raises(ValueError, match="an interval needs 2 ID and 2 OOD scores, got 2 and 1"):
+        oscr_interval([1.0, 2.0], [True, False], [0.0])
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -1, np.nan])
+def test_levels_out_of_range(level):
+    scores, correct = draw(7)
+    for interval in (error_auroc_interval, aurc_interval, lambda s, c, level: oscr_interval(s, c, s, level)):
+        with pytest.raises(ValueError, match=f"level must lie between 0 and 1, got {level}"):
+            interval(scores, correct, level=level)
+
+
+@pytest.mark.parametrize("n_resamples", [0, -3])
+def test_resamples_out_of_range(n_resamples):
+    with pytest.raises(ValueError, match=f"n_resamples must be at least 1, got {n_resamples}"):
+        aurc_interval(*draw(8), n_resamples=n_resamples)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        error_auroc,
+        risk_coverage,
+        aurc,
+        excess_aurc,
+        lambda s, c: oscr(s, c, [0.0]),
+        error_auroc_interval,
+        aurc_interval,
+        lambda s, c: oscr_interval(s, c, [0.0, 1.0]),
+    ],
+)
 def test_bad_input_raises_and_is_named(function):
     with pytest.raises(ValueError, match=r"correct must have the shape of (id_)?scores \(2,\), got \(3,\)"):
         function([0.0, 1.0], [True, False, True])

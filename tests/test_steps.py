@@ -7,26 +7,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from oodlib import steps
+from oodlib.clustering import choose_n_clusters
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.embedding import embed, load_embeddings, save_embeddings
 from oodlib.encoders import load_encoder
+from oodlib.product import pca_basis, project
 from oodlib.runs import Run
+from oodlib.scoring import ClusterDetector, OutlierExposureDetector
+from oodlib.thresholds import THRESHOLDS
 from oodlib.training import TrainingConfig, split_calibration
 
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]
 GROUPS = {"digits789": "near", "letters": "far", "photos": "far", "noise:8": "sanity"}
-CLUSTERINGS, DISTANCE_NAMES = ["labels", "kmeans", "one"], ["euclidean", "cosine", "mahalanobis"]
-N_NEIGHBORS = 20
+CLUSTERINGS, N_CLUSTERS, PCAS = ["labels", "kmeans", "one"], [0, 7, 12], [0, 8]
+WAYS = [("labels", 7), ("kmeans", 7), ("kmeans", 12), ("one", 1)]  # 0 is the number of classes, 7, which is there once
+DISTANCE_NAMES = ["euclidean", "cosine", "mahalanobis", "relative-mahalanobis"]
+N_NEIGHBORS, KNOWN, ALPHA = 20, [2], 0.1
 RUN_COLUMNS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", "group"]
 DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
-METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES
+METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
+ERRORS = ["error_auroc", "aurc", "oscr", "id_rejected", "ood_rejected", "seen", "pca", "auroc_101"]
+EVALUATED = ["metrics", "scores", "extremes", "intervals", "risk_coverage", "false_alarms"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,9 +49,17 @@ def _one_thread():
 def all_steps(study: str, **training) -> Run:
     run = steps.train_step(study, TrainingConfig(epochs=1, batch_size=128, **training))
     steps.embed_step(run, NEAR, FAR, SANITY, max_images=150)
-    steps.cluster_step(run, CLUSTERINGS, [0, 7, 12])
-    steps.evaluate_step(run, DISTANCE_NAMES, N_NEIGHBORS)
+    steps.cluster_step(run, CLUSTERINGS, N_CLUSTERS, PCAS)
+    evaluate(run)
     return run
+
+
+def evaluate(run: Run) -> pd.DataFrame:
+    return steps.evaluate_step(run, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, ALPHA)
+
+
+def read(run: Run, name: str) -> pd.DataFrame:
+    return pd.read_csv(run.path / f"{name}.csv")
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +113,17 @@ def test_config_holds_every_parameter_and_the_machine(trained):
         "sanity_ood": SANITY,
         "max_images": 150,
     }
-    assert record["cluster"]["parameters"] == {"clusterings": CLUSTERINGS, "n_clusters": [0, 7, 12]}
-    assert record["evaluate"]["parameters"] == {"distances": DISTANCE_NAMES, "n_neighbors": N_NEIGHBORS}
+    assert record["cluster"]["parameters"] == {"clusterings": CLUSTERINGS, "n_clusters": N_CLUSTERS, "pca": PCAS}
+    assert record["evaluate"]["parameters"] == {
+        "distances": DISTANCE_NAMES,
+        "n_neighbors": N_NEIGHBORS,
+        "known_outliers": KNOWN,
+        "alpha": ALPHA,
+    }
 
 
 def test_history_has_a_row_an_epoch_of_the_columns_relied_on(trained):
-    history = pd.read_csv(trained.path / "history.csv")
+    history = read(trained, "history")
     assert list(history) == ["epoch", "loss", "knn_accuracy", "learning_rate", "seconds", "images_per_second"]
     assert list(history.epoch) == [1]
 
@@ -128,56 +150,144 @@ def test_id_splits_are_whole_and_apart_and_ood_labels_are_minus_one(trained):
         assert len(embedded(trained, name)["y"]) == 150
 
 
-def test_description_of_the_embeddings(trained):
-    table = steps.describe_embeddings(trained).set_index(["dataset", "split"])
-    assert list(table.group) == ["ID"] * 3 + ["near", "far", "far", "sanity"]
-    assert list(table.n) == [len(embedded(trained, *key)["z"]) for key in table.index]
-    assert set(table.d) == {64}
-    z = embedded(trained, "photos")["z"]
-    assert table.loc[("photos", "test"), "mean norm"] == pytest.approx(np.sqrt((z**2).sum(axis=1)).mean(), rel=1e-6)
+def test_ood_embeddings_hold_the_labels_that_the_set_has_itself(trained):
+    for name in GROUPS:
+        np.testing.assert_array_equal(embedded(trained, name)["own"], load_images(name).labels[:150])
+    assert all("own" not in embedded(trained, "digits", split) for split in steps.ID_SPLITS)
 
 
 def test_clusters_csv(trained):
-    table = pd.read_csv(trained.path / "clusters.csv")
-    assert list(table) == ["run", "clustering", "n_clusters", "cluster", "size", "measure", "value"]
-    ways = table[["clustering", "n_clusters"]].drop_duplicates()
-    # 0 is the number of classes, 7, which is there once; "labels" and "one" have a K of their own
-    assert sorted(map(tuple, ways.to_numpy())) == [
-        ("kmeans", 7),
-        ("kmeans", 12),
-        ("labels", 7),
-        ("none", 0),
-        ("one", 1),
-    ]
+    table = read(trained, "clusters")
+    assert list(table) == ["run", "clustering", "n_clusters", "pca", "cluster", "size", "measure", "value"]
+    ways = table[["pca", "clustering", "n_clusters"]].drop_duplicates()
+    # "none" is what the embeddings are without clusters, "labels" and "one" have a K of their own
+    expected = [(0, "none", 0), *((pca, *way) for pca in PCAS for way in WAYS)]
+    assert sorted(map(tuple, ways.to_numpy())) == sorted(expected)
     purity = table[table.measure == "cluster_purity"]
     n = len(embedded(trained, "digits", "train")["z"])
-    assert (purity.groupby(["clustering", "n_clusters"])["size"].sum() == n).all()
+    assert (purity.groupby(["pca", "clustering", "n_clusters"])["size"].sum() == n).all()
     assert set(purity[purity.clustering == "labels"].value) == {1.0}
 
 
-def test_cluster_measures_are_recomputed(trained):
-    table = pd.read_csv(trained.path / "clusters.csv")
+def test_assignments_are_of_the_embeddings_in_the_space_of_the_training_embeddings_pca(trained):
     data = embedded(trained, "digits", "train")
-    assigned = np.load(trained.path / "clusters.npz")["kmeans/12"]
-    rows = table[(table.clustering == "kmeans") & (table.n_clusters == 12) & (table.measure == "cluster_purity")]
+    found = steps.load_assignments(trained, len(data["z"]))
+    assert sorted(found) == sorted((pca, *way) for pca in PCAS for way in WAYS)
+    assert sorted(np.load(trained.path / "clusters.npz").files) == sorted("/".join(map(str, key)) for key in found)
+    for (pca, method, k), assigned in found.items():
+        z = project(data["z"], pca_basis(data["z"], pca)) if pca else data["z"]
+        np.testing.assert_array_equal(assigned, steps.cluster(z, data["y"], method, k, seed=0).assignments)
+
+
+def test_minus_one_is_the_number_of_clusters_that_training_embeddings_suggest(copied):
+    change_record(copied, lambda record: [record.pop(step) for step in ("cluster", "evaluate")])
+    table = steps.cluster_step(copied, ["kmeans", "one"], [-1], [0])
+    z = embedded(copied, "digits", "train")["z"]
+    k = choose_n_clusters(z, "kmeans", seed=0)
+    assert sorted(steps.load_assignments(copied, len(z))) == [(0, "kmeans", k), (0, "one", 1)]
+    assert set(table[table.clustering == "kmeans"].n_clusters) == {k}
+
+
+def test_clusters_do_not_depend_on_test_or_ood_embeddings(copied):
+    for name in ("digits", *GROUPS):
+        data = embedded(copied, name)
+        save_embeddings(copied.embeddings_path(name, "test"), 9 - data["z"][::-1], data["y"])
+    before = {name: array.tolist() for name, array in np.load(copied.path / "clusters.npz").items()}
+    forget(copied, "clusters.npz")
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+    assert {name: array.tolist() for name, array in np.load(copied.path / "clusters.npz").items()} == before
+
+
+def test_cluster_measures_are_recomputed(trained):
+    table = read(trained, "clusters").set_index(["pca", "clustering", "n_clusters", "measure"])
+    data = embedded(trained, "digits", "train")
+    assigned = np.load(trained.path / "clusters.npz")["0/kmeans/12"]
+    rows = table.sort_index().loc[(0, "kmeans", 12, "cluster_purity")]
     expected = [np.bincount(data["y"][assigned == k]).max() / (assigned == k).sum() for k in range(12)]
     np.testing.assert_allclose(rows.value, expected, rtol=1e-6)
     np.testing.assert_array_equal(rows["size"], np.bincount(assigned))
 
 
-def test_metrics_csv_has_exactly_the_columns_relied_on(trained):
-    metrics = pd.read_csv(trained.path / "metrics.csv")
-    assert list(metrics) == METRICS
-    n_detectors = 4 * 3 + 1 + 3  # four clusterings × three distances, KNN, three scores from logits
-    assert len(metrics) == n_detectors * len(GROUPS)
-    assert dict(zip(metrics.ood_dataset, metrics.group, strict=True)) == GROUPS
-    assert set(metrics.threshold) == {"global"}
-    assert set(metrics[metrics.clustering == "none"].distance) == {"knn", "msp", "maxlogit", "energy"}
-    assert set(metrics[metrics.clustering == "none"].n_clusters) == {0}
+def test_metrics_csv_has_the_columns_relied_on_in_their_order(trained):
+    metrics = read(trained, "metrics")
+    assert [column for column in metrics if column in METRICS] == METRICS
+    assert {*METRICS, *ERRORS} < set(metrics)
+    intervals = {f"{name}_{end}" for name in ("auroc", "error_auroc", "oscr") for end in ("low", "high")}
+    assert set(metrics) == {*METRICS, *ERRORS, *intervals}
     about = metrics[["run", "id_dataset", "arch", "objective", "seed"]].drop_duplicates()
     assert about.to_numpy().tolist() == [[NAME, "digits", "resnet20", "ce", 0]]
+    assert dict(zip(metrics.ood_dataset, metrics.group, strict=True)) == GROUPS
+    assert not metrics.drop(columns="auroc_101").isna().any(axis=None)
     assert set(metrics.n_id) == {379}
-    assert set(metrics.n_ood) == {150}
+
+
+def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained):
+    metrics = read(trained, "metrics")
+    key = ["pca", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
+    assert not metrics.duplicated(key).any()
+    references = metrics[metrics.clustering == "none"]
+    assert set(references.distance) == {"knn", "vim", "fdbd", "msp", "maxlogit", "energy", "outlier-exposure-2"}
+    assert set(references.threshold) == {"global", "conformal"}
+    assert set(references.n_clusters) == set(references.pca) == {0}
+    assert len(references) == 7 * 2 * len(GROUPS)
+    clustered = metrics[metrics.clustering != "none"]
+    assert set(clustered.threshold) == set(THRESHOLDS)
+    n_detectors = 2 * (4 * 4 - 1)  # two PCAs, four clusterings × four distances but the relative one to one cluster
+    assert len(clustered) == n_detectors * 4 * len(GROUPS)
+    assert "one" not in set(metrics[metrics.distance == "relative-mahalanobis"].clustering)
+    truncated = metrics[metrics.auroc_101.notna()]
+    assert set(truncated.threshold) == {"per-cluster"}
+    assert len(truncated) == n_detectors * len(GROUPS)
+
+
+def test_intervals_hold_their_values(trained):
+    metrics = read(trained, "metrics")
+    for name in ("auroc", "error_auroc", "oscr"):
+        assert (metrics[f"{name}_low"] <= metrics[name]).all()
+        assert (metrics[name] <= metrics[f"{name}_high"]).all()
+    intervals = read(trained, "intervals")
+    assert set(intervals.detector) == set(steps.SHOWN)
+    assert (intervals.low <= intervals.value).all()
+    assert (intervals.value <= intervals.high).all()
+
+
+def test_images_that_outlier_exposure_has_seen_are_not_scored(trained):
+    metrics = read(trained, "metrics")
+    assert set(metrics[metrics.seen > 0].distance) == {"outlier-exposure-2"}
+    assert set(metrics[metrics.seen == 0].n_ood) == {150}
+    for name in GROUPS:
+        data, rows = embedded(trained, name), metrics[(metrics.seen == 2) & (metrics.ood_dataset == name)]
+        order = np.random.default_rng(0).permutation(150)
+        known = np.concatenate([order[data["own"][order] == c][:2] for c in np.unique(data["own"])])
+        assert set(rows.n_ood) == {150 - len(known)}
+        known.sort()
+        detector, training = OutlierExposureDetector(), embedded(trained, "digits", "train")
+        detector.fit(training["z"], training["y"], None, data["z"][known], data["own"][known])
+        inside, outside = embedded(trained, "digits")["z"], np.delete(data["z"], known, axis=0)
+        is_id = np.arange(len(inside) + len(outside)) < len(inside)
+        expected = roc_auc_score(is_id, detector.score_samples(np.concatenate([inside, outside])))
+        assert rows.auroc.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize(("clustering", "k"), WAYS)
+def test_rows_after_a_pca_are_those_of_a_detector_on_projected_embeddings(trained, clustering, k, threshold):
+    training = embedded(trained, "digits", "train")
+    basis = pca_basis(training["z"], 8)
+    held_out, inside, outside = (
+        project(embedded(trained, *name)["z"], basis)
+        for name in (("digits", "calibration"), ("digits",), ("digits789",))
+    )
+    detector = ClusterDetector(clustering, k, "mahalanobis", threshold, ALPHA, seed=0)
+    detector.fit(project(training["z"], basis), training["y"], held_out)
+    metrics = read(trained, "metrics").set_index(["pca", "clustering", "n_clusters", "distance", "threshold"])
+    row = metrics[metrics.ood_dataset == "digits789"].loc[(8, clustering, k, "mahalanobis", threshold)]
+    normality = detector.p_values if threshold.endswith("cluster") else detector.score_samples
+    is_id = np.arange(len(inside) + len(outside)) < len(inside)
+    expected = roc_auc_score(is_id, normality(np.concatenate([inside, outside])))
+    assert row.auroc == pytest.approx(expected, abs=1e-5)  # blocks of other sizes round float32 otherwise
+    assert row.id_rejected == pytest.approx((detector.predict(inside) == -1).mean(), abs=1.01 / len(inside))
+    assert row.ood_rejected == pytest.approx((detector.predict(outside) == -1).mean(), abs=1.01 / len(outside))
 
 
 def unit(z: np.ndarray) -> np.ndarray:
@@ -191,7 +301,7 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
     z, x = training["z"].astype(np.float64), data["z"].astype(np.float64)
     scores = {}
     for way, k in (("labels", 7), ("kmeans", 12), ("one", 1)):
-        assigned = np.load(run.path / "clusters.npz")[f"{way}/{k}"]
+        assigned = np.load(run.path / "clusters.npz")[f"0/{way}/{k}"]
         means = np.stack([z[assigned == c].mean(axis=0) for c in range(k)])
         directions = unit(np.stack([unit(z)[assigned == c].mean(axis=0) for c in range(k)]))
         inverse = np.linalg.pinv(np.cov((z - means[assigned]).T, bias=True), rcond=1e-10, hermitian=True)
@@ -209,10 +319,15 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
     return scores
 
 
+def plain_metrics(run: Run) -> pd.DataFrame:
+    """Return the rows without PCA at the global threshold, by OOD set, clustering, K and distance."""
+    metrics = read(run, "metrics")
+    metrics = metrics[(metrics.pca == 0) & (metrics.threshold == "global")]
+    return metrics.set_index(["ood_dataset", "clustering", "n_clusters", "distance"])
+
+
 def test_auroc_of_every_detector_is_scikit_learns_of_scores_by_plain_formulas(trained):
-    metrics = pd.read_csv(trained.path / "metrics.csv").set_index(
-        ["ood_dataset", "clustering", "n_clusters", "distance"]
-    )
+    metrics = plain_metrics(trained)
     inside = reference_scores(trained, "digits")
     for ood in GROUPS:
         outside = reference_scores(trained, ood)
@@ -223,9 +338,7 @@ def test_auroc_of_every_detector_is_scikit_learns_of_scores_by_plain_formulas(tr
 
 
 def test_fpr95_is_the_share_of_ood_that_passes_with_95_percent_of_id(trained):
-    metrics = pd.read_csv(trained.path / "metrics.csv").set_index(
-        ["ood_dataset", "clustering", "n_clusters", "distance"]
-    )
+    metrics = plain_metrics(trained)
     inside = reference_scores(trained, "digits")["labels", 7, "mahalanobis"]
     outside = reference_scores(trained, "digits789")["labels", 7, "mahalanobis"]
     threshold = np.sort(inside)[::-1][int(np.ceil(0.95 * len(inside))) - 1]
@@ -243,7 +356,7 @@ def test_id_accuracy(trained):
 
 
 def test_score_quantiles_and_extremes_are_of_the_shown_detectors(trained):
-    scores, extremes = (pd.read_csv(trained.path / name) for name in ("scores.csv", "extremes.csv"))
+    scores, extremes = (read(trained, name) for name in ("scores", "extremes"))
     assert set(scores.detector) == set(extremes.detector) == {"labels/mahalanobis", "labels/cosine", "knn"}
     assert set(scores.dataset) == set(extremes.dataset) == {"digits", *GROUPS}
     expected = reference_scores(trained, "photos")["none", 0, "knn"]
@@ -257,37 +370,64 @@ def test_score_quantiles_and_extremes_are_of_the_shown_detectors(trained):
 
 
 def test_projection_holds_some_images_of_every_set(trained):
-    table = pd.read_csv(trained.path / "projection.csv")
+    table = read(trained, "projection")
     assert list(table) == ["dataset", "label", "x", "y"]
     assert table.groupby("dataset").size().to_dict() == {"digits": 250} | dict.fromkeys(GROUPS, 150)
     assert set(table[table.dataset == "digits"].label) == set(range(7))
     assert set(table[table.dataset != "digits"].label) == {-1}
 
 
-def test_projection_of_id_images_does_not_depend_on_ood_images(copied):
-    before = steps.project(copied)
-    z = embedded(copied, "photos")["z"]
-    save_embeddings(copied.embeddings_path("photos", "test"), 100 * z[::-1] + 7, np.full(len(z), -1))
-    after = steps.project(copied)
-    pd.testing.assert_frame_equal(before[before.dataset == "digits"], after[after.dataset == "digits"])
-    assert not before.equals(after)
-
-
-def test_two_classes_are_projected_to_a_line(copied):
-    for split in steps.ID_SPLITS:
-        data = embedded(copied, "digits", split)
-        save_embeddings(copied.embeddings_path("digits", split), data["z"], data["y"] % 2)
-    assert set(steps.project(copied).y) == {0.0}
-
-
 def test_an_encoder_without_classifier_has_no_logit_scores(copied):
     for dataset, split in [("digits", split) for split in steps.ID_SPLITS] + [(name, "test") for name in GROUPS]:
         data = embedded(copied, dataset, split)
-        save_embeddings(copied.embeddings_path(dataset, split), data["z"], data["y"])
+        save_embeddings(copied.embeddings_path(dataset, split), data["z"], data["y"], None, data.get("own"))
+    weights = load_file(copied.path / "encoder.safetensors")
+    kept = {name: array for name, array in weights.items() if not name.startswith("classifier")}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, copied.path / "encoder.safetensors")
+    steps_done = ("train", "embed", "cluster", "evaluate")
+    change_record(copied, lambda record: [record[step].update(weights=copied.weights()) for step in steps_done])
     forget(copied, "metrics.csv")
-    metrics = steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
-    assert set(metrics[metrics.clustering == "none"].distance) == {"knn"}
-    assert copied.record["evaluate"]["id_accuracy"].keys() == {"nearest_class_mean"}
+    metrics = evaluate(copied)
+    assert set(metrics[metrics.clustering == "none"].distance) == {"knn", "residual", "outlier-exposure-2"}
+    accuracy = copied.record["evaluate"]["id_accuracy"]
+    assert accuracy.keys() == {"nearest_class_mean"}
+    assert (metrics.oscr <= accuracy["nearest_class_mean"] + 1e-6).all()  # which is then what is right and what is not
+
+
+def test_no_distances_are_all_distances(copied):
+    change_record(copied, lambda record: record.pop("evaluate"))
+    metrics = steps.evaluate_step(copied, [], N_NEIGHBORS, [], ALPHA)
+    assert set(metrics[metrics.clustering != "none"].distance) == set(DISTANCES)
+    assert set(metrics.seen) == {0}
+
+
+def test_sets_of_one_and_of_two_images_are_evaluated(copied):
+    for name, n in (("letters", 1), ("photos", 2)):
+        data = embedded(copied, name)
+        first = {part: array[:n] for part, array in data.items()}
+        save_embeddings(copied.embeddings_path(name, "test"), first["z"], first["y"], first["logits"], first["own"])
+    forget(copied, "metrics.csv", "projection.csv")
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+    metrics = evaluate(copied).set_index("ood_dataset")
+    assert set(metrics.loc["letters"].n_ood) == {1}
+    assert set(metrics.loc["photos"].n_ood) == {2}
+    assert metrics.auroc.between(0, 1).all()
+    assert metrics.loc["letters"].auroc_low.isna().all()  # one image has no variance
+    assert metrics.drop(index="letters").auroc_low.notna().all()
+    assert read(copied, "extremes").groupby(["detector", "dataset"]).size()["knn", "letters"] == 2
+
+
+def test_risks_and_false_alarms_are_of_the_shown_detectors(trained):
+    risks, alarms = read(trained, "risk_coverage"), read(trained, "false_alarms")
+    assert set(risks.detector) == set(alarms.detector) == set(steps.SHOWN)
+    assert set(risks.ood_dataset) == set(GROUPS)
+    n_wrong = 379 * (1 - trained.record["evaluate"]["id_accuracy"]["classifier"]) + 150
+    assert risks[risks.coverage == 1].risk.tolist() == pytest.approx([n_wrong / (379 + 150)] * 3 * 4)
+    assert set(alarms[alarms.detector == "knn"].threshold) == {"global", "conformal"}
+    assert set(alarms[alarms.detector == "labels/cosine"].threshold) == {"global", "conformal", "conformal-cluster"}
+    conformal = alarms[alarms.threshold == "conformal"]
+    assert conformal.rate.between(conformal.band_low, conformal.band_high).all()
 
 
 def test_a_second_call_changes_no_file(copied):
@@ -299,18 +439,18 @@ def test_a_second_call_changes_no_file(copied):
 def test_same_machine_same_numbers(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = all_steps("other_name")
-    for name in ("metrics.csv", "clusters.csv", "scores.csv", "extremes.csv", "projection.csv", "encoder.safetensors"):
+    for name in (*(f"{table}.csv" for table in (*EVALUATED, "clusters", "projection")), "encoder.safetensors"):
         assert (again.path / name).read_bytes() == (trained.path / name).read_bytes(), name
 
 
 def test_fresh_clone_trains_again_and_leaves_the_later_text_as_it_is(copied, capsys):
-    text = {name: (copied.path / name).stat().st_mtime_ns for name in ("metrics.csv", "scores.csv", "extremes.csv")}
+    text = {name: (copied.path / name).stat().st_mtime_ns for name in (f"{n}.csv" for n in EVALUATED)}
     weights = copied.weights()
     forget(copied, "encoder.safetensors", "clusters.npz", "embeddings")  # what .gitignore leaves out
-    metrics = steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
+    metrics = evaluate(copied)
     assert copied.weights() == weights
     assert {name: (copied.path / name).stat().st_mtime_ns for name in text} == text
-    assert list(metrics) == METRICS
+    assert {*METRICS, *ERRORS} < set(metrics)
     printed = capsys.readouterr().out
     for step in ("train", "embed", "cluster"):
         assert f"{NAME}: step '{step}' is done first, its artefacts are not there" in printed
@@ -324,7 +464,7 @@ def test_fresh_clone_on_a_machine_that_gives_other_weights_does_the_later_steps_
     change_record(copied, as_if_made_elsewhere)
     forget(copied, "encoder.safetensors", "clusters.npz", "embeddings")
     before = (copied.path / "metrics.csv").stat().st_mtime_ns
-    steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
+    evaluate(copied)
     assert (copied.path / "metrics.csv").stat().st_mtime_ns > before
     assert {copied.record[step]["weights"] for step in ("train", "embed", "cluster", "evaluate")} == {copied.weights()}
 
@@ -334,8 +474,8 @@ def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
     run = Run("study", NAME)
     for call, before in (
         (lambda: steps.embed_step(run, NEAR, FAR, SANITY), "train"),
-        (lambda: steps.cluster_step(run, ["labels"], [0]), "embed"),
-        (lambda: steps.evaluate_step(run, ["cosine"], 50), "cluster"),
+        (lambda: steps.cluster_step(run, ["labels"], [0], [0]), "embed"),
+        (lambda: steps.evaluate_step(run, ["cosine"], 50, [], 0.05), "cluster"),
     ):
         with pytest.raises(FileNotFoundError, match=f"step '{before}' of run '{NAME}' in study 'study' is not done"):
             call()
@@ -346,13 +486,13 @@ def test_a_step_cut_short_is_done_by_the_next_call(copied, monkeypatch):
     forget(copied, "clusters.csv")
     expected = (copied.path / "clusters.npz").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "project", lambda run: 1 / 0)  # after clusters.npz, before clusters.csv
+        patch.setattr(steps, "project_tests", lambda run: 1 / 0)  # after clusters.npz, before clusters.csv
         with pytest.raises(ZeroDivisionError):
-            steps.cluster_step(copied, CLUSTERINGS, [0, 7, 12])
+            steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
     assert "cluster" not in copied.record
     assert not (copied.path / "clusters.csv").exists()
-    steps.cluster_step(copied, CLUSTERINGS, [0, 7, 12])
-    assert np.load(copied.path / "clusters.npz")["kmeans/12"].tolist()
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+    assert np.load(copied.path / "clusters.npz")["0/kmeans/12"].tolist()
     assert (copied.path / "clusters.npz").stat().st_size == len(expected)
 
 
@@ -362,9 +502,13 @@ def test_other_parameters_are_refused_by_every_step(trained):
     with pytest.raises(ValueError, match="step 'embed' .* was made with max_images=150, not 7"):
         steps.embed_step(trained, NEAR, FAR, SANITY, max_images=7)
     with pytest.raises(ValueError, match=r"step 'cluster' .* was made with clusterings=\['labels', 'kmeans', 'one'\]"):
-        steps.cluster_step(trained, ["labels"], [0, 7, 12])
+        steps.cluster_step(trained, ["labels"], N_CLUSTERS, PCAS)
+    with pytest.raises(ValueError, match=r"step 'cluster' .* was made with pca=\[0, 8\], not \[0\]"):
+        steps.cluster_step(trained, CLUSTERINGS, N_CLUSTERS, [0])
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with n_neighbors=20, not 5"):
-        steps.evaluate_step(trained, DISTANCE_NAMES, 5)
+        steps.evaluate_step(trained, DISTANCE_NAMES, 5, KNOWN, ALPHA)
+    with pytest.raises(ValueError, match="step 'evaluate' .* was made with alpha=0.1, not 0.05"):
+        steps.evaluate_step(trained, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -399,10 +543,29 @@ def test_a_missing_image_set_is_said_before_anything_is_written(copied):
 def test_unknown_distances_and_clusterings_name_the_known_ones(copied):
     change_record(copied, lambda record: [record.pop(step) for step in ("cluster", "evaluate")])
     with pytest.raises(ValueError, match="unknown clustering 'dbscan'; known: labels, .*kmeans"):
-        steps.cluster_step(copied, ["dbscan"], [0])
-    steps.cluster_step(copied, ["labels"], [0])
-    with pytest.raises(ValueError, match=f"unknown distance 'manhattan'; known: {', '.join(DISTANCES)}"):
-        steps.evaluate_step(copied, ["cosine", "manhattan"], 50)
+        steps.cluster_step(copied, ["dbscan"], [0], [0])
+    with pytest.raises(ValueError, match="pca must be between 1 and d = 64, or 0 for none, got 65"):
+        steps.cluster_step(copied, ["labels"], [0], [65])
+    assert "cluster" not in copied.record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distances": ["cosine", "manhattan"]}, f"unknown distance 'manhattan'; known: {', '.join(DISTANCES)}"),
+        ({"n_neighbors": 0}, "n_neighbors must be at least 1, got 0"),
+        ({"known_outliers": [5, -1]}, "known must be at least 1, got -1"),
+        ({"alpha": 5}, "alpha must be between 0 and 1, got 5"),
+    ],
+)
+def test_wrong_parameters_are_refused_and_nothing_is_written(copied, change, message):
+    change_record(copied, lambda record: record.pop("evaluate"))
+    forget(copied, *(f"{name}.csv" for name in EVALUATED))
+    before = {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()}
+    parameters = {"distances": DISTANCE_NAMES, "n_neighbors": 20, "known_outliers": KNOWN, "alpha": ALPHA}
+    with pytest.raises(ValueError, match=message):
+        steps.evaluate_step(copied, **parameters | change)
+    assert {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()} == before
 
 
 def test_embeddings_cut_short_are_named(copied):
@@ -410,7 +573,7 @@ def test_embeddings_cut_short_are_named(copied):
     path = copied.embeddings_path("digits", "train")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"embeddings/digits-train\.npz is no npz file, or is cut short"):
-        steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
+        evaluate(copied)
 
 
 def test_clusters_cut_short_are_named(copied):
@@ -418,22 +581,23 @@ def test_clusters_cut_short_are_named(copied):
     path = copied.path / "clusters.npz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"clusters\.npz holds no cluster assignments, or is cut short"):
-        steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
+        evaluate(copied)
 
 
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
-        ("labels/7", lambda n: np.zeros(n - 1, dtype=np.int32), "is of another run: its assignments do not fit"),
-        ("labels/2", lambda n: np.full(n, 2), "is of another run"),
-        ("labels/2", lambda n: np.full(n, -1), "is of another run"),
-        ("labels/2", lambda n: np.zeros(n), "is of another run"),
+        ("0/labels/7", lambda n: np.zeros(n - 1, dtype=np.int32), "is of another run: its assignments do not fit"),
+        ("0/labels/2", lambda n: np.full(n, 2), "is of another run"),
+        ("0/labels/2", lambda n: np.full(n, -1), "is of another run"),
+        ("0/labels/2", lambda n: np.zeros(n), "is of another run"),
         ("z", lambda n: np.zeros((n, 4)), "holds no cluster assignments"),
-        ("labels/7", lambda n: np.array([print] * n, dtype=object), "holds no cluster assignments"),
+        ("labels/7", lambda n: np.zeros(n, dtype=np.int32), "holds no cluster assignments"),  # of an earlier version
+        ("0/labels/7", lambda n: np.array([print] * n, dtype=object), "holds no cluster assignments"),
     ],
 )
 def test_foreign_clusters_are_refused(copied, key, values, message):
     forget(copied, "metrics.csv")
     np.savez(copied.path / "clusters.npz", **{key: values(len(embedded(copied, "digits", "train")["z"]))})
     with pytest.raises(ValueError, match=rf"clusters\.npz {message}"):
-        steps.evaluate_step(copied, DISTANCE_NAMES, N_NEIGHBORS)
+        evaluate(copied)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oodlib.thresholds import THRESHOLDS, conformal_p_values, conformal_threshold, per_cluster_thresholds
+from oodlib.metrics import auroc
+from oodlib.thresholds import (
+    THRESHOLDS,
+    cluster_p_values,
+    conformal_p_values,
+    conformal_threshold,
+    per_cluster_thresholds,
+    rate_band,
+    realised_rates,
+    truncated_auroc,
+)
 
 NINETEEN = np.random.default_rng(0).permutation(19) + 1.0  # 1 … 19 in random order
 TIES = np.array([5.0, 1, 2, 2, 2, 7, 7, 7, 7])  # sorted: 1 2 2 2 5 7 7 7 7
@@ -109,6 +119,9 @@ def test_thresholds_of_clusters_counted_by_hand():
     assert per_cluster_thresholds(scores, nearest, 4, 0.5).tolist() == [105, 55, 5, 55]
     # and where not even all are
     assert per_cluster_thresholds(scores, nearest, 4, 0.01).tolist() == [-math.inf] * 4
+    # without borrowing, what a cluster cannot promise is not promised
+    assert per_cluster_thresholds(scores, nearest, 4, 0.1, borrow=False).tolist() == [101, -math.inf, 1, -math.inf]
+    assert per_cluster_thresholds(scores, nearest, 4, 0.5, borrow=False).tolist() == [105, -math.inf, 5, 55]
 
 
 def test_every_cluster_keeps_the_promise_for_itself():
@@ -125,6 +138,37 @@ def test_every_cluster_keeps_the_promise_for_itself():
     assert [bool((scores[n:][cluster[n:] == k] < overall).any()) for k in range(3)] == [False, True, False]
 
 
+def p_values_by_loop(scores, nearest, reference, reference_nearest):
+    found = []
+    for score, k in zip(scores, nearest, strict=True):
+        own = [r for r, other in zip(reference, reference_nearest, strict=True) if other == k]
+        found.append((1 + sum(r <= score for r in own)) / (len(own) + 1))
+    return found
+
+
+def test_p_values_of_clusters_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(3)
+    reference, reference_nearest = rng.integers(0, 20, 90).astype(float), rng.choice([0, 1, 4], 90)
+    scores, nearest = rng.integers(-1, 21, 200).astype(float), rng.integers(0, 6, 200)
+    found = cluster_p_values(scores, nearest, reference, reference_nearest)
+    assert found.tolist() == p_values_by_loop(scores, nearest, reference, reference_nearest)
+    assert (found[~np.isin(nearest, [0, 1, 4])] == 1).all()  # no reference image
+    assert cluster_p_values(scores[:0], nearest[:0], reference, reference_nearest).shape == (0,)
+    alone = cluster_p_values(scores, np.zeros(200, int), reference, np.zeros(90, int))
+    assert np.array_equal(alone, conformal_p_values(scores, reference))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_p_value_in_a_cluster_is_at_most_alpha_exactly_where_the_score_is_below_its_threshold(seed):
+    rng = np.random.default_rng(seed)
+    reference, reference_nearest = rng.integers(0, 30, 120).astype(float), rng.choice([0, 0, 0, 0, 1, 3], 120)
+    scores, nearest = rng.uniform(-1, 31, 400), rng.integers(0, 4, 400)
+    p = cluster_p_values(scores, nearest, reference, reference_nearest)
+    for alpha in [*np.arange(1, 100) / 100, *rng.uniform(0, 1, 50)]:
+        limits = per_cluster_thresholds(reference, reference_nearest, 4, alpha, borrow=False)
+        assert np.array_equal(p <= alpha, scores < limits[nearest]), alpha
+
+
 def _beta(m, alpha):
     """Return the parameters of the distribution of the rate that m reference images leave (Vovk 2012)."""
     j = math.floor(alpha * (m + 1))
@@ -132,4 +176,126 @@ def _beta(m, alpha):
 
 
 def test_names():
-    assert THRESHOLDS == ("global", "per-cluster", "conformal")
+    assert THRESHOLDS == ("global", "per-cluster", "conformal", "conformal-cluster")
+
+
+# The rates that are reached
+
+
+def test_realised_rates_of_one_split_counted_by_hand():
+    """Of 1 … 10, five are the reference: the p-value of another is (1 + how many of the five are lower) / 6."""
+    scores, alphas = np.arange(1.0, 11), np.array([1 / 6, 0.5, 0.99])
+    rates = realised_rates(scores, 5, alphas, n_splits=20, seed=3)
+    assert rates.shape == (20, 3)
+    rng, expected = np.random.default_rng(3), []
+    for _ in range(20):
+        order = rng.permutation(10)
+        lower = np.array([sum(scores[order[:5]] <= s) for s in scores[order[5:]]])
+        expected.append([(lower == 0).mean(), (lower <= 2).mean(), (lower <= 4).mean()])
+    np.testing.assert_allclose(rates, expected)
+    assert np.array_equal(rates, realised_rates(scores, 5, alphas, np.full(10, 7), n_splits=20, seed=3))
+    assert not np.array_equal(rates, realised_rates(scores, 5, alphas, n_splits=20, seed=4))
+
+
+def test_realised_rates_within_clusters_are_those_of_a_plain_loop():
+    rng, alphas = np.random.default_rng(5), np.array([0.05, 0.2, 0.5])
+    scores, nearest = rng.normal(size=80), rng.integers(0, 3, 80)
+    order = np.random.default_rng(0).permutation(80)
+    old, new = order[:50], order[50:]
+    p = np.array(p_values_by_loop(scores[new], nearest[new], scores[old], nearest[old]))
+    found = realised_rates(scores, 50, alphas, nearest, n_splits=1)
+    np.testing.assert_allclose(found, [[(p <= alpha).mean() for alpha in alphas]])
+
+
+@pytest.mark.parametrize(("alpha", "n_reference", "n_new"), [(0.05, 99, 400), (0.1, 60, 150), (0.2, 500, 100)])
+def test_realised_rates_lie_in_the_band(alpha, n_reference, n_new):
+    scores = np.random.default_rng(0).normal(size=n_reference + n_new)
+    rates = realised_rates(scores, n_reference, np.array([alpha]), n_splits=2000)[:, 0]
+    low, high = rate_band(alpha, n_reference, n_new)
+    assert ((rates[:100] >= low) & (rates[:100] <= high)).sum() >= 93
+    assert ((rates >= low) & (rates <= high)).mean() > 0.94
+    j = math.floor(alpha * (n_reference + 1))
+    counts = stats.betabinom(n_new, j, n_reference + 1 - j)
+    assert rates.mean() == pytest.approx(j / (n_reference + 1), abs=3.3 * counts.std() / n_new / math.sqrt(2000))
+    assert rates.std() * n_new == pytest.approx(counts.std(), rel=0.1)
+
+
+def test_scores_that_are_not_exchangeable_leave_the_band():
+    rng, alpha, outside = np.random.default_rng(1), 0.1, 0
+    for _ in range(50):
+        reference, new = rng.normal(size=200), rng.normal(size=300) - 0.5  # less normal than the reference
+        rate = (conformal_p_values(new, reference) <= alpha).mean()
+        low, high = rate_band(alpha, 200, 300)
+        outside += not low <= rate <= high
+    assert outside > 40
+
+
+@pytest.mark.parametrize(
+    ("alpha", "n_reference", "n_new", "level"), [(0.05, 99, 400, 0.95), (0.1, 60, 7, 0.8), (0.5, 3, 40, 0.99)]
+)
+def test_band_holds_its_level_and_no_narrower_one_does(alpha, n_reference, n_new, level):
+    low, high = rate_band(alpha, n_reference, n_new, level)
+    j = math.floor(alpha * (n_reference + 1))
+    mass = stats.betabinom(n_new, j, n_reference + 1 - j).pmf(np.arange(n_new + 1))
+    first, last = round(low * n_new), round(high * n_new)
+    assert mass[first : last + 1].sum() >= level
+    assert mass[:first].sum() < (1 - level) / 2 <= mass[: first + 1].sum()
+    assert mass[: last + 1].sum() >= (1 + level) / 2 > mass[:last].sum()
+
+
+def test_too_few_reference_images_have_a_band_of_nothing():
+    assert rate_band(0.05, 18, 100) == (0.0, 0.0)
+    assert (realised_rates(np.arange(40.0), 18, np.array([0.05])) == 0).all()
+
+
+@pytest.mark.parametrize("n_reference", [0, 10, 11])
+def test_realised_rates_need_images_on_both_sides(n_reference):
+    with pytest.raises(ValueError, match=f"n_reference must be between 1 and n - 1 = 9, got {n_reference}"):
+        realised_rates(np.arange(10.0), n_reference, np.array([0.1]))
+
+
+def test_realised_rates_refuse_nan():
+    with pytest.raises(ValueError, match="scores must not hold NaN, got 1 of 10"):
+        realised_rates(np.where(np.arange(10) == 3, math.nan, 1.0), 5, np.array([0.1]))
+
+
+# The curve of earlier code
+
+
+def shares_of(scores, reference):
+    return np.array([(reference <= s).mean() for s in scores])
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (40, 60), (300, 200)])
+def test_truncated_area_is_that_of_a_loop_over_101_percentiles(n, m):
+    rng = np.random.default_rng(n)
+    reference, inside, outside = rng.normal(size=150), rng.normal(size=n), rng.normal(size=m) - 0.7
+    shown = []
+    for percent in range(100, -1, -1):
+        limit = np.sort(reference)[max(1, -(-percent * 150 // 100)) - 1]  # the lowest with this share at most as high
+        shown.append(((outside >= limit).mean(), (inside >= limit).mean()))
+    expected = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(shown[:-1], shown[1:], strict=True))
+    found = truncated_auroc(shares_of(inside, reference), shares_of(outside, reference))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_truncated_area_by_hand():
+    assert truncated_auroc(np.array([1.0, 0.5]), np.array([0.5, 0.0])) == pytest.approx((0.5 + 1) / 2 * 0.5)
+    assert truncated_auroc(np.array([1.0, 0.5]), np.array([0.0, 0.0])) == 0  # right is 1, but no OOD image is accepted
+    assert truncated_auroc(np.array([1.0, 0.5]), np.array([1.0, 0.5])) == pytest.approx((0.5 + 1) / 2 * 0.5)
+
+
+def test_truncated_area_is_far_too_small_where_training_distances_are():
+    """Training distances 0.4 times those of test images: what is further than all training images is left out."""
+    rng = np.random.default_rng(0)
+    train, inside, outside = (by * rng.exponential(size=1000) for by in (0.4, 1, 4.5))
+    right = auroc(-inside, -outside)
+    assert right == pytest.approx(4.5 / 5.5, abs=0.02)
+    short, even = (truncated_auroc(*(shares_of(-d, -by * train) for d in (inside, outside))) for by in (1, 2.5))
+    assert short < right - 0.4
+    assert short < even < right - 0.1  # some is lost even where training images are as far as test images
+
+
+def test_truncated_area_refuses_nan():
+    with pytest.raises(ValueError, match="shares must not hold NaN"):
+        truncated_auroc(np.array([math.nan]), np.array([0.5]))

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from oodlib import verdicts
+from oodlib.report import choose
 from oodlib.verdicts import Difference, paired_difference, rank_matrix
 
 DETECTOR = "labels/mahalanobis"
@@ -88,6 +89,22 @@ def test_c1_well_separated_clusters(make_results, separations, expected):
     assert result.verdict == expected
     assert f"supcon {separations['supcon']:.2f} / 0.95" in result.reason
     assert f"simclr {separations['simclr']:.2f} / 0.40" in result.reason
+
+
+def test_c1_counts_as_many_clusters_as_classes_and_no_pca(make_results):
+    results = make_results(
+        separation=lambda objective, seed, **_: (0.8 if objective == "supcon" else 0.1) + noise(seed),
+        purity=lambda **_: 0.75,
+        objectives=("supcon", "simclr"),
+    )
+    clusters = results.clusters
+    kmeans, labels = (clusters[clusters.clustering == name] for name in ("kmeans", "labels"))
+    opposite = labels.assign(pca=10, value=labels.value.where(labels.objective == "simclr", -9.0))
+    more = pd.concat([clusters, kmeans.assign(n_clusters=20, value=0.0), kmeans.assign(pca=10, value=0.0), opposite])
+    result = verdicts.CLAIMS["C1"](replace(results, clusters=more), DETECTOR)
+    assert result == verdicts.CLAIMS["C1"](results, DETECTOR)
+    assert result.verdict == "supported"
+    assert "supcon 0.80 / 0.75" in result.reason
 
 
 def test_c1_with_a_wide_interval_is_undecided(make_results):
@@ -213,6 +230,16 @@ def test_c4_needs_blocks_and_combinations(make_results):
         result = verdicts.CLAIMS["C4"](results, DETECTOR)
         assert result.verdict == "undecided"
         assert "this study has no three blocks and three combinations to rank" in result.reason
+
+
+def test_c4_ranks_the_detectors_shown(make_results):
+    results = make_results(ranked(lambda seed, ood: COMBINATIONS))
+    shown = choose(results, ["labels/cosine", "knn"])
+    assert sorted(rank_matrix(shown)) == sorted(
+        name for name in COMBINATIONS if "kmeans" not in name and "mahalanobis" not in name
+    )
+    result = verdicts.CLAIMS["C4"](shown, DETECTOR)
+    assert "ce labels/cosine has the best mean rank, 1.0 of 4" in result.reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Reading rows in blocks: embeddings in memory or memory-mapped in; blocks of rows in float32 or float64 out.
+
+What goes over all embeddings reads them so: neither a copy in another dtype nor a file larger than the memory has to
+fit. What a block took of a memory map is given back before the next is read.
+"""
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+
+ROWS = 4096  # in a block
+
+
+def working_dtype(z) -> np.dtype:
+    """Return the dtype that embeddings z are computed in: float64 where they are float64, else float32."""
+    return np.dtype(np.float64 if z.dtype == np.float64 else np.float32)
+
+
+def read_blocks(z, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield blocks (b, d) of z (n, d) in its working dtype, each with the slice of the rows it holds.
+
+    rows (m,) int: only these rows, in this order; slices are then of `rows`.
+    """
+    dtype, n = working_dtype(z), len(z) if rows is None else len(rows)
+    for start in range(0, n, ROWS):
+        part = slice(start, min(start + ROWS, n))
+        yield part, np.asarray(z[part if rows is None else rows[part]]).astype(dtype, copy=False)
+        release(z)
+
+
+def release(z) -> None:
+    """Give back the memory that the pages read from a read-only memory map take."""
+    base = z
+    while isinstance(base, np.ndarray):
+        base = base.base
+    # a map that may be written to could hold changes that are in no file
+    if isinstance(base, mmap.mmap) and memoryview(base).readonly and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def to_unit_norm(z: np.ndarray) -> np.ndarray:
+    """Return the rows of z (n, d) at unit length; a zero row stays zero, at cosine distance 1 of everything."""
+    norms = np.linalg.norm(z, axis=1, keepdims=True)
+    return z / np.where(norms > 0, norms, 1).astype(z.dtype)
+
+
+class UnitRows:
+    """Embeddings z (n, d) with every row at unit length, made so as it is read."""
+
+    def __init__(self, z: np.ndarray):
+        self.z, self.shape, self.dtype = z, z.shape, working_dtype(z)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        found = to_unit_norm(np.asarray(self.z[rows]).astype(self.dtype, copy=False))
+        release(self.z)
+        return found

@@ -1,0 +1,73 @@
+"""What all detectors share: checked embeddings in; scores, p-values and decisions by a threshold out.
+
+The detectors follow scikit-learn's outlier detectors: `fit`, `score_samples`, `decision_function` (below 0 means
+out-of-distribution) and `predict` (+1 in-distribution, -1 out-of-distribution). Higher scores are more normal.
+"""
+
+import numpy as np
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from oodlib.blocks import read_blocks
+from oodlib.thresholds import conformal_p_values, conformal_threshold
+
+
+class Detector(OutlierMixin, BaseEstimator):
+    """A detector: `fit` sets reference_ (m,), the scores its threshold rests on, and offset_, the threshold."""
+
+    def _check(self, z: np.ndarray, reset: bool = False) -> np.ndarray:
+        """Return z (n, d) as checked embeddings; half precision, as large files have, stays what and where it is."""
+        least = 2 if reset else 1
+        if getattr(z, "dtype", None) != np.float16 or np.ndim(z) != 2:
+            return validate_data(self, z, dtype=[np.float32, np.float64], reset=reset, ensure_min_samples=least)
+        validate_data(self, z[:2], dtype=np.float32, reset=reset, ensure_min_samples=least)
+        if not all(np.isfinite(block).all() for _, block in read_blocks(z)):
+            raise ValueError("Input X contains NaN or infinity.")
+        return z
+
+    def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores (n,) float64 of checked embeddings, and each one's nearest cluster (n,)."""
+        raise NotImplementedError
+
+    def _set_threshold(self, scores: np.ndarray, dtype: type = np.float64) -> None:
+        """Take the threshold from scores (m,) of in-distribution embeddings, computed in dtype."""
+        self.reference_ = np.sort(scores)
+        self.offset_ = below_rounding(conformal_threshold(scores, self.alpha), scores, dtype)
+
+    def score_samples(self, z: np.ndarray) -> np.ndarray:
+        """Return the normality (n,) float64 of embeddings z (n, d); higher is more normal.
+
+        Raises ValueError for NaN, infinity or another width than fitted, NotFittedError before `fit`.
+        """
+        check_is_fitted(self)
+        return self._score(self._check(z))[0]
+
+    def decision_function(self, z: np.ndarray) -> np.ndarray:
+        """Return score minus threshold (n,): below 0 means out-of-distribution."""
+        check_is_fitted(self)
+        scores, nearest = self._score(self._check(z))
+        return scores - (self.offset_[nearest] if np.ndim(self.offset_) else self.offset_)
+
+    def predict(self, z: np.ndarray) -> np.ndarray:
+        """Return +1 (in-distribution) or -1 (out-of-distribution) for each row of z, (n,) int."""
+        return np.where(self.decision_function(z) < 0, -1, 1)
+
+    def p_values(self, z: np.ndarray) -> np.ndarray:
+        """Return the p-value (n,) in (0, 1] of each row of z: the share of reference images as little normal or less.
+
+        What it promises depends on the reference images, see `oodlib.thresholds`: an in-distribution image has a
+        p-value of at most alpha with a probability of at most alpha where they were held out of all training.
+        """
+        check_is_fitted(self)
+        return conformal_p_values(self._score(self._check(z))[0], self.reference_)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError unless a false-alarm rate lies between 0 and 1."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+
+
+def below_rounding(threshold: float | np.ndarray, scores: np.ndarray, dtype: type) -> float | np.ndarray:
+    """Return a threshold lowered by the rounding of scores: their last digits depend on what is scored with them."""
+    return threshold - 128 * np.finfo(dtype).eps * (np.abs(threshold) + np.median(np.abs(scores)))

@@ -1,0 +1,172 @@
+"""The product: embeddings of a run in; the scores of every detector for every set out, one detector at a time.
+
+A detector is a distance to the clusters of one clustering, perhaps after a PCA, or a reference that needs no clusters.
+What detectors share is done once: a projection for all its clusterings, a fit for all distances that use it, a
+measurement for all that rest on it. Embeddings are read in blocks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from oodlib.blocks import read_blocks, working_dtype
+from oodlib.distances import DISTANCES, fit_distances
+from oodlib.moments import mean_of, scatter_around
+from oodlib.references import LOGIT_SCORES, KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
+from oodlib.scoring import nearest_clusters
+
+Key = tuple[int, str, int]  # PCA components (0: none), clustering, number of clusters
+Basis = tuple[np.ndarray, np.ndarray]  # mean (d,), directions (d, p)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings z (n, d), labels y (n,), an OOD set's own, and logits (n, C) where there is a classifier."""
+
+    z: np.ndarray
+    y: np.ndarray
+    logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class RunEmbeddings:
+    """All embeddings of a run, and its linear classifier, weight (C, d) and bias (C,), where it has one."""
+
+    train: Embedded
+    calibration: Embedded
+    test: Embedded
+    ood: dict[str, Embedded]
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    def sets(self) -> dict[str, Embedded]:
+        """Return every set by its name; "train", "calibration" and "test" are the ID set's."""
+        return {"train": self.train, "calibration": self.calibration, "test": self.test, **self.ood}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores (n,) of one detector by the name of the set, and the nearest cluster (n,) where it has clusters.
+
+    `seen` is how many images of each class of the OOD set the detector has seen.
+    """
+
+    clustering: str
+    n_clusters: int
+    pca: int
+    distance: str
+    scores: dict[str, np.ndarray]
+    nearest: dict[str, np.ndarray] | None = None
+    seen: int = 0
+
+
+def pca_basis(z: np.ndarray, n_components: int) -> Basis:
+    """Return mean (d,) and the first principal directions (d, p) of the training embeddings z (n, d).
+
+    Raises ValueError when there are not so many dimensions.
+    """
+    if not 1 <= n_components <= z.shape[1]:
+        raise ValueError(f"pca must be between 1 and d = {z.shape[1]}, or 0 for none, got {n_components}")
+    mean = mean_of(z)
+    directions = np.linalg.eigh(scatter_around(z, mean))[1][:, : -n_components - 1 : -1]  # eigenvalues ascend
+    dtype = working_dtype(z)
+    return mean.astype(dtype), directions.astype(dtype)
+
+
+def project(z: np.ndarray, basis: Basis | None) -> np.ndarray:
+    """Return z (n, d) in the coordinates of a PCA basis, or as it is where there is none."""
+    return z if basis is None else np.concatenate([(block - basis[0]) @ basis[1] for _, block in read_blocks(z)])
+
+
+def n_detectors(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], known: list[int]) -> int:
+    """Return how many detectors `all_scores` gives."""
+    n_fitting = sum(len(_fitting(distances, assigned)) for assigned in assignments.values())
+    return n_fitting + 2 + (0 if data.weight is None else 1 + len(LOGIT_SCORES)) + len(known)
+
+
+def check_detectors(distances: list[str], n_neighbors: int, known: list[int]) -> None:
+    """Raise ValueError for an unknown distance, and for a number of neighbours or of known outliers below 1."""
+    if unknown := [name for name in distances if name not in DISTANCES]:
+        raise ValueError(f"unknown distance {unknown[0]!r}; known: {', '.join(DISTANCES)}")
+    for name, number in [("n_neighbors", n_neighbors), *(("known", n_known) for n_known in known)]:
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def all_scores(
+    data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], n_neighbors: int, known: list[int]
+) -> Iterator[Scored]:
+    """Yield the scores of every detector: `cluster_scores`, then the references.
+
+    n_neighbors: k of KNN. known: numbers of OOD images a class that the outlier-exposed heads see. Raises ValueError as
+    `check_detectors`, before anything is computed.
+    """
+    check_detectors(distances, n_neighbors, known)
+    yield from cluster_scores(data, assignments, distances)
+    yield from reference_scores(data, n_neighbors)
+    for n_known in known:
+        yield exposed_scores(data, n_known)
+
+
+def cluster_scores(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str]) -> Iterator[Scored]:
+    """Yield the scores of every distance to the clusters of every clustering of the training embeddings (n,)."""
+    for pca in dict.fromkeys(key[0] for key in assignments):
+        basis = pca_basis(data.train.z, pca) if pca else None
+        sets = {name: project(embedded.z, basis) for name, embedded in data.sets().items()}
+        for (own_pca, clustering, k), assigned in assignments.items():
+            if own_pca == pca:
+                names = _fitting(distances, assigned)
+                states = fit_distances(names, sets["train"], assigned, int(assigned.max()) + 1)
+                found = {name: nearest_clusters(z, states) for name, z in sets.items()}
+                for distance in names:
+                    scores, nearest = ({s: by_name[distance][i] for s, by_name in found.items()} for i in (0, 1))
+                    yield Scored(clustering, k, pca, distance, scores, nearest)
+
+
+def _fitting(distances: list[str], assigned: np.ndarray) -> list[str]:
+    """Return the distances that are defined for a clustering: relative to one cluster, nothing is left."""
+    return [name for name in distances if name != "relative-mahalanobis" or assigned.max() > 0]
+
+
+def reference_scores(data: RunEmbeddings, n_neighbors: int) -> Iterator[Scored]:
+    """Yield the scores of the detectors that need no clusters and have seen no outliers."""
+    train, sets = data.train.z, data.sets()
+    knn = KNNDetector(min(n_neighbors, len(train) - 1)).fit(train)
+    scores = {name: knn.score_samples(embedded.z) for name, embedded in sets.items() if name != "train"}
+    yield _reference("knn", scores | {"train": knn.reference_})
+    vim = ViMDetector(data.weight, data.bias).fit(train)
+    yield _reference("residual" if data.weight is None else "vim", _each(sets, lambda s: vim.score_samples(s.z)))
+    if data.weight is not None:
+        mean = mean_of(train)
+        yield _reference("fdbd", _each(sets, lambda s: fdbd(s.z, data.weight, data.bias, mean)))
+        for name, score in LOGIT_SCORES.items():
+            yield _reference(name, _each(sets, lambda s, score=score: score(s.logits)))
+
+
+def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
+    """Return the scores of heads that saw, of each OOD set, `n_known` images a class; these are left out of its scores.
+
+    The heads of different sets score ID images differently: their scores stand under "test" and the set's name, as in
+    "test digits789". A set that would be left with less than two images is left out.
+    """
+    scores = {}
+    for name, embedded in data.ood.items():
+        order = np.random.default_rng(0).permutation(len(embedded.z))
+        known = np.sort(np.concatenate([order[embedded.y[order] == c][:n_known] for c in np.unique(embedded.y)]))
+        rest = np.setdiff1d(order, known)
+        if len(rest) > 1:
+            head = OutlierExposureDetector()
+            head.fit(data.train.z, data.train.y, z_outliers=embedded.z[known], y_outliers=embedded.y[known])
+            own = {"train": data.train.z, "calibration": data.calibration.z, "test": data.test.z}
+            scores |= {f"{split} {name}": head.score_samples(z) for split, z in own.items()}
+            scores[name] = head.score_samples(embedded.z[rest])
+    return _reference(f"outlier-exposure-{n_known}", scores, seen=n_known)
+
+
+def _reference(name: str, scores: dict[str, np.ndarray], seen: int = 0) -> Scored:
+    return Scored("none", 0, 0, name, scores, seen=seen)
+
+
+def _each(sets: dict[str, Embedded], score: Callable[[Embedded], np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: score(embedded) for name, embedded in sets.items()}

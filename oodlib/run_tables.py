@@ -1,0 +1,165 @@
+"""Tables of a run: its embeddings and the scores of its detectors in; what figures and reports are drawn from out."""
+
+import numpy as np
+import pandas as pd
+
+from oodlib.distances import fit_distances
+from oodlib.embedding import load_embeddings
+from oodlib.evaluation import bootstrap_rows
+from oodlib.product import Scored
+from oodlib.runs import Run
+from oodlib.scoring import nearest_cluster
+from oodlib.selective import risk_coverage
+from oodlib.thresholds import conformal_threshold, rate_band, realised_rates
+
+GROUPS = ("near", "far", "sanity")
+ID_SPLITS = ("train", "calibration", "test")
+SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
+ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
+N_QUANTILES, N_EXTREMES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 12, 250, 200, 50
+
+
+def id_embeddings(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Return the embeddings of the ID set's splits: train, calibration, test."""
+    id_dataset = run.record["train"]["parameters"]["id_dataset"]
+    return {split: load_embeddings(run.embeddings_path(id_dataset, split)) for split in ID_SPLITS}
+
+
+def ood_groups(run: Run) -> dict[str, str]:
+    """Return the run's OOD sets, each with its group: near, far or sanity."""
+    parameters = run.record["embed"]["parameters"]
+    return {name: group for group in GROUPS for name in parameters[f"{group}_ood"]}
+
+
+def project_tests(run: Run) -> pd.DataFrame:
+    """Return a 2-D projection of ID and OOD test embeddings: dataset, label, x, y of some images of each set.
+
+    The plane is that of the first two linear discriminants of the training classes at unit norm, fitted on ID training
+    embeddings alone: the view in which the clusters are furthest apart, and OOD images fall where they fall.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.preprocessing import normalize
+
+    training = id_embeddings(run)["train"]
+    n_components = min(2, len(np.unique(training["y"])) - 1)
+    plane = LinearDiscriminantAnalysis(n_components=n_components, solver="eigen", shrinkage=0.01)
+    plane.fit(normalize(training["z"].astype(np.float64)), training["y"])
+    tables = []
+    id_dataset = run.record["train"]["parameters"]["id_dataset"]
+    for dataset in [id_dataset, *ood_groups(run)]:
+        data = load_embeddings(run.embeddings_path(dataset, "test"))
+        some = np.random.default_rng(0).permutation(len(data["z"]))[:N_PROJECTED]
+        xy = plane.transform(normalize(data["z"][some].astype(np.float64)))
+        xy = np.pad(xy, ((0, 0), (0, 2 - n_components)))
+        tables.append(pd.DataFrame({"dataset": dataset, "label": data["y"][some], "x": xy[:, 0], "y": xy[:, 1]}))
+    return pd.concat(tables).round({"x": 4, "y": 4})
+
+
+def is_correct(run: Run) -> tuple[np.ndarray, dict[str, float]]:
+    """Return which ID test images (n,) the run's own classifier gets right, and the accuracies in [0, 1].
+
+    The classifier is that of the encoder or, where it has none, the nearest class mean by cosine.
+    """
+    data = id_embeddings(run)
+    training, test = data["train"], data["test"]
+    classes, assigned = np.unique(training["y"], return_inverse=True)
+    state = fit_distances(["cosine"], training["z"], assigned, len(classes))["cosine"]
+    by_mean = classes[nearest_cluster(test["z"], "cosine", state)[1]] == test["y"]
+    accuracy = {"nearest_class_mean": float(by_mean.mean())}
+    if "logits" not in test:
+        return by_mean, accuracy
+    correct = test["logits"].argmax(axis=1) == test["y"]
+    return correct, accuracy | {"classifier": float(correct.mean())}
+
+
+def shown_name(scored: Scored) -> str:
+    """Return what a detector is called in SHOWN."""
+    parts = [f"pca-{scored.pca}"] if scored.pca else []
+    return "/".join([*parts, *([] if scored.clustering == "none" else [scored.clustering]), scored.distance])
+
+
+def bootstrap_table(scored: Scored, ood_sets: list[str], correct: np.ndarray) -> pd.DataFrame:
+    """Return the metrics of a detector whose intervals need a bootstrap: ood_dataset, measure, value, low, high."""
+    rows = [
+        {"detector": shown_name(scored), "ood_dataset": ood} | row
+        for ood in ood_sets
+        for row in bootstrap_rows(scored.scores["test"], scored.scores[ood], correct, N_RESAMPLES)
+    ]
+    return pd.DataFrame(rows)
+
+
+def false_alarm_table(scored: Scored) -> pd.DataFrame:
+    """Return promised and realised false-alarm rates of a detector's thresholds, over random splits of held-out ID.
+
+    Calibration and test images, which no training has seen, are mixed and split again into as many. Columns: detector,
+    threshold, alpha, rate (mean over the splits), low and high (95 % of the splits), band_low and band_high (where 95 %
+    are expected), n_reference, n_new. The global threshold comes from the training images and has no splits.
+    """
+    held_out = np.concatenate([scored.scores["calibration"], scored.scores["test"]])
+    n_reference, n_new = len(scored.scores["calibration"]), len(scored.scores["test"])
+    about = {"detector": shown_name(scored), "n_reference": n_reference, "n_new": n_new}
+    rows = []
+    for alpha in ALPHAS:
+        rate = float((held_out < conformal_threshold(scored.scores["train"], alpha)).mean())
+        rows.append(about | {"threshold": "global", "alpha": alpha, "rate": rate})
+    kinds = {"conformal": None}
+    if scored.nearest is not None:
+        kinds["conformal-cluster"] = np.concatenate([scored.nearest["calibration"], scored.nearest["test"]])
+    for threshold, nearest in kinds.items():
+        rates = realised_rates(held_out, n_reference, ALPHAS, nearest)
+        for alpha, column in zip(ALPHAS, rates.T, strict=True):
+            low, high = np.quantile(column, [0.025, 0.975])
+            row = {"threshold": threshold, "alpha": alpha, "rate": column.mean(), "low": low, "high": high}
+            band = rate_band(alpha, n_reference, n_new) if nearest is None else (np.nan, np.nan)
+            rows.append(about | row | {"band_low": band[0], "band_high": band[1]})
+    return pd.DataFrame(rows)
+
+
+def risk_table(scored: Scored, ood_sets: list[str], correct: np.ndarray) -> pd.DataFrame:
+    """Return the risk-coverage curves of a detector, ID and each OOD set together: ood_dataset, coverage, risk."""
+    tables = []
+    for ood in ood_sets:
+        scores = np.concatenate([scored.scores["test"], scored.scores[ood]])
+        answers = np.concatenate([correct, np.zeros(len(scored.scores[ood]), dtype=bool)])
+        coverage, risk = risk_coverage(scores, answers)
+        levels = np.linspace(0.02, 1, N_COVERAGES)
+        tables.append(pd.DataFrame({"coverage": levels, "risk": np.interp(levels, coverage, risk), "ood_dataset": ood}))
+    return pd.concat(tables).assign(detector=shown_name(scored))
+
+
+def quantile_table(scored: Scored, sets: dict[str, str]) -> pd.DataFrame:
+    """Return the quantiles of a detector's scores: detector, dataset, level, score; `sets` names datasets by key."""
+    levels = np.linspace(0, 1, N_QUANTILES)
+    tables = [
+        pd.DataFrame({"dataset": dataset, "level": levels, "score": np.quantile(scored.scores[key], levels)})
+        for key, dataset in sets.items()
+    ]
+    return pd.concat(tables).assign(detector=shown_name(scored))
+
+
+def extreme_table(scored: Scored, sets: dict[str, str]) -> pd.DataFrame:
+    """Return the indices of each set's least and most normal test images, from the extreme inwards."""
+    tables = []
+    for key, dataset in sets.items():
+        s = scored.scores[key]
+        order = np.argsort(s, kind="stable")
+        for extreme, index in (("least", order[:N_EXTREMES]), ("most", order[::-1][:N_EXTREMES])):
+            about = {"dataset": dataset, "extreme": extreme, "rank": np.arange(len(index))}
+            tables.append(pd.DataFrame(about | {"index": index, "score": s[index]}))
+    return pd.concat(tables).assign(detector=shown_name(scored))
+
+
+def describe_embeddings(run: Run) -> pd.DataFrame:
+    """Return, for each embedded set and split, its group, the number of images, the width and the mean norm."""
+    id_dataset = run.record["train"]["parameters"]["id_dataset"]
+    parts = [(id_dataset, split, "ID") for split in ID_SPLITS] + [
+        (n, "test", group) for n, group in ood_groups(run).items()
+    ]
+    rows = []
+    for dataset, split, group in parts:
+        z = load_embeddings(run.embeddings_path(dataset, split))["z"]
+        norm = float(np.linalg.norm(z, axis=1).mean())
+        rows.append(
+            {"dataset": dataset, "split": split, "group": group, "n": len(z), "d": z.shape[1], "mean norm": norm}
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,199 @@
+"""Benchmarks of clustering, distances and the product against other libraries, side by side in one process each.
+
+Each benchmark takes the scale, 1 for the full size, and yields rows of the table.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from side_by_side import compare, embeddings, growth, resident
+
+N, M, D, CLASSES = 50_000, 20_000, 512, 10
+TIGHTNESS = {"tight": 0.3, "loose": 1.0}
+
+
+def sizes(scale: float) -> tuple[int, int]:
+    return int(N * scale), int(M * scale)
+
+
+def knn(scale: float) -> Iterator[dict]:
+    """Exact k nearest neighbours, k = 50, index and search; the floor is the bfloat16 product."""
+    import faiss
+    import torch
+
+    from oodlib.neighbors import NeighborIndex
+
+    n, m = sizes(scale)
+    pairs = {name: [embeddings(size, D, CLASSES, r, size)[0] for size in (n, m)] for name, r in TIGHTNESS.items()}
+    pairs["tight, OOD queries"] = pairs["tight"][0], embeddings(m, D, m, 1.0, 3)[0]
+    for name, (z, queries) in pairs.items():
+
+        def ours(z=z, queries=queries):
+            return NeighborIndex(z).kneighbors(queries, 50)[0]
+
+        def theirs(z=z, queries=queries):
+            index = faiss.IndexFlatL2(D)
+            index.add(z)
+            return index.search(queries, 50)[0]
+
+        def product(z=z, queries=queries):
+            x, y = (torch.from_numpy(a).bfloat16() for a in (queries, z))
+            space = torch.empty(512, len(y), dtype=torch.bfloat16)
+            for part in x.split(512):
+                torch.mm(part, y.T, out=space[: len(part)])
+
+        row, found, squares = compare(ours, theirs, 3, product)
+        row["difference"] = np.abs(found - np.sqrt(np.maximum(squares, 0))).max()
+        yield {"benchmark": "KNN, k = 50", "data": name, "other": "faiss IndexFlatL2"} | row
+
+
+def mahalanobis(scale: float) -> Iterator[dict]:
+    """Tied and relative Mahalanobis, fit and score; the floor is one product with a d × d matrix for every row."""
+    import torch
+    from pytorch_ood.detector import RMD, Mahalanobis
+
+    from oodlib.distances import fit_distances
+    from oodlib.scoring import nearest_cluster
+
+    n, m = sizes(scale)
+    z, y = embeddings(n, D, CLASSES, 1.0, 1)
+    queries = embeddings(m, D, CLASSES, 1.0, 2)[0]
+    everything, square = np.concatenate([z, queries]), np.eye(D, dtype=np.float32)
+
+    def ours(name):
+        return nearest_cluster(queries, name, fit_distances([name], z, y, CLASSES)[name])[0]
+
+    def theirs(detector):
+        fitted = detector(None).fit_features(torch.from_numpy(z), torch.from_numpy(y))
+        return -fitted.predict_features(torch.from_numpy(queries)).numpy()
+
+    for name, detector in (("mahalanobis", Mahalanobis), ("relative-mahalanobis", RMD)):
+        row, found, other = compare(partial(ours, name), partial(theirs, detector), 5, lambda: everything @ square)
+        ranks = np.corrcoef(found.argsort().argsort(), other.argsort().argsort())[0, 1]
+        about = {"benchmark": f"{name}, fit and score", "data": "loose", "other": "pytorch-ood"}
+        yield about | row | {"rank_correlation": ranks}
+
+
+def mixture(scale: float) -> Iterator[dict]:
+    """A mixture of ten Gaussians with full covariances, k-means start included; likelihoods are means a row."""
+    from sklearn.mixture import GaussianMixture
+
+    from oodlib.mixture import fit_mixture
+
+    for name, noise in TIGHTNESS.items():
+        z = embeddings(sizes(scale)[0], D, CLASSES, noise, 1)[0]
+        row, found, other = compare(
+            lambda z=z: fit_mixture(z, CLASSES),
+            lambda z=z: GaussianMixture(CLASSES, random_state=0).fit(z),
+            3,
+            lambda z=z: [z @ np.eye(D, dtype=np.float32) for _ in range(CLASSES)],
+        )
+        row["log_likelihood"] = round(found.log_likelihood, 3)
+        row["log_likelihood_other"] = round(float(other.score_samples(z.astype(np.float64)).mean()), 3)
+        yield {"benchmark": "Gaussian mixture, 10 full", "data": name, "other": "scikit-learn, float32"} | row
+
+
+def product(scale: float) -> Iterator[dict]:
+    """64 combinations of clustering, K, distance and threshold on 6 OOD sets, against the estimators one by one."""
+    from sklearn.metrics import roc_auc_score
+
+    from oodlib.clustering import cluster
+    from oodlib.evaluation import evaluate
+    from oodlib.product import Embedded, RunEmbeddings, cluster_scores
+    from oodlib.scoring import ClusterDetector
+    from oodlib.thresholds import THRESHOLDS
+
+    n, m = sizes(scale)
+    share = m // 8
+    train, calibration, test = (
+        Embedded(*embeddings(k, D, CLASSES, 0.7, seed)) for seed, k in enumerate((n, share, share))
+    )
+    ood = {f"ood {i}": Embedded(*embeddings(share, D, 20 + i, 0.7 + i / 10, 10 + i)) for i in range(6)}
+    data = RunEmbeddings(train, calibration, test, ood)
+    clusterings = [("labels", CLASSES), ("kmeans", 10), ("kmeans", 20), ("spherical-kmeans", 10)]
+    distances = ["euclidean", "cosine", "mahalanobis", "relative-mahalanobis"]
+
+    def together():
+        assignments = {(0, c, k): cluster(train.z, train.y, c, k).assignments for c, k in clusterings}
+        rows = [
+            row
+            for scored in cluster_scores(data, assignments, distances)
+            for row in evaluate(scored, list(ood), np.ones(len(test.z), dtype=bool), 0.05)
+        ]
+        key = ("clustering", "n_clusters", "distance", "threshold", "ood_dataset")
+        return {tuple(row[k] for k in key): row["auroc"] for row in rows}
+
+    def one_by_one():
+        found = {}
+        for (c, k), distance, threshold in ((a, b, t) for a in clusterings for b in distances for t in THRESHOLDS):
+            detector = ClusterDetector(c, k, distance, threshold).fit(train.z, train.y, calibration.z)
+            score = detector.p_values if threshold.endswith("cluster") else detector.score_samples
+            inside = score(test.z)
+            for name, embedded in ood.items():
+                scores, is_id = np.concatenate([inside, score(embedded.z)]), np.repeat([1, 0], [len(inside), share])
+                found[c, k, distance, threshold, name] = roc_auc_score(is_id, scores)
+        return found
+
+    row, shared, single = compare(together, one_by_one, 1)
+    difference = max(abs(shared[key] - single[key]) for key in single)
+    about = {"benchmark": "product, 64 × 6", "data": "middling", "other": "one ClusterDetector each"}
+    yield about | row | {"difference": difference}
+
+
+def memory(scale: float) -> Iterator[dict]:
+    """Growth of resident memory while a fitted detector scores all queries."""
+    from oodlib.scoring import ClusterDetector, KNNDetector
+
+    n, m = sizes(scale)
+    z, y = embeddings(n, D, CLASSES, 0.3, 1)
+    queries = embeddings(m, D, CLASSES, 0.3, 2)[0]
+    detectors = {"knn": KNNDetector(50)}
+    for distance in ("cosine", "mahalanobis", "mahalanobis-cluster", "relative-mahalanobis", "log-density"):
+        detectors[distance] = ClusterDetector("labels", distance=distance)
+    for name, detector in detectors.items():
+        detector.fit(z, y).score_samples(queries[:2])  # what is loaded once is no growth
+        megabytes = round(growth(partial(detector.score_samples, queries)))
+        yield {"benchmark": "memory growth while scoring", "data": name, "megabytes": megabytes}
+
+
+def large(scale: float) -> Iterator[dict]:
+    """Resident memory of all, at most, when half-precision embeddings as many as ImageNet's are read from a file."""
+    import time
+
+    from oodlib.scoring import ClusterDetector, KNNDetector
+
+    n, d, classes, rows = int(1_281_167 * scale), 1024, 1000, 20_000
+    queries = embeddings(rows, d, classes, 0.7, 2)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        file = np.lib.format.open_memmap(Path(folder) / "z.npy", "w+", np.float16, (n, d))
+        y = np.empty(n, dtype=np.int64)
+        for i in range(0, n, rows):
+            part = slice(i, min(i + rows, n))
+            file[part], y[part] = embeddings(part.stop - i, d, classes, 0.7, 100 + i)
+        file.flush()
+        del file
+        z = np.load(Path(folder) / "z.npy", mmap_mode="r")
+        for name, detector, n_queries in (
+            ("cosine", ClusterDetector("labels", distance="cosine"), rows),
+            ("mahalanobis", ClusterDetector("labels", distance="mahalanobis"), rows),
+            ("knn", KNNDetector(50), 2000),
+        ):
+            start, before = time.perf_counter(), resident()
+            calibration = {"z_calibration": queries[:1000]} if name == "knn" else {}
+            most = before + growth(lambda: detector.fit(z, y, **calibration).score_samples(queries[:n_queries]))  # noqa: B023
+            seconds = round(time.perf_counter() - start, 1)
+            about = {"benchmark": f"{n:,} × {d:,} float16 from a file", "data": f"{name}, {n_queries:,} queries"}
+            yield about | {"ours_seconds": seconds, "megabytes": round(most)}
+
+
+BENCHMARKS = {
+    "knn": knn,
+    "mahalanobis": mahalanobis,
+    "mixture": mixture,
+    "product": product,
+    "memory": memory,
+    "large": large,
+}

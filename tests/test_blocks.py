@@ -1,0 +1,137 @@
+"""Blocks of arrays and of memory maps: what is read, in which dtype, and that maps give their memory back."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oodlib import blocks
+from oodlib.blocks import ROWS, UnitRows, read_blocks, release, to_unit_norm, working_dtype
+
+Z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float16)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(blocks, "ROWS", 8)
+
+
+@pytest.fixture(params=["array", "file"])
+def stored(request, tmp_path):
+    """A function that gives an array in memory, or read-only from a file."""
+
+    def store(array):
+        np.save(tmp_path / "z.npy", array)
+        return array if request.param == "array" else np.load(tmp_path / "z.npy", mmap_mode="r")
+
+    return store
+
+
+def joined(z, rows=None):
+    parts = list(read_blocks(z, rows))
+    return [part for part, _ in parts], np.concatenate([block for _, block in parts])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "working"),
+    [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4"), (">f4", "f4")],
+)
+def test_blocks_hold_all_rows_in_the_working_dtype(small, stored, dtype, working):
+    z = stored((10 * Z).astype(dtype))
+    parts, read = joined(z)
+    assert parts == [slice(start, min(start + 8, 50)) for start in range(0, 50, 8)]
+    assert read.dtype == working_dtype(z) == np.dtype(working)
+    assert np.array_equal(read, z)
+
+
+def test_chosen_rows_come_in_their_order(small, stored):
+    z, rows = stored(Z), np.random.default_rng(1).integers(0, 50, 19)
+    parts, read = joined(z, rows)
+    assert parts == [slice(0, 8), slice(8, 16), slice(16, 19)]
+    assert np.array_equal(read, Z[rows].astype(np.float32))
+
+
+def test_nothing_to_read():
+    assert list(read_blocks(Z[:0])) == []
+    assert list(read_blocks(Z, np.array([], dtype=np.int64))) == []
+
+
+def test_a_small_set_is_one_block_and_is_not_copied():
+    z = Z.astype(np.float32)
+    ((part, block),) = read_blocks(z)
+    assert part == slice(0, 50)
+    assert np.shares_memory(block, z)
+    assert len(list(read_blocks(np.zeros((ROWS + 1, 1))))) == 2
+
+
+# Unit rows
+
+
+def test_rows_at_unit_norm_and_zero_rows_as_they_are():
+    z = np.array([[3.0, 4], [0, 0], [-2, 0]])
+    assert to_unit_norm(z).tolist() == [[0.6, 0.8], [0, 0], [-1, 0]]
+    assert to_unit_norm(z.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize(("dtype", "working"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8")])
+def test_unit_rows_are_made_as_they_are_read(small, stored, dtype, working):
+    z = stored(Z.astype(dtype))
+    unit = UnitRows(z)
+    assert (len(unit), unit.shape, unit.dtype) == (50, (50, 6), np.dtype(working))
+    expected = to_unit_norm(Z.astype(working))
+    rows = np.array([7, 3, 3, 49])
+    for read, what in ((unit[:], expected), (unit[5:9], expected[5:9]), (unit[rows], expected[rows])):
+        assert read.dtype == working
+        assert np.array_equal(read, what)
+    assert np.array_equal(joined(unit)[1], expected)
+    assert np.array_equal(joined(unit, rows)[1], expected[rows])
+    np.testing.assert_allclose(np.linalg.norm(unit[:], axis=1), 1, rtol=1e-6)
+
+
+# Memory
+
+
+def resident(path):
+    """Return how many bytes of a mapped file are in this process's memory."""
+    maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(1024 * int(re.search(r"Rss:\s+(\d+) kB", after)[1]) for after in maps)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory by /proc")
+def test_a_file_that_was_read_takes_no_memory(tmp_path):
+    path = tmp_path / "z.npy"
+    np.save(path, np.ones((32 * ROWS, 32), dtype=np.float32))
+    z = np.load(path, mmap_mode="r")
+    assert float(z.sum()) == z.size
+    assert resident(path) > 0.9 * z.nbytes
+    release(z)
+    for source in (z, np.asarray(z), z[ROWS:], UnitRows(z)):  # detectors see views of what they are given
+        largest = 0
+        for _, block in read_blocks(source):
+            largest = max(largest, resident(path))
+            assert block.shape[1] == 32
+        assert largest < z.nbytes / 4  # a block, and a little that the kernel reads ahead
+        assert resident(path) == 0
+
+
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_a_map_that_may_be_written_to_keeps_what_was_written(mode, tmp_path):
+    np.save(tmp_path / "z.npy", Z)
+    z = np.load(tmp_path / "z.npy", mmap_mode=mode)
+    z[:] = 1
+    view = z[:]
+    view.flags.writeable = False
+    for source in (z, view):
+        assert (joined(source)[1] == 1).all()
+        release(source)
+    assert (z == 1).all()
+
+
+def test_release_leaves_alone_what_is_no_map():
+    z = Z.copy()
+    z.flags.writeable = False
+    for source in (z, z[3:], UnitRows(z), np.frombuffer(bytes(8), dtype=np.float32)):
+        release(source)
+    assert np.array_equal(z, Z)

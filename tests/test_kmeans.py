@@ -1,0 +1,284 @@
+"""k-means: plain loops, scikit-learn, cases counted by hand; duplicates, empty clusters, zeros, units and shifts."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits, load_iris
+from sklearn.metrics import adjusted_rand_score
+
+from oodlib import kmeans as module
+from oodlib.kmeans import assign, check_distinct, count_distinct, kmeans, standardize
+
+SQUARE = np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32)
+NOISE = np.random.default_rng(0).normal(size=(600, 7)).astype(np.float32)
+GROUP = np.arange(600) % 3
+GROUPS = NOISE + 20 * np.eye(7, dtype=np.float32)[GROUP]
+
+
+def squared_distances(z, centers):
+    """Return (n, K) by a plain loop."""
+    return np.array([[sum((float(a) - float(b)) ** 2 for a, b in zip(p, c, strict=True)) for c in centers] for p in z])
+
+
+def spherical_by_loop(z, k, rng):
+    """Return assignments (n,) and the sum of squared chords where one random start of spherical k-means ends."""
+    unit = [row / np.sqrt(sum(float(value) ** 2 for value in row)) for row in z]
+    centers, assignments = [unit[i] for i in rng.permutation(len(unit))[:k]], None
+    while True:
+        cosines = [[float(point @ center) for center in centers] for point in unit]
+        nearest = [max(range(k), key=row.__getitem__) for row in cosines]
+        if nearest == assignments:
+            return np.array(assignments), sum(2 - 2 * max(row) for row in cosines)
+        assignments = nearest
+        for i in set(assignments):
+            total = sum(point for point, j in zip(unit, assignments, strict=True) if j == i)
+            centers[i] = total / np.linalg.norm(total)
+
+
+# Euclidean
+
+
+def test_two_pairs():
+    assignments, centers, inertia = kmeans(SQUARE, 2)
+    assert assignments[0] == assignments[1] != assignments[2] == assignments[3]
+    np.testing.assert_allclose(centers[assignments], [[0, 0.5], [0, 0.5], [10, 0.5], [10, 0.5]], atol=1e-6)
+    assert inertia == pytest.approx(1.0)  # 4 × 0.5²
+    assert (assignments.dtype, centers.dtype, type(inertia)) == (np.int64, np.float32, float)
+
+
+def test_one_cluster_is_the_mean_and_n_clusters_are_the_points():
+    np.testing.assert_allclose(kmeans(SQUARE, 1)[1], [[5, 0.5]], atol=1e-6)
+    assignments, centers, inertia = kmeans(SQUARE, 4)
+    assert sorted(assignments) == [0, 1, 2, 3]
+    np.testing.assert_allclose(centers[assignments], SQUARE, atol=1e-6)
+    assert inertia == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("spherical", "center"), [(False, [3, 4]), (True, [0.6, 0.8])])
+def test_one_point(spherical, center):
+    assignments, centers, inertia = kmeans(np.array([[3.0, 4.0]]), 1, spherical=spherical)
+    assert assignments.tolist() == [0]
+    np.testing.assert_allclose(centers, [center], rtol=1e-6)
+    assert inertia == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("z", "k"), [(load_iris().data, 3), (load_digits().data, 10), (load_digits().data, 50), (NOISE, 12)]
+)
+def test_inertia_is_no_worse_than_that_of_scikit_learn(z, k):
+    assert kmeans(z, k)[2] <= 1.01 * KMeans(k, n_init=10, random_state=0).fit(z).inertia_
+
+
+def test_it_ends_where_points_are_nearest_their_centre_and_centres_are_means():
+    assignments, centers, inertia = kmeans(NOISE, 9)
+    distances = squared_distances(NOISE, centers)
+    np.testing.assert_array_equal(assignments, distances.argmin(axis=1))
+    np.testing.assert_allclose(centers, [NOISE[assignments == k].mean(axis=0) for k in range(9)], atol=1e-5)
+    assert inertia == pytest.approx(distances.min(axis=1).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-5, 0), (1e3, 0), (1, 1000)])
+def test_unit_and_shift_do_not_matter(scale, shift):
+    found, centers, inertia = kmeans(np.float32(scale) * GROUPS + np.float32(shift), 3)
+    expected, expected_centers, expected_inertia = kmeans(GROUPS, 3)
+    assert adjusted_rand_score(expected, found) == adjusted_rand_score(GROUP, found) == 1
+    back = (centers.astype(np.float64) - shift) / scale
+    np.testing.assert_allclose(back[found], expected_centers[expected], atol=1e-3)
+    assert inertia == pytest.approx(expected_inertia * scale**2, rel=1e-4)
+
+
+def test_a_constant_dimension_changes_nothing():
+    with_constant = np.concatenate([GROUPS, np.full((600, 1), 7, np.float32)], axis=1)
+    found, centers, inertia = kmeans(with_constant, 3)
+    expected, expected_centers, expected_inertia = kmeans(GROUPS, 3)
+    assert adjusted_rand_score(expected, found) == 1
+    np.testing.assert_allclose(centers[found, :7], expected_centers[expected], atol=1e-5)
+    np.testing.assert_allclose(centers[:, 7], 7, rtol=1e-6)
+    assert inertia == pytest.approx(expected_inertia, rel=1e-6)
+
+
+# Spherical
+
+
+def test_spherical_centres_are_unit_and_the_inertia_sums_chords():
+    assignments, centers, inertia = kmeans(NOISE, 6, spherical=True)
+    unit = NOISE / np.linalg.norm(NOISE, axis=1, keepdims=True)
+    means = np.stack([unit[assignments == k].mean(axis=0) for k in range(6)])
+    np.testing.assert_allclose(centers, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-6)
+    cosines = unit @ centers.T
+    np.testing.assert_array_equal(assignments, cosines.argmax(axis=1))
+    assert inertia == pytest.approx((2 - 2 * cosines.max(axis=1)).sum(), rel=1e-5)
+
+
+def test_spherical_is_what_a_plain_loop_finds():
+    rng = np.random.default_rng(3)
+    z = NOISE[:150]
+    assert kmeans(z, 4, spherical=True)[2] <= 1.01 * min(spherical_by_loop(z, 4, rng)[1] for _ in range(10))
+    apart = NOISE[:90] / 4 + np.eye(7)[GROUP[:90]] * rng.uniform(5, 50, size=(90, 1))
+    expected, inertia = min((spherical_by_loop(apart, 3, rng) for _ in range(10)), key=lambda end: end[1])
+    assert adjusted_rand_score(GROUP[:90], expected) == 1
+    found = kmeans(apart, 3, spherical=True)
+    assert adjusted_rand_score(expected, found[0]) == 1
+    assert found[2] == pytest.approx(inertia, rel=1e-5)
+
+
+def test_spherical_ignores_lengths():
+    lengths = np.random.default_rng(1).uniform(0.1, 100, size=(600, 1)).astype(np.float32)
+    (found, _, inertia), (expected, _, same) = (kmeans(z, 3, spherical=True) for z in (GROUPS * lengths, GROUPS))
+    assert adjusted_rand_score(expected, found) == 1
+    assert inertia == pytest.approx(same, rel=1e-5)
+
+
+def test_zero_vectors_have_no_say_in_spherical_centres():
+    rows = [0, 300, 602]
+    with_zeros = np.zeros((603, 7), np.float32)
+    directed = ~np.isin(np.arange(603), rows)
+    with_zeros[directed] = NOISE
+    assignments, centers, inertia = kmeans(with_zeros, 5, spherical=True)
+    without = kmeans(NOISE, 5, spherical=True)
+    np.testing.assert_array_equal(assignments[directed], without[0])
+    assert assignments[rows].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(centers, without[1])
+    assert inertia == without[2]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_zero_vectors_are_assigned_to_the_first_centre_by_cosine(dtype):
+    """A unit centre's squared norm is 1 but for rounding, which must not decide."""
+    z = np.concatenate([np.zeros((3, 7)), NOISE]).astype(dtype)
+    for seed in range(10):
+        centers = np.random.default_rng(seed).normal(size=(9, 7)).astype(dtype)
+        found = assign(z, centers, "cosine")
+        assert found[:3].tolist() == [0, 0, 0]
+        cosines = NOISE @ centers.T / np.linalg.norm(centers, axis=1)
+        np.testing.assert_array_equal(found[3:], cosines.argmax(axis=1))
+
+
+# Duplicates and empty clusters
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_as_many_clusters_as_distinct_points_finds_each_of_them(spherical):
+    points = np.random.default_rng(2).normal(size=(12, 3)).astype(np.float32)
+    copies = [1, 2, 300, 5, 1, 40, 7, 1, 90, 3, 1, 2]
+    z = np.repeat(points, copies, axis=0)
+    assignments, _, inertia = kmeans(z, 12, spherical=spherical)
+    assert adjusted_rand_score(np.repeat(np.arange(12), copies), assignments) == 1
+    assert inertia == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="K = 13 is larger than the number of distinct points, 12"):
+        kmeans(z, 13, spherical=spherical)
+
+
+@pytest.mark.parametrize(
+    ("points", "nearest", "centers", "expected"),
+    [
+        ([0, 1, 9, 9, -5], [0, 0, 0, 0, 0], [0, 100, 100], [0, 0, 1, 0, 2]),  # with one 9 gone, the other is near
+        ([0, 1, 50], [0, 0, 1], [0, 60, 100], [0, 2, 1]),  # 50 is farther, but alone
+    ],
+)
+def test_an_empty_cluster_gets_the_point_farthest_from_its_centre(points, nearest, centers, expected):
+    x, centers = np.array(points, np.float32)[:, None], np.array(centers, np.float64)[:, None]
+    assert module._fill_empty(x, np.array(nearest), centers).tolist() == expected
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_starts_that_leave_clusters_empty_still_give_all_k(monkeypatch, spherical):
+    monkeypatch.setattr(module, "_seed_rows", lambda x, k, n_starts, rng: np.zeros((n_starts, k), np.int64))
+    assert adjusted_rand_score(GROUP, kmeans(GROUPS, 3, spherical=spherical)[0]) == 1
+    assert np.bincount(kmeans(NOISE, 40, spherical=spherical)[0], minlength=40).all()
+
+
+def test_distinct_rows_are_counted_as_far_as_asked():
+    z = np.array([[0.0, 1.0], [-0.0, 1.0], [0.0, 2.0], [0.0, 1.0]])
+    assert [count_distinct(z, most) for most in (1, 2, 3)] == [1, 2, 2]
+    check_distinct(z, 2)
+    with pytest.raises(ValueError, match="K = 3 is larger than the number of distinct images, 2"):
+        check_distinct(z, 3, "images")
+
+
+# Seeds
+
+
+def test_same_seed_same_numbers():
+    first, second = kmeans(NOISE, 8, seed=5), kmeans(NOISE, 8, seed=5)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    assert first[2] == second[2]
+
+
+def test_another_seed_starts_elsewhere_and_several_starts_are_no_worse():
+    single = [kmeans(NOISE, 8, n_init=1, seed=seed)[2] for seed in range(5)]
+    assert len(set(single)) > 1
+    assert max(kmeans(NOISE, 8, seed=seed)[2] for seed in range(5)) <= np.mean(single)
+
+
+# assign, standardize, refusals
+
+
+def test_assign_takes_the_nearest_centre_and_the_first_of_equals():
+    centers = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
+    found = assign(np.array([[1.0, 3.0], [3.0, 0.0]]), centers)
+    assert found.tolist() == [0, 1]
+    assert found.dtype == np.int64
+    assert assign(SQUARE, centers[1:2]).tolist() == [0, 0, 0, 0]
+    assert assign(np.array([[0.5, 0.1]]), np.array([[0.0, 1.0], [3.0, 0.0]])).tolist() == [0]
+    assert assign(np.array([[0.5, 0.1]]), np.array([[0.0, 1.0], [3.0, 0.0]]), "cosine").tolist() == [1]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e-5, 0), (1e3, 0), (1, 1000)])
+def test_assign_is_what_a_plain_loop_finds_in_any_unit(scale, shift):
+    z = NOISE.astype(np.float64) * scale + shift
+    expected = squared_distances(NOISE, NOISE[:9]).argmin(axis=1)
+    np.testing.assert_array_equal(assign(z, z[:9]), expected)
+
+
+def test_assign_to_the_centres_found_repeats_the_assignments():
+    for spherical, metric in ((False, "euclidean"), (True, "cosine")):
+        assignments, centers, _ = kmeans(NOISE, 6, spherical=spherical)
+        np.testing.assert_array_equal(assign(NOISE, centers, metric), assignments)
+
+
+def test_standardized_data_goes_back():
+    x, origin, scale = standardize(NOISE * 1e-5 + 3)
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-5)
+    assert (x**2).sum(axis=1).mean() == pytest.approx(1, rel=1e-4)
+    np.testing.assert_allclose(x * scale + origin, NOISE * 1e-5 + 3, atol=1e-6)
+    x, origin, scale = standardize(np.full((5, 2), 3.0))
+    assert (x.tolist(), origin.tolist(), scale) == ([[0, 0]] * 5, [3, 3], 1)
+
+
+@pytest.mark.parametrize(
+    ("z", "arguments", "message"),
+    [
+        (SQUARE, {"n_clusters": 0}, "n_clusters must be a positive whole number, got 0"),
+        (SQUARE, {"n_clusters": 2.0}, "n_clusters must be a positive whole number, got 2.0"),
+        (SQUARE, {"n_clusters": 5}, "n_clusters = 5 is larger than the number of points, 4"),
+        (SQUARE, {"n_init": 0}, "n_init must be at least 1, got 0"),
+        (SQUARE[0], {}, r"z must have shape \(n, d\) with n, d >= 1, got \(2,\)"),
+        (SQUARE[:0], {}, r"z must have shape \(n, d\) with n, d >= 1, got \(0, 2\)"),
+        (SQUARE.astype(str), {}, r"z must be real numbers \(float or int\), got dtype <U32"),
+        (SQUARE.astype(complex), {}, "z must be real numbers .* got dtype complex128"),
+        (SQUARE > 0, {}, "z must be real numbers .* got dtype bool"),
+        (np.where(SQUARE > 5, np.inf, SQUARE), {}, "z must be finite, got 2 of 4 rows with NaN or infinity"),
+        (np.where(SQUARE > 5, np.nan, SQUARE), {"spherical": True}, "z must be finite, got 2 of 4 rows"),
+        (np.ones((4, 2)), {"n_clusters": 2}, "K = 2 is larger than the number of distinct points, 1"),
+        (np.zeros((4, 2)), {"spherical": True}, "K = 1 is larger than the number of distinct points, 0"),
+    ],
+)
+def test_bad_input_is_refused(z, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(z, **({"n_clusters": 1} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("z", "centers", "metric", "message"),
+    [
+        (SQUARE, SQUARE, "l1", "unknown metric 'l1'; known: euclidean, cosine"),
+        (SQUARE, SQUARE[:, :1], "cosine", "same width, got 2 and 1"),
+        (SQUARE * np.nan, SQUARE, "cosine", "z must be finite, got 4 of 4 rows"),
+        (SQUARE, SQUARE * np.nan, "euclidean", "centers must be finite, got 4 of 4 rows"),
+    ],
+)
+def test_assign_refuses_what_it_cannot_compare(z, centers, metric, message):
+    with pytest.raises(ValueError, match=message):
+        assign(z, centers, metric)

@@ -1,0 +1,501 @@
+"""Reference detectors against their formulas in float64: subspaces, boundaries, Gaussians; and invariances."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+from sklearn.exceptions import NotFittedError
+
+from oodlib import blocks, references
+from oodlib.metrics import auroc
+from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
+
+C, D = 5, 24
+MEANS = np.random.default_rng(0).normal(size=(C, 128))
+
+
+def draw(n, seed, d=D, spread=1.0):
+    """Return n embeddings in d dimensions around the class means, and their classes."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.resize(np.arange(C), n))
+    return 2 + MEANS[y, :d] + spread * rng.normal(size=(n, d)) * np.linspace(0.3, 1.5, d), y
+
+
+def strangers(n, seed, d=D, kinds=2):
+    """Return n outliers of a few kinds, and these."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.resize(np.arange(kinds), n))
+    means = np.random.default_rng(99).normal(size=(kinds, d))
+    return 2 + means[y] + rng.normal(size=(n, d)) * np.linspace(1.2, 1.0, d), y
+
+
+def linear_classifier(z, y):
+    """Return the weight (C, d) and bias (C,) that least squares gives for one-hot targets, times four."""
+    design = np.column_stack([z, np.ones(len(z))])
+    solved = 4 * np.linalg.pinv(design, rcond=1e-6) @ np.eye(C)[y]
+    return solved[:-1].T, solved[-1]
+
+
+Z, Y = draw(300, 1)
+ID, OOD = draw(150, 2)[0], strangers(120, 3)[0]
+BOTH = np.concatenate([ID, OOD])
+WEIGHT, BIAS = linear_classifier(Z, Y)
+KNOWN, KINDS = strangers(12, 4)
+
+
+def area(scores):
+    return auroc(scores[: len(ID)], scores[len(ID) :])
+
+
+# ViM
+
+
+def vim_by_formula(z, queries, weight, bias, kept):
+    origin = -np.linalg.pinv(weight, rcond=1e-6) @ bias  # the rows of this weight sum to zero
+    _, _, directions = np.linalg.svd(z - origin)  # rows, the largest first
+    principal = directions[:kept].T
+
+    def residual(x):
+        x = x - origin
+        return np.sqrt(((x - x @ principal @ principal.T) ** 2).sum(axis=1))
+
+    alpha = (z @ weight.T + bias).max(axis=1).mean() / residual(z).mean()
+    return special.logsumexp(queries @ weight.T + bias, axis=1) - alpha * residual(queries), alpha
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 12, 23])
+def test_vim_is_its_formula(kept):
+    detector = ViMDetector(WEIGHT, BIAS, n_components=kept).fit(Z)
+    expected, alpha = vim_by_formula(Z, BOTH, WEIGHT, BIAS, kept)
+    assert detector.scale_ == pytest.approx(alpha, rel=1e-9)
+    np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8)
+    single = ViMDetector(WEIGHT.astype(np.float32), BIAS.astype(np.float32), kept).fit(Z.astype(np.float32))
+    np.testing.assert_allclose(single.score_samples(BOTH.astype(np.float32)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_vim_takes_half_of_the_dimensions():
+    detector = ViMDetector(WEIGHT, BIAS).fit(Z)
+    assert detector.residual_.shape == (24, 12)
+    assert np.array_equal(detector.score_samples(ID), ViMDetector(WEIGHT, BIAS, 12).fit(Z).score_samples(ID))
+
+
+def test_vim_in_the_plane_by_hand():
+    """The class boundary is the second axis and the training embeddings spread along the first."""
+    z = np.array([[-3.0, 1], [3, 1], [-3, -1], [3, -1]])
+    detector = ViMDetector(np.array([[1.0, 0], [-1, 0]]), np.zeros(2), n_components=1).fit(z)
+    assert detector.scale_ == pytest.approx(3 / 1)  # mean largest logit 3, mean residual 1
+    expected = [np.logaddexp(2, -2) - 3 * 5, np.logaddexp(0, 0)]
+    assert detector.score_samples(np.array([[2.0, 5], [0, 0]])) == pytest.approx(expected)
+
+
+def test_without_a_classifier_the_score_is_minus_the_residual_around_the_mean():
+    detector = ViMDetector(n_components=7).fit(Z)
+    centred = BOTH - Z.mean(axis=0)
+    principal = np.linalg.svd(Z - Z.mean(axis=0))[2][:7].T
+    expected = -np.linalg.norm(centred - centred @ principal @ principal.T, axis=1)
+    np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        ViMDetector(n_components=0).fit(Z).score_samples(BOTH), -np.linalg.norm(centred, axis=1), rtol=1e-9
+    )
+    assert (ViMDetector(n_components=D).fit(Z).score_samples(BOTH) == 0).all()  # nothing is left
+
+
+def test_with_all_dimensions_vim_is_the_energy():
+    scores = ViMDetector(WEIGHT, BIAS, n_components=D).fit(Z).score_samples(BOTH)
+    np.testing.assert_allclose(scores, special.logsumexp(BOTH @ WEIGHT.T + BIAS, axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_residual_that_only_rounding_makes_does_not_decide(dtype):
+    """Half of 64 dimensions are kept where the embeddings have 24: what is left is rounding, unlike a true residual."""
+    lift = np.linalg.qr(np.random.default_rng(5).normal(size=(64, D)))[0].T
+    detector = ViMDetector(WEIGHT @ lift, BIAS).fit((Z @ lift).astype(dtype))
+    scores = detector.score_samples((BOTH @ lift).astype(dtype))
+    spread = special.logsumexp(BOTH @ WEIGHT.T + BIAS, axis=1)
+    assert stats.spearmanr(scores, spread).statistic > 0.99
+    assert area(scores) == pytest.approx(area(spread), abs=0.003)
+    off = np.linalg.svd(lift)[2][-1]  # a direction that no training embedding has
+    away = detector.score_samples((ID @ lift + 0.01 * off).astype(dtype))
+    assert away.max() < scores.min()
+
+
+def test_vim_of_embeddings_that_do_not_vary():
+    detector = ViMDetector(np.eye(2), np.zeros(2)).fit(np.zeros((5, 2)))
+    assert detector.score_samples(np.zeros((1, 2))) == pytest.approx([math.log(2)])
+
+
+# Fast decision boundaries
+
+
+def fdbd_by_loop(z, weight, bias, mean):
+    scores = []
+    for x in z:
+        logits = weight @ x + bias
+        first = logits.argmax()
+        distances = [
+            abs(logits[first] - logits[c]) / np.linalg.norm(weight[first] - weight[c])
+            for c in range(len(weight))
+            if c != first
+        ]
+        scores.append(np.mean(distances) / np.linalg.norm(x - mean))
+    return np.array(scores)
+
+
+def test_fdbd_is_its_formula(monkeypatch):
+    mean = Z.mean(axis=0)
+    expected = fdbd_by_loop(BOTH, WEIGHT, BIAS, mean)
+    np.testing.assert_allclose(fdbd(BOTH, WEIGHT, BIAS, mean), expected, rtol=1e-9)
+    np.testing.assert_allclose(fdbd(BOTH.astype(np.float32), WEIGHT, BIAS, mean), expected, rtol=1e-4)
+    monkeypatch.setattr(blocks, "ROWS", 7)
+    np.testing.assert_allclose(fdbd(BOTH, WEIGHT, BIAS, mean), expected, rtol=1e-9)
+
+
+def test_fdbd_by_hand():
+    weight, bias, mean = np.array([[1.0, 0], [-1, 0], [1, 2]]), np.array([0.0, 0, -4]), np.array([0.0, 2])
+    # at (3, 0): logits 3, -3, -1; distances 6 / 2 and 4 / 2, radius √13; (0, 4): 0, 0, 4 and 4 / 2, 4 / √8, radius 2
+    z = np.array([[3.0, 0], [0, 4], [0, 2]])
+    found = fdbd(z, weight, bias, mean)
+    assert found[:2] == pytest.approx([2.5 / math.sqrt(13), (2 + math.sqrt(2)) / 2 / 2])
+    assert found[2] == math.inf  # at the mean
+    assert fdbd(np.array([[0.0, 1]]), weight[:2], bias[:2], mean) == pytest.approx([0])  # on the boundary
+
+
+def test_fdbd_does_not_change_with_scale_shift_and_empty_dimensions():
+    mean = Z.mean(axis=0)
+    scores = fdbd(BOTH, WEIGHT, BIAS, mean)
+    for scale in (1e-5, 1e3):
+        np.testing.assert_allclose(fdbd(BOTH * scale, WEIGHT / scale, BIAS, mean * scale), scores, rtol=1e-9)
+    shifted = fdbd(BOTH + 1000, WEIGHT, BIAS - 1000 * WEIGHT.sum(axis=1), mean + 1000)
+    np.testing.assert_allclose(shifted, scores, rtol=1e-6)
+    wider = ((0, 0), (0, 32))
+    np.testing.assert_allclose(
+        fdbd(np.pad(BOTH, wider), np.pad(WEIGHT, wider), BIAS, np.pad(mean, (0, 32))), scores, rtol=1e-9
+    )
+
+
+# Outlier exposure
+
+
+def exposed_by_formula(z, y, known, kinds, queries):
+    """Log-odds of Gaussians, ID classes with their shares and the kinds of outliers with equal ones, by SciPy."""
+    means = [z[y == c].mean(axis=0) for c in np.unique(y)]
+    covariance = sum(np.cov(z[y == c], rowvar=False, bias=True) * (y == c).mean() for c in np.unique(y))
+    id_terms = [
+        np.log((y == c).mean()) + stats.multivariate_normal(mean, covariance).logpdf(queries)
+        for c, mean in zip(np.unique(y), means, strict=True)
+    ]
+    ood_terms = [
+        stats.multivariate_normal(known[kinds == k].mean(axis=0), covariance * (1 + 1 / (kinds == k).sum())).logpdf(
+            queries
+        )
+        for k in np.unique(kinds)
+    ]
+    return special.logsumexp(id_terms, axis=0) - special.logsumexp(ood_terms, axis=0) + np.log(len(ood_terms))
+
+
+@pytest.mark.parametrize("n_known", [1, 2, 7, 12])
+def test_outlier_exposure_is_the_log_odds_of_gaussians(n_known):
+    known, kinds, y = KNOWN[:n_known], 10 * KINDS[:n_known], np.where(Y == 3, 0, Y)  # classes of different size
+    detector = OutlierExposureDetector().fit(Z, y, z_outliers=known, y_outliers=kinds)
+    expected = exposed_by_formula(Z, y, known, kinds, BOTH)
+    np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_one_class_of_each_without_labels():
+    detector = OutlierExposureDetector().fit(Z, z_outliers=KNOWN)
+    one, other = np.zeros(len(Z), int), np.zeros(len(KNOWN), int)
+    np.testing.assert_allclose(
+        detector.score_samples(BOTH), exposed_by_formula(Z, one, KNOWN, other, BOTH), rtol=1e-8, atol=1e-8
+    )
+
+
+def test_without_outliers_the_score_is_the_log_density_of_id_up_to_a_constant():
+    scores = OutlierExposureDetector().fit(Z, Y).score_samples(BOTH)
+    covariance = sum(np.cov(Z[c == Y], rowvar=False, bias=True) / C for c in range(C))
+    log_densities = [stats.multivariate_normal(Z[c == Y].mean(axis=0), covariance).logpdf(BOTH) for c in range(C)]
+    differences = scores - special.logsumexp(log_densities, axis=0)
+    np.testing.assert_allclose(differences, differences[0], rtol=1e-9)
+
+
+def test_seen_outliers_help_and_more_of_them_more():
+    """The outliers are ID images moved by half a standard deviation in every dimension."""
+
+    def moved(n, seed):
+        z, y = draw(n, seed)
+        return z + 0.5 * np.linspace(0.3, 1.5, D), y
+
+    detector, areas = OutlierExposureDetector(), []
+    outside = moved(150, 5)[0]
+    for n_known in (0, 5, 25, 250):
+        known, kinds = moved(n_known, 6) if n_known else (None, None)
+        detector.fit(Z, Y, z_outliers=known, y_outliers=kinds)
+        areas.append(auroc(detector.score_samples(ID), detector.score_samples(outside)))
+    assert areas == sorted(areas)
+    assert areas[0] < 0.75
+    assert areas[-1] > 0.9
+
+
+# Nearest neighbours
+
+
+def kth_distances(queries, reference, k):
+    queries, reference = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (queries, reference))
+    return np.sort(np.linalg.norm(queries[:, None] - reference, axis=2), axis=1)[:, k - 1]
+
+
+def test_knn_threshold_and_p_values_rest_on_the_calibration_images():
+    calibration = draw(99, 6)[0]
+    detector = KNNDetector(10, alpha=0.1).fit(Z, z_calibration=calibration)
+    expected = np.sort(-kth_distances(calibration, Z, 10))
+    np.testing.assert_allclose(detector.reference_, expected, atol=2e-6)
+    assert detector.offset_ == pytest.approx(expected[9], abs=1e-4)  # j = ⌊0.1 · 100⌋ = 10
+    assert detector.offset_ < detector.reference_[9]
+    scores = detector.score_samples(BOTH)
+    counted = [(1 + sum(r <= s for r in detector.reference_)) / 100 for s in scores]
+    assert detector.p_values(BOTH).tolist() == counted
+
+
+def test_knn_takes_its_threshold_from_a_sample_where_training_embeddings_are_many(monkeypatch):
+    whole = KNNDetector(5, alpha=0.2).fit(Z)
+    assert whole.reference_.shape == (300,)
+    monkeypatch.setattr(references, "JUDGED", 200)
+    sampled = KNNDetector(5, alpha=0.2).fit(Z)
+    assert sampled.reference_.shape == (200,)
+    assert np.isin(sampled.reference_, whole.reference_).all()
+    assert np.array_equal(sampled.score_samples(BOTH), whole.score_samples(BOTH))  # neighbours are still of all
+    assert np.array_equal(KNNDetector(5, alpha=0.2).fit(Z).reference_, sampled.reference_)
+
+
+# What all share
+
+
+DETECTORS = {
+    "knn": (lambda: KNNDetector(10), {}),
+    "vim": (lambda: ViMDetector(WEIGHT, BIAS), {}),
+    "residual": (ViMDetector, {}),
+    "outlier exposure": (OutlierExposureDetector, {"y": Y, "z_outliers": KNOWN, "y_outliers": KINDS}),
+}
+each = pytest.mark.parametrize(("make", "more"), DETECTORS.values(), ids=DETECTORS)
+
+
+@each
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_small_p_values_are_rejections(make, more, calibrated):
+    z_calibration = draw(199, 7)[0] if calibrated else None
+    for alpha in (0.05, 0.3):
+        detector = make().set_params(alpha=alpha).fit(Z, z_calibration=z_calibration, **more)
+        rejected = detector.decision_function(BOTH) < 0
+        assert np.array_equal(detector.p_values(BOTH) <= alpha, rejected)
+        assert np.array_equal(detector.predict(BOTH), np.where(rejected, -1, 1))
+        assert np.array_equal(np.sort(detector.reference_), detector.reference_)
+        assert len(detector.reference_) == (199 if calibrated else 300)
+        reference = Z if z_calibration is None else z_calibration
+        share = (detector.predict(reference) == -1).sum()
+        if calibrated or not isinstance(detector, KNNDetector):  # to which a training embedding is its own neighbour
+            assert share == math.floor(alpha * (len(reference) + 1)) - 1
+
+
+@each
+def test_half_precision_in_a_file_is_single_precision_of_the_same_values(make, more, tmp_path):
+    half = {name: a.astype(np.float16) for name, a in (("z", Z), ("calibration", ID), ("new", BOTH))}
+    for name, array in half.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in half}
+    single = {name: a.astype(np.float32) for name, a in half.items()}
+    for calibrated in (False, True):
+        first, second = (
+            make().fit(a["z"], z_calibration=a["calibration"] if calibrated else None, **more) for a in (mapped, single)
+        )
+        np.testing.assert_allclose(
+            first.score_samples(mapped["new"]), second.score_samples(single["new"]), rtol=1e-6, atol=1e-6
+        )
+        np.testing.assert_allclose(first.offset_, second.offset_, rtol=1e-6)
+    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
+        first.score_samples(mapped["new"][:, :5])
+    for value in (math.nan, math.inf):
+        spoilt = np.where(np.arange(len(ID))[:, None] == 140, np.float16(value), half["calibration"])
+        with pytest.raises(ValueError, match="contains NaN or infinity"):
+            first.score_samples(spoilt)
+
+
+@each
+def test_blocks_do_not_matter(make, more, monkeypatch):
+    whole = make().fit(Z, **more).score_samples(BOTH)
+    monkeypatch.setattr(blocks, "ROWS", 37)
+    np.testing.assert_allclose(make().fit(Z, **more).score_samples(BOTH), whole, rtol=1e-6, atol=1e-6)
+
+
+# What must not change the order
+
+
+def assert_same_order(found, expected, n_id):
+    assert auroc(found[:n_id], found[n_id:]) == pytest.approx(auroc(expected[:n_id], expected[n_id:]), abs=1e-3)
+    assert stats.spearmanr(found, expected).statistic >= 0.999
+
+
+@pytest.fixture(params=[(300, 24), (100, 128)], ids=["300 x 24", "100 x 128"], scope="module")
+def embedded(request):
+    """Training embeddings, classes, new embeddings (60 of them ID), known outliers and a classifier."""
+    n, d = request.param
+    z, y = draw(n, 1, d)
+    new = np.concatenate([draw(60, 2, d)[0], strangers(50, 3, d)[0]])
+    return z, y, new, *strangers(12, 4, d), *linear_classifier(z, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("by", [1e-5, 1e3])
+def test_the_unit_does_not_matter(embedded, by, dtype):
+    z, y, new, known, kinds, weight, bias = embedded
+    z, new, known = (a.astype(dtype) for a in (z, new, known))
+    for make, more in (
+        (lambda by: KNNDetector(10), lambda by: {}),
+        (lambda by: ViMDetector(weight / by, bias), lambda by: {}),
+        (lambda by: ViMDetector(), lambda by: {}),
+        (lambda by: OutlierExposureDetector(), lambda by: {"y": y, "z_outliers": by * known, "y_outliers": kinds}),
+    ):
+        by = dtype(by)
+        expected = make(1).fit(z, **more(dtype(1))).score_samples(new)
+        assert_same_order(make(by).fit(by * z, **more(by)).score_samples(by * new), expected, 60)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_origin_does_not_matter(embedded, dtype):
+    z, y, new, known, kinds, weight, bias = embedded
+    moved = [(a + 1000).astype(dtype) for a in (z, new, known)]
+    for make, more, more_moved in (
+        (ViMDetector, {}, {}),
+        (
+            OutlierExposureDetector,
+            {"y": y, "z_outliers": known, "y_outliers": kinds},
+            {"y": y, "z_outliers": moved[2], "y_outliers": kinds},
+        ),
+    ):
+        expected = make().fit(z, **more).score_samples(new)
+        assert_same_order(make().fit(moved[0], **more_moved).score_samples(moved[1]), expected, 60)
+    # the classifier's origin follows in the space that its weight vectors span
+    by = 1000 * weight[0] / np.linalg.norm(weight[0])
+    expected = ViMDetector(weight, bias).fit(z).score_samples(new)
+    found = ViMDetector(weight, bias - weight @ by).fit((z + by).astype(dtype)).score_samples((new + by).astype(dtype))
+    assert_same_order(found, expected, 60)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_empty_and_double_dimensions_do_not_matter(embedded, dtype):
+    z, y, new, known, kinds, weight, bias = embedded
+    kept = z.shape[1] // 2
+
+    def empty(a):
+        return np.pad(a, ((0, 0), (0, 32))).astype(dtype)
+
+    def double(a):
+        return np.repeat(a, 2, axis=1).astype(dtype)
+
+    for make, more, change in (
+        (lambda c: KNNDetector(10), lambda c: {}, empty),
+        (lambda c: KNNDetector(10), lambda c: {}, double),
+        (lambda c: ViMDetector(c(weight), bias, kept), lambda c: {}, empty),
+        (lambda c: ViMDetector(n_components=kept), lambda c: {}, empty),
+        (lambda c: ViMDetector(n_components=kept), lambda c: {}, double),
+        (lambda c: OutlierExposureDetector(), lambda c: {"y": y, "z_outliers": c(known), "y_outliers": kinds}, empty),
+        (lambda c: OutlierExposureDetector(), lambda c: {"y": y, "z_outliers": c(known), "y_outliers": kinds}, double),
+    ):
+        expected = make(np.asarray).fit(z, **more(np.asarray)).score_samples(new)
+        assert_same_order(make(change).fit(change(z), **more(change)).score_samples(change(new)), expected, 60)
+
+
+# Refusals
+
+
+@each
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, math.nan])
+def test_alpha_out_of_range(make, more, alpha):
+    with pytest.raises(ValueError, match=f"alpha must be between 0 and 1, got {alpha}"):
+        make().set_params(alpha=alpha).fit(Z, **more)
+
+
+@each
+@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "p_values"])
+def test_embeddings_that_do_not_fit(make, more, method):
+    with pytest.raises(NotFittedError):
+        getattr(make(), method)(ID)
+    fitted = make().fit(Z, **more)
+    for value, said in ((math.nan, "contains NaN"), (math.inf, "contains infinity")):
+        spoilt = np.where(np.arange(D) == 2, value, ID)
+        with pytest.raises(ValueError, match=said):
+            getattr(fitted, method)(spoilt)
+        with pytest.raises(ValueError, match=said):
+            make().fit(np.where(np.arange(D) == 2, value, Z), **more)
+        with pytest.raises(ValueError, match=said):
+            make().fit(Z, z_calibration=spoilt, **more)
+    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
+        getattr(fitted, method)(ID[:, :5])
+    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
+        make().fit(Z, z_calibration=ID[:, :5], **more)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "shapes"),
+    [
+        (WEIGHT[:, :5], BIAS, r"\(5, 5\) and \(5,\)"),
+        (WEIGHT, BIAS[:3], r"\(5, 24\) and \(3,\)"),
+        (WEIGHT[0], BIAS[0], r"\(24,\) and \(\)"),
+        (WEIGHT, None, r"\(5, 24\) and \(\)"),
+        (None, BIAS, r"\(\) and \(5,\)"),
+    ],
+)
+def test_a_classifier_that_does_not_fit(weight, bias, shapes):
+    said = rf"weight must be \(C, 24\) and bias \(C,\), got {shapes}"
+    with pytest.raises(ValueError, match=said):
+        ViMDetector(weight, bias).fit(Z)
+    with pytest.raises(ValueError, match=said):
+        fdbd(Z, weight, bias, Z.mean(axis=0))
+
+
+def test_a_classifier_that_is_not_finite():
+    for weight, bias in ((WEIGHT * math.nan, BIAS), (WEIGHT, BIAS + math.inf)):
+        with pytest.raises(ValueError, match="weight and bias must be finite"):
+            ViMDetector(weight, bias).fit(Z)
+        with pytest.raises(ValueError, match="weight and bias must be finite"):
+            fdbd(Z, weight, bias, Z.mean(axis=0))
+
+
+@pytest.mark.parametrize("kept", [-1, 25])
+def test_components_out_of_range(kept):
+    with pytest.raises(ValueError, match=f"n_components must be between 0 and d = 24, got {kept}"):
+        ViMDetector(WEIGHT, BIAS, n_components=kept).fit(Z)
+
+
+def test_fdbd_refuses_what_has_no_boundary_or_no_value():
+    mean = Z.mean(axis=0)
+    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
+        fdbd(Z, WEIGHT[:1], BIAS[:1], mean)
+    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
+        fdbd(Z, None, None, mean)
+    for value in (math.nan, math.inf):  # which would else score infinity, the most normal there is
+        with pytest.raises(ValueError, match="z contains NaN or infinity"):
+            fdbd(np.where(np.arange(D) == 2, value, ID), WEIGHT, BIAS, mean)
+    for z, center in ((Z, mean[:5]), (Z, 0.0), (Z[0], mean)):
+        with pytest.raises(ValueError, match=r"z must be \(n, d\) and mean \(d,\), got \("):
+            fdbd(z, WEIGHT, BIAS, center)
+
+
+def test_labels_of_another_length():
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[300, 299\]"):
+        OutlierExposureDetector().fit(Z, Y[:-1])
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[12, 11\]"):
+        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN, y_outliers=KINDS[:-1])
+
+
+def test_outliers_that_do_not_fit():
+    with pytest.raises(ValueError, match="X has 5 features"):
+        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN[:, :5])
+    with pytest.raises(ValueError, match="contains NaN"):
+        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN * math.nan)
+    with pytest.raises(ValueError, match="minimum of 1 is required"):
+        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN[:0])
+
+
+def test_classes_without_any_spread():
+    with pytest.raises(ValueError, match="embeddings do not vary within clusters"):
+        OutlierExposureDetector().fit(np.eye(C)[Y], Y)
