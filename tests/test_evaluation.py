@@ -143,6 +143,19 @@ def test_one_threshold_for_all_comes_from_training_or_calibration():
     assert rows["near", "global"]["id_rejected"] > rows["near", "conformal"]["id_rejected"]
 
 
+def test_an_image_that_ties_with_the_threshold_is_kept():
+    nineteen = np.arange(1.0, 20)  # two of 20 may be rejected: the threshold is 2
+    scores = {
+        "train": nineteen,
+        "calibration": nineteen,
+        "test": np.array([1.0, 2, 3, 4]),
+        "near": np.array([2.0, 1.9]),
+    }
+    nearest = {name: np.zeros(len(s), dtype=int) for name, s in scores.items()}
+    rows = list(evaluate(Scored("one", 1, 0, "euclidean", scores, nearest), ["near"], np.ones(4, dtype=bool), ALPHA))
+    assert [(row["id_rejected"], row["ood_rejected"]) for row in rows] == [(1 / 4, 1 / 2)] * 4
+
+
 def shares_below(scored: Scored, split: str, name: str) -> np.ndarray:
     """Return p-values within clusters by a plain loop."""
     p_values = []

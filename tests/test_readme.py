@@ -83,6 +83,25 @@ def test_verdicts_are_the_committed_ones():
         assert f"\n| {row.claim} | {row.verdict} | {row.reason} |\n" in README
 
 
+def test_speed_and_memory_are_the_measured_ones():
+    table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "factors.csv")
+    for row in table.itertuples():
+        if pd.notna(row.ratio):
+            assert f"\n| {row.benchmark} | {row.data} | {row.other} | {row.ratio:.1f} |" in README
+        if pd.notna(row.megabytes):
+            assert f"\n| {row.benchmark} | {row.data} | {row.megabytes:,.0f} |\n" in README
+
+
+def test_what_predicts_is_as_committed():
+    table = pd.read_csv(REPORT / "predictors.csv")
+    quoted = re.findall(r"([a-z][a-z0-9_]+) ([+-]\d\.\d\d) near, ([+-]\d\.\d\d) far", " ".join(README.split()))
+    assert len(quoted) >= 3
+    for measure, near, far in quoted:
+        chosen = table[table.measure == measure].set_index("group").spearman
+        assert (f"{chosen['near']:+.2f}", f"{chosen['far']:+.2f}") == (near, far)
+    assert set(table.n) == {9}
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
