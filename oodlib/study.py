@@ -73,7 +73,8 @@ def check_parameters(values: dict, known: dict[str, tuple[str, object]], where: 
         kind = known[name][0]
         if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise StudyError(f"{where}: {name} must be of type {kind}, got {value!r} ({type(value).__name__})")
-        element = type(known[name][1][0]) if kind == "list" else None  # that of the default's elements
+        # that of the default's elements; the lists that are empty by default hold names
+        element = type((known[name][1] or [""])[0]) if kind == "list" else None
         if element and (wrong := [v for v in value if type(v) is not element]):
             raise StudyError(f"{where}: {name} must be a list of {element.__name__}, got {wrong[0]!r} in it")
 
@@ -158,7 +159,8 @@ def check_runs(runs: list[PlannedRun]) -> None:
     """
     from oodlib.clustering import CLUSTERINGS
     from oodlib.data import load_images
-    from oodlib.distances import DISTANCES
+    from oodlib.detector import check_alpha
+    from oodlib.product import check_detectors
     from oodlib.steps import check_ood_sets
     from oodlib.training import TrainingConfig
 
@@ -168,9 +170,11 @@ def check_runs(runs: list[PlannedRun]) -> None:
         try:
             TrainingConfig(**training)
             check_ood_sets(training["id_dataset"], **embedding)
-            for step, name, allowed in (("cluster", "clusterings", CLUSTERINGS), ("evaluate", "distances", DISTANCES)):
-                if unknown := [value for value in plan.parameters[step][name] if value not in allowed]:
-                    raise StudyError(f"unknown value {unknown[0]!r} in {name}; known: {', '.join(allowed)}")
+            clusterings, evaluation = plan.parameters["cluster"]["clusterings"], plan.parameters["evaluate"]
+            if unknown := [name for name in clusterings if name not in CLUSTERINGS]:
+                raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
+            check_detectors(evaluation["distances"], evaluation["n_neighbors"], evaluation["known_outliers"])
+            check_alpha(evaluation["alpha"])
             for step in NOTEBOOKS:
                 plan.run.is_done(step, plan.parameters[step])
         except ValueError as error:

@@ -116,7 +116,7 @@ when:
     [
         (
             "parameters: {objectiv: ce}",
-            "tried.yaml: unknown parameter 'objectiv'; known: arch, batch_size, .*weight_decay",
+            "tried.yaml: unknown parameter 'objectiv'; known: alpha, arch, batch_size, .*weight_decay",
         ),
         ("parameters: {study: x}", "unknown parameter 'study'"),  # where things are is not for a study to say
         ("parameters: {data_root: /x}", "unknown parameter 'data_root'"),
@@ -135,9 +135,13 @@ when:
         ("parameters: {epochs: -1}", "epochs must be .*not negative, got -1"),
         (
             "parameters: {clusterings: [labels, dbscan]}",
-            "unknown value 'dbscan' in clusterings; known: labels, .*kmeans",
+            "unknown clustering 'dbscan'; known: labels, .*kmeans",
         ),
-        ("parameters: {distances: [manhattan]}", "unknown value 'manhattan' in distances; known: euclidean, cosine"),
+        ("parameters: {distances: [manhattan]}", "unknown distance 'manhattan'; known: euclidean, cosine"),
+        ("parameters: {distances: [1]}", "distances must be a list of str, got 1 in it"),
+        ("parameters: {n_neighbors: 0}", "n_neighbors must be at least 1, got 0"),
+        ("parameters: {known_outliers: [0]}", "known must be at least 1, got 0"),
+        ("parameters: {alpha: 1.5}", "alpha must be between 0 and 1, got 1.5"),
         ("parameters: {id_dataset: mnits}", "unknown image set 'mnits': allowed are digits, .*cifar10"),
         ("parameters: {far_ood: [photos, nosuch]}", "unknown image set 'nosuch'"),
         ("parameters: {near_ood: [digits]}", "OOD set 'digits' is there twice, or is the ID set 'digits'"),
@@ -202,7 +206,7 @@ def test_the_committed_studies_can_be_read(project):
     for path in (project.root / "notebooks" / "studies").glob("*.yaml"):
         runs, report = read_study(path.stem)
         assert len(runs) > 1
-        assert report.keys() == {"detector", "shown_seed"}
+        assert report.keys() == {"detector", "detectors", "shown_seed"}
         assert report["shown_seed"] in {plan.parameters["train"]["seed"] for plan in runs}
 
 
@@ -365,7 +369,7 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     runs = {run: {name for of, name in changed if of == run} for run, _ in changed}
     assert runs.keys() == {again, "digits-resnet20-ce-s2", "digits-resnet20-supcon-s2"}
     # the step writes its three files, its record and its notebook; the same bytes, but the record's seconds
-    assert runs[again] == {"metrics.csv", "scores.csv", "extremes.csv", "config.json", "04_evaluate.ipynb"}
+    assert runs[again] == {*ARTEFACTS["evaluate"], "config.json", "04_evaluate.ipynb"}
     for failed in ("ce", "supcon"):
         failure = rf"FAILED digits-resnet20-{failed}-s2: 01_train, cell \d+: FloatingPointError: the loss is no longer"
         assert re.search(failure, said.err)
