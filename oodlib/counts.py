@@ -80,7 +80,7 @@ def auroc_interval(id_counts: np.ndarray, ood_counts: np.ndarray, level: float =
     n, m = int(id_counts.sum()), int(ood_counts.sum())
     below, above = _twice_beaten(id_counts, ood_counts)
     value = int((id_counts * below).sum()) / (2 * n * m)
-    variance = _variance(below, id_counts, n) / (4 * m * m * n) + _variance(above, ood_counts, m) / (4 * n * n * m)
+    variance = _delong_variance(below, id_counts, above, ood_counts)
     if variance == 0:
         return zero_variance_interval(value, 0.0, 1.0, min(n, m), level)
     logit, half = math.log(value / (1 - value)), normal_quantile(level) * math.sqrt(variance) / (value * (1 - value))
@@ -99,7 +99,7 @@ def oscr_interval(
     n = n_wrong + int(right_counts.sum())
     below, above = _twice_beaten(right_counts, ood_counts)
     wins, counts = np.append(below, 0), np.append(right_counts, n_wrong)
-    variance = _variance(wins, counts, n) / (4 * m * m * n) + _variance(above, ood_counts, m) / (4 * n * n * m)
+    variance = _delong_variance(wins, counts, above, ood_counts)
     value, half = oscr(right_counts, wrong_counts, ood_counts), z * math.sqrt(variance)
     if variance == 0:
         return zero_variance_interval(value, 0.0, 1.0, min(n, m), level)
@@ -115,6 +115,12 @@ def _twice_beaten(id_counts, ood_counts):
     """Return, at each distinct score, twice the OOD below it and twice the ID above it; ties count one."""
     ood_above, id_above = np.cumsum(ood_counts), np.cumsum(id_counts)
     return 2 * (ood_above[-1] - ood_above) + ood_counts, 2 * id_above - id_counts
+
+
+def _delong_variance(below, id_counts, above, ood_counts):
+    """Return the variance of the mean over pairs, each ID winning and each OOD losing half of what is given."""
+    n, m = int(id_counts.sum()), int(ood_counts.sum())
+    return _variance(below, id_counts, n) / (4 * m * m * n) + _variance(above, ood_counts, m) / (4 * n * n * m)
 
 
 def _variance(values, counts, n):

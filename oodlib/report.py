@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from oodlib.clustering import OWN_SIZE
 from oodlib.files import write_atomically
 from oodlib.runs import ARTEFACTS, Run, study_folder
 
@@ -150,7 +151,7 @@ def detector_names(table: pd.DataFrame) -> pd.Series:
 
 def clustering_names(table: pd.DataFrame) -> pd.Series:
     """Return how a clustering is called in tables: "labels", "kmeans-10" or, after a PCA, "pca-20/kmeans-10"."""
-    own_size = table.clustering.isin(["labels", "one"])
+    own_size = table.clustering.isin(OWN_SIZE)
     names = table.clustering.where(own_size, table.clustering + "-" + table.n_clusters.astype(str))
     return names.where(table.pca == 0, "pca-" + table.pca.astype(str) + "/" + names)
 

@@ -20,7 +20,7 @@ def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
     scores (m,) of reference images, higher is more normal; an image is rejected when its score is below the result.
     The result is -inf, which rejects nothing, when m < 1/alpha - 1.
     """
-    j = int(np.floor(alpha * (len(scores) + 1) + 1e-9))  # 0.29 * 100 is a hair below 29
+    j = _rank(alpha, len(scores))
     return float(np.partition(scores, j - 1)[j - 1]) if j else float("-inf")
 
 
@@ -113,8 +113,13 @@ def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -
     """
     from scipy.stats import betabinom
 
-    j = int(np.floor(alpha * (n_reference + 1) + 1e-9))
+    j = _rank(alpha, n_reference)
     if j == 0:
         return 0.0, 0.0
     alarms = betabinom(n_new, j, n_reference + 1 - j)
     return float(alarms.ppf((1 - level) / 2)) / n_new, float(alarms.ppf((1 + level) / 2)) / n_new
+
+
+def _rank(alpha: float, m: int) -> int:
+    """Return j = ⌊α (m + 1)⌋, which of the m smallest reference scores is the threshold; 0 where none is."""
+    return int(np.floor(alpha * (m + 1) + 1e-9))  # 0.29 * 100 is a hair below 29
