@@ -12,32 +12,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m oodlib" + " train" * training, description=__doc__)
     if training:
         parser.add_argument("study", help="name of a file in notebooks/studies, without .yaml")
-        parser.add_argument("--run", help="train this run only, ID-ARCH-OBJECTIVE-sSEED")
+        parser.add_argument(
+            "--run",
+            help="train this run only, ID-ARCH-OBJECTIVE-sSEED; in several processes: "
+            "torchrun --nproc-per-node N -m oodlib -- train STUDY --run RUN",
+        )
     else:
         parser.add_argument(
             "study", nargs="?", default="digits", help="name of a file in notebooks/studies, without .yaml"
         )
         parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: what fits the machine")
+        parser.add_argument(
+            "--dask", metavar="ADDRESS", help="run on the dask cluster whose scheduler is at tcp://HOST:PORT"
+        )
     options = parser.parse_args(arguments[1:] if training else arguments)
     try:
-        return train_only(options.study, options.run) if training else run(options.study, options.jobs)
+        return train_only(options.study, options.run) if training else run(options.study, options.jobs, options.dask)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"oodlib: {error}", file=sys.stderr)
+        _complain(f"oodlib: {error}")
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the next call goes on from here", file=sys.stderr, flush=True)
+        _complain("\nstopped; the next call goes on from here")
         os._exit(130)  # not sys.exit: that would wait for the notebooks that are running; their kernels end with us
 
 
-def run(study: str, jobs: int) -> int:
+def run(study: str, jobs: int, dask: str | None) -> int:
     """Run a study, print its main table and where the report is."""
     from oodlib.report import main_table_text, run_folders
+    from oodlib.runner import run_study
     from oodlib.runs import study_folder
-    from oodlib.study import run_study
 
     if jobs < 0:
         raise ValueError(f"--jobs must not be negative, got {jobs}")
-    failures = run_study(study, jobs)
+    failures = run_study(study, jobs, dask)
     if run_folders(study)[0]:
         print(f"\n{main_table_text(study)}\nreport: {study_folder(study) / 'report'}")
     for failure in failures:
@@ -46,20 +53,29 @@ def run(study: str, jobs: int) -> int:
 
 
 def train_only(study: str, name: str | None) -> int:
-    """Train the runs of a study one after another in this process."""
+    """Train the runs of a study one after another in this process, or in those that torchrun started."""
+    from oodlib import distributed
+    from oodlib.settings import TrainingConfig
     from oodlib.steps import train_step
     from oodlib.study import check_runs, read_study
-    from oodlib.training import TrainingConfig
 
-    runs = read_study(study)[0]
-    chosen = [plan for plan in runs if name in (None, plan.run.name)]
-    if not chosen:
-        raise ValueError(f"unknown run {name!r}; known: {', '.join(plan.run.name for plan in runs)}")
-    check_runs(chosen)
-    for plan in chosen:
-        print(plan.run.name)
-        train_step(study, TrainingConfig(**plan.parameters["train"]))
+    with distributed.process_group():
+        with distributed.together():
+            runs = read_study(study)[0]
+            chosen = [plan for plan in runs if name in (None, plan.run.name)]
+            if not chosen:
+                raise ValueError(f"unknown run {name!r}; known: {', '.join(plan.run.name for plan in runs)}")
+            if distributed.rank() == 0:
+                check_runs(chosen)  # which fetches the image sets: once, not in every process
+        for plan in chosen:
+            distributed.say(plan.run.name)
+            train_step(study, TrainingConfig(**plan.parameters["train"]))
     return 0
+
+
+def _complain(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, the first speaks for all
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,44 @@ The detectors follow scikit-learn's outlier detectors: `fit`, `score_samples`, `
 out-of-distribution) and `predict` (+1 in-distribution, -1 out-of-distribution). Higher scores are more normal.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from oodlib.blocks import read_blocks
+from oodlib.detector_file import save_detector
 from oodlib.thresholds import conformal_p_values, conformal_threshold
+
+if TYPE_CHECKING:  # it brings torch and timm
+    from oodlib.encoders import Encoder
 
 
 class Detector(OutlierMixin, BaseEstimator):
-    """A detector: `fit` sets reference_ (m,), the scores its threshold rests on, and offset_, the threshold."""
+    """A detector: `fit` sets reference_ (m,), the scores its threshold rests on, and offset_, the threshold.
+
+    encoder_: the fingerprint of the encoder whose embeddings it takes where `load_detector` found one, else "".
+    """
+
+    def check_parameters(self) -> None:
+        """Raise ValueError for a parameter that fits no embeddings."""
+        check_alpha(self.alpha)
+
+    def layout(self) -> dict[str, str]:
+        """Return the dtype and shape of every array that a file holds of it, see `oodlib.detector_file`."""
+        return {"reference_": "float64 m", "offset_": "float64"}
+
+    def save(self, path: str | Path, encoder: "Encoder | str | None" = None) -> None:
+        """Write the fitted detector to a file for `load_detector`, see `oodlib.detector_file.save_detector`."""
+        save_detector(self, path, encoder)
 
     def _check(self, z: np.ndarray, reset: bool = False) -> np.ndarray:
         """Return z (n, d) as checked embeddings; half precision, as large files have, stays what and where it is."""
         least = 2 if reset else 1
+        if reset:
+            self.encoder_ = ""
         if getattr(z, "dtype", None) != np.float16 or np.ndim(z) != 2:
             return validate_data(self, z, dtype=[np.float32, np.float64], reset=reset, ensure_min_samples=least)
         validate_data(self, z[:2], dtype=np.float32, reset=reset, ensure_min_samples=least)

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 
 from oodlib.files import write_atomically
+from oodlib.folders import Images
 
 if TYPE_CHECKING:  # encoders import timm, which takes seconds; who only loads embeddings need not wait for it
     from oodlib.encoders import Encoder
+
+BLOCK = 10_000  # images that are prepared at a time
 
 
 @torch.inference_mode()
@@ -35,6 +38,13 @@ def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tu
     return z, torch.cat(logits).numpy() if logits else None
 
 
+def embed_images(encoder: "Encoder", images: Images) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what `embed` gives of images (n, h, w[, c]) uint8, prepared a block at a time: they may lie in files."""
+    blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
+    z, logits = zip(*(embed(encoder, encoder.prepare(block)) for block in blocks), strict=True)
+    return np.concatenate(z), None if logits[0] is None else np.concatenate(logits)
+
+
 def knn_accuracy(
     z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray, y: np.ndarray, n_neighbors: int = 20
 ) -> float:
@@ -47,6 +57,19 @@ def knn_accuracy(
     votes = torch.zeros(len(z), int(max(y_train.max(), y.max())) + 1, dtype=similarity.dtype)
     votes.scatter_add_(1, torch.from_numpy(y_train)[index], (similarity / 0.07).exp())
     return float((votes.argmax(dim=1).numpy() == y).mean())
+
+
+def linear_probe(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Return the labels (n,) that a linear classifier gives to embeddings z (n, d): the usual test of an encoder.
+
+    Multinomial logistic regression with L2 penalty (C = 1) of z_train (m, d), standardised, and y_train (m,).
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return probe.fit(z_train, y_train).predict(z)
 
 
 def save_embeddings(

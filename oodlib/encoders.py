@@ -19,6 +19,7 @@ from oodlib.files import write_atomically
 
 try:
     import timm
+    from timm.layers import PatchEmbed
     from timm.models.resnet import BasicBlock, ResNet
 except RuntimeError as error:
     if "torchvision" not in str(error):
@@ -36,7 +37,9 @@ class EncoderSpec:
     """What an encoder is, apart from its weights.
 
     `side` and `channels` (1 or 3) are the ID set's own; every image takes them before it is brought to `input_size`.
-    `mean` and `std` are of the prepared training images in [0, 1], one a channel.
+    `mean` and `std` are of the prepared training images in [0, 1], one a channel, or those of pretrained weights.
+    `patch_size` and `pool` ("token" or "avg") are of vision transformers; 0 and "" leave the architecture's own.
+    `small_stem` is whether one of ARCHITECTURES keeps the resolution at its stem; pretrained weights fit timm's stem.
     """
 
     arch: str
@@ -48,6 +51,18 @@ class EncoderSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     projection_dim: int = 128
+    patch_size: int = 0
+    pool: str = ""
+    small_stem: bool = True
+
+
+def check_arch(arch: str, pretrained: bool = False) -> None:
+    """Raise ValueError for a name that is neither in ARCHITECTURES nor timm's, or lacks the weights it should have."""
+    is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
+    if arch not in ARCHITECTURES and not is_timm(arch):
+        raise ValueError(f"unknown arch {arch!r}; known: {', '.join(ARCHITECTURES)}, and all of timm.list_models()")
+    if pretrained and not timm.is_model_pretrained(arch):
+        raise ValueError(f"arch {arch!r} has no pretrained weights in timm; use pretrained: false")
 
 
 def _with_small_stem(name: str) -> Callable[[], nn.Module]:
@@ -74,23 +89,73 @@ def _resnet20() -> nn.Module:
     return net
 
 
+ARCHITECTURES = {  # with a stem for small images; every other name is timm's, with its own stem
+    "resnet20": _resnet20,
+    "resnet18": _with_small_stem("resnet18"),
+    "resnet34": _with_small_stem("resnet34"),
+    "resnet50": _with_small_stem("resnet50"),
+    "wide_resnet50_2": _with_small_stem("wide_resnet50_2"),
+}
+
+
+def build_backbone(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
+    """Return the backbone that a spec names, with random weights or timm's pretrained ones.
+
+    Raises ValueError for an unknown architecture or an argument it does not take, ConnectionError where pretrained
+    weights are not there and cannot be fetched.
+    """
+    check_arch(spec.arch, pretrained)
+    if not spec.small_stem or spec.arch not in ARCHITECTURES:
+        return _build_with_timm(spec, pretrained)
+    if pretrained:
+        raise ValueError(f"the pretrained weights of {spec.arch!r} fit timm's stem, which small_stem=False keeps")
+    if spec.patch_size or spec.pool:
+        raise ValueError(f"arch {spec.arch!r} takes no patch_size and no pool: they are of vision transformers")
+    return ARCHITECTURES[spec.arch]()
+
+
+def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
+    options = {"patch_size": spec.patch_size, "global_pool": spec.pool}
+    options = {name: value for name, value in options.items() if value}
+    if pretrained_config(spec.arch).get("fixed_input_size"):
+        options["img_size"] = spec.input_size
+    try:
+        net = timm.create_model(spec.arch, pretrained=pretrained, num_classes=0, **options)
+    except OSError as error:  # first: some of the hub's errors are ValueErrors, too
+        raise ConnectionError(
+            f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
+            f"({type(error).__name__}); use pretrained: false, or fetch them where there is a network"
+        ) from error
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        what = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
+    embed, size = getattr(net, "patch_embed", None), spec.input_size
+    if isinstance(embed, PatchEmbed) and any(size % side for side in embed.patch_size):
+        # timm would leave out the right and the lower edge
+        raise ValueError(f"{spec.arch!r} cuts patches of side {embed.patch_size[0]}: input_size {size} is no multiple")
+    return net
+
+
+def pretrained_config(arch: str) -> dict:
+    """Return what timm says of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
+    return timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
+
+
 class Encoder(nn.Module):
     """A backbone and the heads it was trained with.
 
     Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head.
     `classifier` maps embeddings to logits (n, C), `projection` to (n, projection_dim); either is None where the
-    spec's `heads` do not name it. Raises ValueError for an unknown architecture or head.
+    spec's `heads` do not name it. Raises as `build_backbone`, and ValueError for an unknown head.
     """
 
-    def __init__(self, spec: EncoderSpec):
+    def __init__(self, spec: EncoderSpec, pretrained: bool = False):
         super().__init__()
-        if spec.arch not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {spec.arch!r}; known: {', '.join(ARCHITECTURES)}")
         if unknown := set(spec.heads) - {"classifier", "projection"}:
             raise ValueError(f"unknown head {unknown.pop()!r}; known: classifier, projection")
         self.spec = spec
-        self.backbone = ARCHITECTURES[spec.arch]()
-        self.dim = d = self.backbone.num_features
+        self.backbone = build_backbone(spec, pretrained)
+        self.dim = d = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         self.classifier = nn.Linear(d, len(spec.classes)) if "classifier" in spec.heads else None
         self.projection = None
         if "projection" in spec.heads:
@@ -100,6 +165,10 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.backbone((images - self.mean) / self.std)
+
+    def outputs(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what each head gives for embeddings (n, d), by its name."""
+        return {name: getattr(self, name)(z) for name in self.spec.heads}
 
     def prepare(self, images: np.ndarray) -> torch.Tensor:
         """Return images uint8 (n, h, w[, c]) in this encoder's input form, uint8 (n, 3, s, s)."""
@@ -144,11 +213,3 @@ def load_encoder(path: str | Path) -> Encoder:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold an encoder and the spec that fits it: {error}") from error
     return encoder.eval()
-
-
-ARCHITECTURES = {
-    "resnet20": _resnet20,
-    "resnet18": _with_small_stem("resnet18"),
-    "resnet34": _with_small_stem("resnet34"),
-    "resnet50": _with_small_stem("resnet50"),
-}

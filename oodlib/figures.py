@@ -21,7 +21,7 @@ from oodlib.files import write_atomically
 from oodlib.report import Results, of_classes
 from oodlib.runs import slug
 
-OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon"}
+OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon", "joint": "joint", "cider": "CIDER"}
 COLORS = dict(zip(OBJECTIVE_NAMES, sns.color_palette("colorblind"), strict=False))
 ID_COLOR = "0.25"
 

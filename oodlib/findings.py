@@ -59,6 +59,26 @@ def error_table(results: Results) -> pd.DataFrame:
     return _beside(parts, keys)
 
 
+def mistake_table(results: Results) -> pd.DataFrame:
+    """Return what mistakes of earlier code would change, in points of AUROC or FPR95, mean ± sd over runs, with n.
+
+    One row an ID set, mistake and detector; each OOD set of a run counts once. Two mistakes come from step 04, and two
+    are columns of metrics.csv: the AUROC of a class-wise curve without end points, and FPR95 with OOD as positive.
+    """
+    ablations = results.ablations.rename(columns={"distance": "detector"})
+    truncated = results.decisions[results.decisions.auroc_101.notna()]
+    truncated = truncated.assign(mistake="truncated curve, AUROC", right=truncated.auroc, wrong=truncated.auroc_101)
+    swapped = results.decisions[results.decisions.threshold == "global"]
+    swapped = swapped.assign(mistake="OOD as positive, FPR95", right=swapped.fpr95, wrong=swapped.fpr95_ood_positive)
+    named = [part.assign(detector=part.base) for part in (truncated, swapped)]
+    kept = {"labels/cosine", "labels/mahalanobis"}
+    rows = pd.concat([ablations, *(part[part.detector.isin(kept)] for part in named)])
+    rows = rows.assign(change=100 * (rows.wrong - rows.right), right=100 * rows.right)
+    keys = ["id_dataset", "mistake", "detector"]
+    parts = {"right %": over_seeds(rows, keys, "right"), "change": over_seeds(rows, keys, "change")}
+    return _beside(parts, keys)
+
+
 def id_measures(results: Results) -> pd.DataFrame:
     """Return one row a run and one column a measure that needs ID data alone: accuracies, and quality of the classes.
 

@@ -1,4 +1,4 @@
-"""Readers: an npz file, an image folder or a torchvision set goes in; images, labels and class names come out.
+"""Readers: an npz file or a torchvision set goes in; images, labels and class names come out.
 
 Nothing read here can run code, with one exception that torchvision brings: it unpickles the CIFAR files, after their
 checksum has matched, the one time that it fetches them.
@@ -6,16 +6,12 @@ checksum has matched, the one time that it fetches them.
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oodlib.bundled import Arrays
+from oodlib.decoding import photo_square
 from oodlib.files import write_atomically
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
 
 STORED_SIDE = 64  # of the torchvision sets whose images vary in size
 
@@ -62,37 +58,6 @@ def _checked(images: np.ndarray, labels: np.ndarray, classes) -> Arrays:
     return images, labels, tuple(names.tolist())
 
 
-def read_folder(folder: Path, split: str, size: int) -> Arrays:
-    """Read an image folder, one sub-folder a class, as torchvision's ImageFolder does: images (n, size, size, 3).
-
-    Its folders train and test are the splits; where it has neither, it is itself the split "test". Images become RGB,
-    the centre square resized with antialias. Raises FileNotFoundError where there is no image folder, ValueError for a
-    split that is not there and for an image that cannot be read.
-    """
-    from PIL import Image
-    from torchvision.datasets import ImageFolder
-
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, not {size}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: expected is one sub-folder of images for each class")
-    is_split = {name: (folder / name).is_dir() for name in ("train", "test")}
-    if not is_split[split] and (split == "train" or is_split["train"]):
-        raise ValueError(f"{folder} has no {split!r} split: expected are the folders {folder}/train and {folder}/test")
-    try:
-        found = ImageFolder(str(folder / split if is_split[split] else folder))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder}: {error} Expected is one sub-folder of images for each class.") from None
-    images = np.empty((len(found), size, size, 3), dtype=np.uint8)
-    for i, (path, _) in enumerate(found.samples):
-        try:
-            with Image.open(path) as image:
-                images[i] = _photo_square(image, size)
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
-            raise ValueError(f"cannot read the image {path}: {error}") from error
-    return images, np.array(found.targets, dtype=np.int64), tuple(found.classes)
-
-
 def fetch(name: str, split: str, path: Path) -> None:
     """Have torchvision download and check a set into a folder beside `path`, and write `path`, its npz.
 
@@ -132,32 +97,10 @@ def _download(name: str, split: str, folder: Path) -> Arrays:
     images, labels = [], []
     for i in range(len(found)):
         image, label = found[i]
-        images.append(_photo_square(image, STORED_SIDE) if varying_size else np.asarray(image))
+        images.append(photo_square(image, STORED_SIDE) if varying_size else np.asarray(image))
         labels.append(label)
     index = getattr(found, "class_to_idx", None) or {str(label): label for label in range(max(labels) + 1)}
     return np.stack(images), np.array(labels, dtype=np.int64), tuple(sorted(index, key=index.get))
-
-
-def square(x: "torch.Tensor", side: int) -> "torch.Tensor":
-    """Return the centre squares of images (n, c, h, w), uint8, resized to (n, c, side, side): bilinear, antialias."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    height, width = x.shape[2:]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    x = x[:, :, top : top + short, left : left + short]
-    if short == side:
-        return x
-    # in float32, because the uint8 kernel, which only some processors have, rounds twice: machines would differ
-    return interpolate(x.float(), size=(side, side), mode="bilinear", antialias=True).round_().to(torch.uint8)
-
-
-def _photo_square(image: "Image.Image", side: int) -> np.ndarray:
-    import torch
-
-    x = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, h, w)
-    return square(x[None], side)[0].permute(1, 2, 0).numpy()  # (side, side, 3)
 
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}

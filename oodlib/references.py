@@ -11,7 +11,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.utils.validation import check_consistent_length
 
 from oodlib.blocks import UnitRows, read_blocks
-from oodlib.detector import Detector, check_alpha
+from oodlib.detector import Detector
 from oodlib.distances import squared_distances
 from oodlib.moments import Moments, cluster_means, mean_of, scatter_around
 from oodlib.neighbors import NeighborIndex
@@ -38,11 +38,9 @@ class KNNDetector(Detector):
         themselves, a seeded sample of them where they are many. Raises ValueError for NaN, alpha outside (0, 1) and
         n < k + 1.
         """
-        check_alpha(self.alpha)
+        self.check_parameters()
         z = self._check(z, reset=True)
-        if not 1 <= self.n_neighbors < len(z):
-            raise ValueError(f"n_neighbors must be between 1 and n - 1 = {len(z) - 1}, got {self.n_neighbors}")
-        self.index_ = NeighborIndex(UnitRows(z))
+        self.embeddings_ = UnitRows(z)
         if z_calibration is not None:
             self._set_threshold(self._score(self._check(z_calibration))[0], np.float32)
             return self
@@ -50,6 +48,26 @@ class KNNDetector(Detector):
         # a training embedding is its own nearest neighbour, which a new one is not
         self._set_threshold(self._kth(z[sample], self.n_neighbors + 1), np.float32)
         return self
+
+    @property
+    def embeddings_(self) -> np.ndarray:
+        """The training embeddings (n, d) float32 at unit norm, put together from index_ when asked for."""
+        embeddings, table = np.empty(self.index_.shape, dtype=np.float32), self.index_.table
+        if table is None:
+            for part, block in read_blocks(self.index_.reference):
+                embeddings[part] = block
+        else:
+            embeddings[table.ids.numpy()] = table.rows.numpy()
+        return embeddings
+
+    @embeddings_.setter
+    def embeddings_(self, rows: UnitRows | np.ndarray) -> None:
+        if not 1 <= self.n_neighbors < len(rows):
+            raise ValueError(f"n_neighbors must be between 1 and n - 1 = {len(rows) - 1}, got {self.n_neighbors}")
+        self.index_ = NeighborIndex(rows)
+
+    def layout(self) -> dict[str, str]:
+        return super().layout() | {"embeddings_": "float32 n d"}
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._kth(z, self.n_neighbors), np.zeros(len(z), dtype=np.int64)
@@ -84,7 +102,7 @@ class ViMDetector(Detector):
         The threshold comes from z_calibration (m, d), which no training has seen, else from z. Raises ValueError when
         weight, bias and z do not fit each other, or n_components is not between 0 and d.
         """
-        check_alpha(self.alpha)
+        self.check_parameters()
         z = self._check(z, reset=True)
         n, d = z.shape
         self.weight_, self.bias_ = check_classifier(self.weight, self.bias, d)
@@ -94,7 +112,7 @@ class ViMDetector(Detector):
         nowhere = -np.linalg.pinv(self.weight_, rcond=ORIGIN_CUT) @ self.bias_  # where all logits are nearest to zero
         self.origin_ = mean_of(z) if self.weight is None else nowhere
         eigenvalues, vectors = np.linalg.eigh(scatter_around(z, self.origin_))  # ascending
-        self.residual_ = vectors[:, : d - kept]
+        self.residual_ = vectors[:, : d - kept].copy()  # a view would hold all of vectors
         largest = lengths = 0.0
         for _, block in read_blocks(z):
             lengths += self._residual(block).sum()
@@ -103,6 +121,11 @@ class ViMDetector(Detector):
         self.scale_ = 1.0 if self.weight is None else largest / lengths if lengths > 0 else 0.0
         self._set_threshold(self._score(z if z_calibration is None else self._check(z_calibration))[0])
         return self
+
+    def layout(self) -> dict[str, str]:
+        classifier = {"weight_": "float64 c d", "bias_": "float64 c"}
+        subspace = {"origin_": "float64 d", "residual_": "float64 d r", "scale_": "float64"}
+        return super().layout() | classifier | subspace
 
     def _residual(self, z: np.ndarray) -> np.ndarray:
         return np.linalg.norm((z - self.origin_) @ self.residual_, axis=1)
@@ -140,7 +163,7 @@ class OutlierExposureDetector(Detector):
         Without y there is one ID class; without outliers the score is the log density of ID alone. The threshold
         comes from z_calibration, which no training has seen, else from z.
         """
-        check_alpha(self.alpha)
+        self.check_parameters()
         z = self._check(z, reset=True)
         classes = _codes(z, y)
         moments = Moments(z, classes, int(classes.max()) + 1)
@@ -154,6 +177,12 @@ class OutlierExposureDetector(Detector):
             self.widths_ = 1 + 1 / np.bincount(kinds)
         self._set_threshold(self._score(z if z_calibration is None else self._check(z_calibration))[0])
         return self
+
+    def layout(self) -> dict[str, str]:
+        space = {"origin_": "float64 d", "whiten_": "float64 d r"}
+        classes = {"centers_": "float64 c r", "log_weights_": "float64 c"}
+        outliers = {"outlier_centers_": "float64 o r", "widths_": "float64 o"}
+        return super().layout() | space | classes | outliers
 
     def _whiten(self, z: np.ndarray) -> np.ndarray:
         return (z - self.origin_) @ self.whiten_

@@ -26,6 +26,9 @@ PARTS = (
     "intervals",
     "false_alarms",
     "risk_coverage",
+    "epochs",
+    "choices",
+    "ablations",
 )
 SETTING = ["id_dataset", "arch", "objective"]  # what seeds are averaged over
 SHOWN = (  # detectors that tables show unless others are named
@@ -69,6 +72,9 @@ class Results:
     intervals: pd.DataFrame
     false_alarms: pd.DataFrame
     risk_coverage: pd.DataFrame
+    epochs: pd.DataFrame
+    choices: pd.DataFrame
+    ablations: pd.DataFrame
     incomplete: tuple[str, ...]
 
 
@@ -133,7 +139,7 @@ def _run_row(folder: Path) -> dict:
     return {
         "run": folder.name,
         **{key: config[key] for key in [*SETTING, "seed", "epochs"]},
-        "id_accuracy": accuracy.get("classifier", accuracy["nearest_class_mean"]),
+        "id_accuracy": accuracy["classifier"],
         "nearest_class_mean": accuracy["nearest_class_mean"],
         "training_seconds": history.seconds.sum(),
         "network_inputs": round((history.seconds * history.images_per_second).sum()),

@@ -15,7 +15,7 @@ from oodlib.separation import METRICS, separation_curve
 
 if TYPE_CHECKING:
     from oodlib.encoders import Encoder
-    from oodlib.training import TrainingConfig
+    from oodlib.settings import TrainingConfig
 
 N_JUDGED = 3000  # embeddings that separation curves are drawn from, at most
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from oodlib.distances import fit_distances
-from oodlib.embedding import load_embeddings
+from oodlib.embedding import linear_probe, load_embeddings
 from oodlib.evaluation import bootstrap_rows
 from oodlib.product import Scored
 from oodlib.runs import Run
@@ -58,18 +58,16 @@ def project_tests(run: Run) -> pd.DataFrame:
 def is_correct(run: Run) -> tuple[np.ndarray, dict[str, float]]:
     """Return which ID test images (n,) the run's own classifier gets right, and the accuracies in [0, 1].
 
-    The classifier is that of the encoder or, where it has none, the nearest class mean by cosine.
+    The classifier is that of the encoder or, where its objective trains none, a linear probe of the embeddings.
     """
     data = id_embeddings(run)
     training, test = data["train"], data["test"]
     classes, assigned = np.unique(training["y"], return_inverse=True)
     state = fit_distances(["cosine"], training["z"], assigned, len(classes))["cosine"]
     by_mean = classes[nearest_cluster(test["z"], "cosine", state)[1]] == test["y"]
-    accuracy = {"nearest_class_mean": float(by_mean.mean())}
-    if "logits" not in test:
-        return by_mean, accuracy
-    correct = test["logits"].argmax(axis=1) == test["y"]
-    return correct, accuracy | {"classifier": float(correct.mean())}
+    own = test["logits"].argmax(axis=1) if "logits" in test else linear_probe(training["z"], training["y"], test["z"])
+    correct = own == test["y"]
+    return correct, {"classifier": float(correct.mean()), "nearest_class_mean": float(by_mean.mean())}
 
 
 def shown_name(scored: Scored) -> str:

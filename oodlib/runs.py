@@ -19,7 +19,7 @@ from oodlib.files import resolve, write_atomically
 
 ARTEFACTS = {
     "train": ("history.csv", "encoder.safetensors"),
-    "embed": ("embeddings",),
+    "embed": ("embeddings", "epochs.csv"),
     "cluster": ("clusters.csv", "clusters.npz", "projection.csv"),
     "evaluate": (
         "metrics.csv",
@@ -28,6 +28,8 @@ ARTEFACTS = {
         "intervals.csv",
         "risk_coverage.csv",
         "false_alarms.csv",
+        "choices.csv",
+        "ablations.csv",
     ),
 }
 

@@ -11,8 +11,9 @@ from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from oodlib.blocks import read_blocks, working_dtype
-from oodlib.clustering import cluster
-from oodlib.detector import Detector, below_rounding, check_alpha
+from oodlib.clustering import CLUSTERINGS, cluster
+from oodlib.detector import Detector, below_rounding
+from oodlib.detector_file import load_detector
 from oodlib.distances import DISTANCES, State, fit_distances
 from oodlib.references import (
     LOGIT_SCORES,
@@ -34,6 +35,7 @@ __all__ = [
     "ViMDetector",
     "energy",
     "fdbd",
+    "load_detector",
     "max_logit",
     "msp",
     "nearest_cluster",
@@ -73,7 +75,7 @@ class ClusterDetector(Detector):
     """Score an image by its distance to the nearest cluster of the training embeddings.
 
     clustering: how the training embeddings are grouped, see `oodlib.clustering.CLUSTERINGS`; "labels" needs y in `fit`.
-    n_clusters: K, where the clustering needs one; None takes the number of classes in y.
+    n_clusters: K, where the clustering needs one; None takes the number of classes in y, "auto" looks for one.
     distance: see `oodlib.distances.DISTANCES`. The clusters are found on the embeddings as they are; a distance
         that works on unit vectors fits its centres on unit vectors.
     threshold: "global" (α-quantile of the training scores), "per-cluster" (the same within each cluster), "conformal"
@@ -86,7 +88,7 @@ class ClusterDetector(Detector):
     def __init__(
         self,
         clustering: str = "labels",
-        n_clusters: int | None = None,
+        n_clusters: int | str | None = None,
         distance: str = "mahalanobis",
         threshold: str = "global",
         alpha: float = 0.05,
@@ -106,9 +108,7 @@ class ClusterDetector(Detector):
         conformal threshold; without them a fifth of z is held out, which the encoder has seen in its training.
         Raises ValueError for unknown names, NaN, labels of the wrong length, K larger than n.
         """
-        _check_choice("distance", self.distance, DISTANCES)
-        _check_choice("threshold", self.threshold, THRESHOLDS)
-        check_alpha(self.alpha)
+        self.check_parameters()
         z = self._check(z, reset=True)
         if y is not None:
             y = np.asarray(y)
@@ -122,6 +122,17 @@ class ClusterDetector(Detector):
         self.reference_, self.reference_nearest_ = self._score(self._check(z_calibration) if held_out else z)
         self.offset_ = below_rounding(self._threshold(), self.reference_, working_dtype(z))
         return self
+
+    def check_parameters(self) -> None:
+        _check_choice("clustering", self.clustering, CLUSTERINGS)
+        _check_choice("distance", self.distance, DISTANCES)
+        _check_choice("threshold", self.threshold, THRESHOLDS)
+        super().check_parameters()
+
+    def layout(self) -> dict[str, str]:
+        offset = "float64 k" if self.threshold.endswith("cluster") else "float64"
+        state = {f"state_.{part}": f"float {shape}" for part, shape in STATES[self.distance].items()}
+        return super().layout() | {"reference_nearest_": "int64 m", "offset_": offset} | state
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return nearest_cluster(z, self.distance, self.state_)
@@ -155,3 +166,18 @@ def _hold_out(z: np.ndarray, y: np.ndarray | None, seed: int) -> tuple[np.ndarra
     order = np.random.default_rng(seed).permutation(len(z))
     held, kept = order[: len(z) // 5], order[len(z) // 5 :]
     return z[kept], None if y is None else y[kept], z[held]
+
+
+DETECTORS = {kind.__name__: kind for kind in (ClusterDetector, KNNDetector, ViMDetector, OutlierExposureDetector)}
+TIED = {"origin": "d", "whiten": "d r", "centers": "k r"}
+PER_CLUSTER = TIED | {"factors": "k r r", "log_weights": "k"}
+STATES = {  # the shapes of the state that each of DISTANCES is fitted to, as in a detector's `layout`
+    "euclidean": {"origin": "d", "centers": "k d"},
+    "cosine": {"centers": "k d"},
+    "mahalanobis": TIED,
+    "mahalanobis-cluster": PER_CLUSTER,
+    "mahalanobis-shrunk": PER_CLUSTER,
+    "relative-mahalanobis": TIED | {"background": "d s"},
+    "ssd": PER_CLUSTER,
+    "log-density": PER_CLUSTER,
+}

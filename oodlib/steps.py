@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from oodlib.ablations import ablation_table
+from oodlib.artefacts import load_assignments, run_embeddings, save_assignments, write_csv
+from oodlib.choices import check_rules, choice_table
 from oodlib.clustering import OWN_SIZE, cluster
-from oodlib.data import load_images
+from oodlib.data import ImageSet, load_images, take
 from oodlib.detector import check_alpha
 from oodlib.device import default_device, describe_machine
 from oodlib.distances import DISTANCES
-from oodlib.embedding import embed, load_embeddings, save_embeddings
+from oodlib.embedding import embed_images, save_embeddings
+from oodlib.epochs import epoch_table
 from oodlib.evaluation import evaluate
-from oodlib.files import write_atomically
 from oodlib.product import (
-    Embedded,
-    Key,
-    RunEmbeddings,
     Scored,
     all_scores,
     check_detectors,
@@ -33,7 +33,6 @@ from oodlib.product import (
     project,
 )
 from oodlib.run_tables import (
-    ID_SPLITS,
     SHOWN,
     bootstrap_table,
     extreme_table,
@@ -50,26 +49,31 @@ from oodlib.runs import Run, run_name, slug
 from oodlib.separation import cluster_quality, embedding_quality
 
 if TYPE_CHECKING:
-    from oodlib.encoders import Encoder
-    from oodlib.training import TrainingConfig
+    from oodlib.settings import TrainingConfig
 
 
 def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run:
     """Train the run that a configuration names, or find it trained; write its weights and history; return it."""
+    from oodlib import distributed
+    from oodlib.checkpoint import remove_checkpoint
     from oodlib.encoders import save_encoder
-    from oodlib.training import train
+    from oodlib.training import CHECKPOINT, train
 
     run = Run(study, run_name(config.id_dataset, config.arch, config.objective, config.seed))
     parameters = asdict(config)
     if run.is_done("train", parameters):
-        print(f"{run.name} is trained already: {run.path}")
-        return run
-    images = load_images(config.id_dataset, "train", data_root or None)
-    with run.doing("train", parameters) as about:
-        about["environment"] = describe_machine(default_device())
-        encoder, history = train(config, images)
-        write_csv(pd.DataFrame(history), run.path / "history.csv")
-        save_encoder(encoder, run.path / "encoder.safetensors")
+        distributed.say(f"{run.name} is trained already: {run.path}")
+    else:
+        images = load_images(config.id_dataset, "train", data_root or None)
+        with distributed.on_first(run.doing("train", parameters), otherwise={}) as about:
+            about["environment"] = describe_machine(default_device())
+            encoder, history = train(config, images, run.path)
+            with distributed.together():
+                if distributed.rank() == 0:
+                    write_csv(pd.DataFrame(history), run.path / "history.csv")
+                    save_encoder(encoder, run.path / "encoder.safetensors")
+    if distributed.rank() == 0:
+        remove_checkpoint(run.path / CHECKPOINT)
     return run
 
 
@@ -78,7 +82,7 @@ def embed_step(
 ) -> Run:
     """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
     from oodlib.encoders import load_encoder
-    from oodlib.training import split_calibration
+    from oodlib.training import SNAPSHOTS, split_calibration
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
     _before(run, "train", data_root)
@@ -88,25 +92,23 @@ def embed_step(
     id_dataset = config["id_dataset"]
     check_ood_sets(id_dataset, near_ood, far_ood, sanity_ood, max_images)
     # every set is loaded before anything is computed or written: a missing one is said at once
-    training, test = (
-        load_images(id_dataset, "train", data_root or None),
-        load_images(id_dataset, "test", data_root or None),
-    )
-    ood_sets = [load_images(name, "test", data_root or None) for name in near_ood + far_ood + sanity_ood]
+    training, test = (load_images(id_dataset, split, data_root or None) for split in ("train", "test"))
+    check_same_classes(training, test)
+    groups = {"near": near_ood, "far": far_ood, "sanity": sanity_ood}
+    ood_sets = [(g, load_images(name, "test", data_root or None)) for g, names in groups.items() for name in names]
     with run.doing("embed", parameters):
         encoder = load_encoder(run.path / "encoder.safetensors").to(default_device())
         held_in, held_out = split_calibration(training, config["calibration_fraction"])
-        parts = [("train", training.images[held_in], training.labels[held_in])]
-        parts += [
-            ("calibration", training.images[held_out], training.labels[held_out]),
-            ("test", test.images, test.labels),
-        ]
-        for split, images, labels in parts:
-            save_embeddings(run.embeddings_path(id_dataset, split), *_embedded(encoder, images, labels))
-        for ood in ood_sets:
-            images = ood.images[: max_images or None]
-            unknown, own = np.full(len(images), -1), ood.labels[: len(images)].astype(np.int64)
-            save_embeddings(run.embeddings_path(ood.name, "test"), *_embedded(encoder, images, unknown), own)
+        splits = {"train": (training, held_in), "calibration": (training, held_out), "test": (test, slice(None))}
+        for split, (images, index) in splits.items():
+            z, logits = embed_images(encoder, take(images.images, index))
+            save_embeddings(run.embeddings_path(id_dataset, split), z, images.labels[index].astype(np.int64), logits)
+        for _, ood in ood_sets:
+            z, logits = embed_images(encoder, take(ood.images, slice(max_images or None)))
+            own = ood.labels[: len(z)].astype(np.int64)
+            save_embeddings(run.embeddings_path(ood.name, "test"), z, np.full(len(z), -1), logits, own)
+        snapshots = sorted((run.path / SNAPSHOTS).glob("*.safetensors"))
+        write_csv(epoch_table(snapshots, training, test, ood_sets).assign(run=run.name), run.path / "epochs.csv")
     return run
 
 
@@ -124,11 +126,11 @@ def check_ood_sets(
         raise ValueError(f"OOD set {twice[0]!r} is there twice, or is the ID set {id_dataset!r}")
 
 
-def _embedded(
-    encoder: "Encoder", images: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    z, logits = embed(encoder, encoder.prepare(images))
-    return z, labels.astype(np.int64), logits
+def check_same_classes(training: ImageSet, test: ImageSet) -> None:
+    """Raise ValueError where a set's splits have other classes: the same number would then mean two things."""
+    if training.classes != test.classes:
+        different = sorted(set(training.classes) ^ set(test.classes)) or ["their order"]
+        raise ValueError(f"the training and the test split of {test.name} differ in classes: {', '.join(different)}")
 
 
 def cluster_step(
@@ -175,34 +177,14 @@ def _quality_rows(quality: list[dict], pca: int, clustering: str, k: int) -> lis
     return [about | row for row in quality]
 
 
-def save_assignments(run: Run, assignments: dict[Key, np.ndarray]) -> None:
-    """Write the assignments (n,) of the training embeddings for every PCA, clustering and K (clusters.npz)."""
-    arrays = {"/".join(map(str, key)): assigned.astype(np.int32) for key, assigned in assignments.items()}
-    write_atomically(run.path / "clusters.npz", lambda temporary: np.savez(temporary, **arrays))
-
-
-def load_assignments(run: Run, n: int) -> dict[Key, np.ndarray]:
-    """Return the assignments (n,) of the training embeddings for every PCA, clustering and K that step `cluster` found.
-
-    Raises FileNotFoundError, or ValueError when clusters.npz is cut short or foreign.
-    """
-    path = run.path / "clusters.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = {name: name.split("/") for name in file.files}
-            found = {(int(pca), method, int(k)): file[name] for name, (pca, method, k) in keys.items()}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a file cut short fails in zipfile, zlib or NumPy, each with errors of its own
-        raise ValueError(f"{path} holds no cluster assignments, or is cut short: {error}") from error
-    for (_, _, k), assigned in found.items():
-        if assigned.shape != (n,) or assigned.dtype.kind != "i" or not np.isin(assigned, np.arange(k)).all():
-            raise ValueError(f"{path} is of another run: its assignments do not fit {n} embeddings; delete it")
-    return found
-
-
 def evaluate_step(
-    run: Run, distances: list[str], n_neighbors: int, known_outliers: list[int], alpha: float, data_root: str = ""
+    run: Run,
+    distances: list[str],
+    n_neighbors: int,
+    known_outliers: list[int],
+    alpha: float,
+    choice_rules: list[str],
+    data_root: str = "",
 ) -> pd.DataFrame:
     """Score every OOD set with every detector and threshold; write and return metrics.csv.
 
@@ -218,8 +200,10 @@ def evaluate_step(
         "n_neighbors": n_neighbors,
         "known_outliers": known_outliers,
         "alpha": alpha,
+        "choice_rules": choice_rules,
     }
     check_alpha(alpha)
+    check_rules(choice_rules)
     check_detectors(distances, n_neighbors, known_outliers)
     _before(run, "cluster", data_root)
     if not run.is_done("evaluate", parameters):
@@ -237,6 +221,10 @@ def evaluate_step(
                     shown.append(scored)
             write_csv(_metrics(run, rows), run.path / "metrics.csv")
             _write_shown(run, shown, correct)
+            seed = run.record["train"]["parameters"]["seed"]
+            choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
+            write_csv(choices.assign(run=run.name), run.path / "choices.csv")
+            write_csv(ablation_table(data).assign(run=run.name), run.path / "ablations.csv")
     return pd.read_csv(run.path / "metrics.csv")
 
 
@@ -263,29 +251,6 @@ def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray) -> None:
         write_csv(pd.concat(parts), run.path / f"{name}.csv")
 
 
-def run_embeddings(run: Run) -> RunEmbeddings:
-    """Return all embeddings of a run, and its classifier where it has one."""
-    from safetensors.numpy import load_file
-
-    def embedded(dataset: str, split: str = "test") -> Embedded:
-        arrays = load_embeddings(run.embeddings_path(dataset, split))
-        return Embedded(arrays["z"], arrays.get("own", arrays["y"]), arrays.get("logits"))
-
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
-    weights = load_file(run.path / "encoder.safetensors")
-    return RunEmbeddings(
-        *(embedded(id_dataset, split) for split in ID_SPLITS),
-        {name: embedded(name) for name in ood_groups(run)},
-        weights.get("classifier.weight"),
-        weights.get("classifier.bias"),
-    )
-
-
-def write_csv(table: pd.DataFrame, path) -> None:
-    """Write a table to a csv file, whole or not at all, to seven digits, which is what float32 holds."""
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.7g"))
-
-
 def _before(run: Run, step: str, data_root: str) -> None:
     """Make sure that a step is done, doing it again as recorded where its artefacts are not there (a fresh clone)."""
     record = run.record
@@ -300,7 +265,7 @@ def _before(run: Run, step: str, data_root: str) -> None:
         return
     print(f"{run.name}: step {step!r} is done first, its artefacts are not there")
     if step == "train":
-        from oodlib.training import TrainingConfig
+        from oodlib.settings import TrainingConfig
 
         train_step(run.study, TrainingConfig(**parameters), data_root)
     elif step == "embed":

@@ -1,4 +1,4 @@
-"""The study: a YAML file in; runs, each through the notebooks 01 to 04 by papermill, then the report, out.
+"""The study: a YAML file in; planned runs, checked, with the parameters of each of their notebooks, out.
 
 A study's `parameters` are those of the notebooks; lists are crossed into runs, except where the notebook's own
 parameter is a list. `when` changes parameters for some of the runs, later entries win:
@@ -6,27 +6,21 @@ parameter is a list. `when` changes parameters for some of the runs, later entri
     parameters: {objective: [ce, supcon], seed: [0, 1, 2], epochs: 30}
     when: [{if: {objective: supcon}, set: {epochs: 60}}]
 
-Everything is checked before anything starts. A step that is done is not done again.
+Everything is checked before anything starts.
 """
 
 import itertools
-import json
-import os
-import queue
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from oodlib.files import project_root
-from oodlib.runs import Run, run_name, study_folder
+from oodlib.runs import Run, run_name
 
 NOTEBOOKS = {"train": "01_train", "embed": "02_embed", "cluster": "03_clusters", "evaluate": "04_evaluate"}
 REPORT = "05_report"
 NOT_STUDIED = ("study", "run", "data_root")  # parameters that say where things are; they decide no result
-HEARTBEAT = 60  # seconds without news after which a line says what is still running
 
 
 @dataclass(frozen=True)
@@ -157,12 +151,13 @@ def check_runs(runs: list[PlannedRun]) -> None:
 
     Raises StudyError for the first thing that would fail; nothing is written but images that torchvision fetched.
     """
+    from oodlib.choices import check_rules
     from oodlib.clustering import CLUSTERINGS
     from oodlib.data import load_images
     from oodlib.detector import check_alpha
     from oodlib.product import check_detectors
+    from oodlib.settings import TrainingConfig
     from oodlib.steps import check_ood_sets
-    from oodlib.training import TrainingConfig
 
     sets = set()
     for plan in runs:
@@ -175,6 +170,7 @@ def check_runs(runs: list[PlannedRun]) -> None:
                 raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
             check_detectors(evaluation["distances"], evaluation["n_neighbors"], evaluation["known_outliers"])
             check_alpha(evaluation["alpha"])
+            check_rules(evaluation["choice_rules"])
             for step in NOTEBOOKS:
                 plan.run.is_done(step, plan.parameters[step])
         except ValueError as error:
@@ -186,156 +182,3 @@ def check_runs(runs: list[PlannedRun]) -> None:
             load_images(name, split)
         except (ValueError, OSError) as error:
             raise StudyError(str(error)) from error
-
-
-def execute(notebook: str, output: Path, parameters: dict) -> None:
-    """Execute a notebook by papermill; the executed copy is there only when it ran to its end."""
-    from papermill import execute_notebook
-
-    partial = output.with_suffix(".partial.ipynb")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    source = project_root() / "notebooks" / f"{notebook}.ipynb"
-    quiet = ["--IPKernelApp.log_level=50"]  # a kernel's own warnings would stand between the progress lines
-    execute_notebook(
-        str(source), str(partial), parameters, kernel_name="python3", progress_bar=False, extra_arguments=quiet
-    )
-    _forget_paths(partial, notebook, output)
-    partial.replace(output)
-
-
-def _forget_paths(executed: Path, notebook: str, output: Path) -> None:
-    """Make the paths that papermill notes in a notebook relative to the project: a report is for others to read."""
-    content = json.loads(executed.read_text())
-    relative = str(output.relative_to(project_root()))
-    content["metadata"]["papermill"] |= {"input_path": f"notebooks/{notebook}.ipynb", "output_path": relative}
-    executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def what_failed(error: Exception) -> str:
-    """Return one line on what stopped a notebook: its error, and the cell where it is a cell's."""
-    if hasattr(error, "ename"):
-        return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    return f"{type(error).__name__}: {error}"
-
-
-class Progress:
-    """Prints a line whenever a step ends: how far, what is running, how long it may still take."""
-
-    def __init__(self, n_steps: int, jobs: int):
-        self.n_steps, self.jobs, self.start = n_steps, jobs, time.monotonic()
-        self.n_ended, self.running = 0, {}
-        self.events: queue.Queue = queue.Queue()
-
-    def follow(self, n_runs: int) -> list[str]:
-        """Print what the workers report until `n_runs` have ended; return a line for each that failed."""
-        failures = []
-        while n_runs:
-            try:
-                event, run, step, value = self.events.get(timeout=HEARTBEAT)
-            except queue.Empty:
-                self._print("still running")
-                continue
-            if event == "start":
-                self.running[run] = NOTEBOOKS[step]
-            elif event == "end":
-                self._ended(run, step, value)
-            elif event == "failed":
-                self.running.pop(run, None)
-                failures.append(f"{run}: {NOTEBOOKS[step]}, {value}")
-                self._print(f"FAILED {failures[-1]}")
-            else:
-                n_runs -= 1
-        return failures
-
-    def _ended(self, run: str, step: str, seconds: float | None) -> None:
-        self.n_ended += 1
-        self.running.pop(run, None)
-        if seconds is not None:  # None: it was done already
-            self._print(f"{run} {NOTEBOOKS[step]} in {seconds:.0f} s")
-
-    def _left(self) -> str:
-        if self.n_ended < len(NOTEBOOKS) * self.jobs or self.n_ended == self.n_steps:
-            return ""  # steps differ too much to judge by the first few
-        rest = (time.monotonic() - self.start) * (self.n_steps / self.n_ended - 1)
-        return f" · about {_clock(rest)} left"
-
-    def _print(self, news: str) -> None:
-        running = ", ".join(f"{run} {notebook}" for run, notebook in self.running.items())
-        now = f" · running: {running}" if running else ""
-        elapsed = _clock(time.monotonic() - self.start)
-        print(f"{elapsed} [{self.n_ended:3d}/{self.n_steps}] {news}{self._left()}{now}", flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
-def _do_run(plan: PlannedRun, events: queue.Queue) -> None:
-    """Bring one run through its steps; report each to `events`, and the first that fails."""
-    for step, notebook in NOTEBOOKS.items():
-        try:
-            if plan.run.is_done(step, plan.parameters[step]):
-                events.put(("end", plan.run.name, step, None))
-                continue
-            events.put(("start", plan.run.name, step, None))
-            start = time.monotonic()
-            where = {"study": plan.run.study} if step == "train" else {"study": plan.run.study, "run": plan.run.name}
-            execute(notebook, plan.run.path / f"{notebook}.ipynb", plan.parameters[step] | where)
-            events.put(("end", plan.run.name, step, time.monotonic() - start))
-        except Exception as error:  # whatever stops a run must not stop the others
-            events.put(("failed", plan.run.name, step, what_failed(error)))
-            break
-    events.put(("over", plan.run.name, "", None))
-
-
-def default_jobs() -> int:
-    """Return how many runs go side by side: up to four on the CPU, two where they share a GPU."""
-    import torch
-
-    return 2 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
-
-
-def run_study(study: str, jobs: int = 0) -> list[str]:
-    """Run what is missing of a study, then its report; return a line for each run that failed.
-
-    `jobs` runs go side by side, 0 chooses; the cores are shared out among them. Raises StudyError for a study that
-    cannot be run, before anything starts, and where another process is running it.
-    """
-    from filelock import FileLock, Timeout
-
-    runs, report_parameters = read_study(study)
-    check_runs(runs)
-    jobs = min(jobs or default_jobs(), len(runs))
-    # the kernels inherit it: without, each would start a thread for every core
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    folder = study_folder(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(len(runs) * len(NOTEBOOKS), jobs)
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        with FileLock(folder / "study.lock", timeout=0):
-            print(f"study {study}: {len(runs)} runs, {jobs} side by side", flush=True)
-            for plan in runs:
-                pool.submit(_do_run, plan, progress.events)
-            failures = progress.follow(len(runs))
-            if len(failures) < len(runs):
-                failures += _do_report(study, report_parameters)
-    except Timeout:
-        raise StudyError(f"study {study!r} is being run by another process") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted study does not wait for what is running
-    return failures
-
-
-def _do_report(study: str, parameters: dict) -> list[str]:
-    from oodlib.report import report_is_current
-
-    if report_is_current(study, parameters):
-        return []
-    print(f"writing the report ({REPORT})", flush=True)
-    try:
-        execute(REPORT, study_folder(study) / "report" / f"{REPORT}.ipynb", parameters | {"study": study})
-    except Exception as error:  # the runs are done and stay; the report is what failed
-        return [f"{REPORT}: {what_failed(error)}"]
-    return []

@@ -1,4 +1,4 @@
-"""Names to arrays: bundled sets by their numbers, files and folders by hand-made ones, torchvision by a stand-in."""
+"""Names to arrays: bundled sets by their numbers, npz files by hand-made ones, torchvision by a stand-in."""
 
 import hashlib
 import io
@@ -373,75 +373,6 @@ def test_torchvision_has_every_class_that_is_named():
     for loader, options, _ in TORCHVISION.values():
         assert hasattr(datasets, loader)
         assert "test" in options
-
-
-# Image folders
-
-
-def write_folder(folder, sizes, mode="RGB"):
-    """Write one class for each size (width, height), holding two images: one grey level, the class's and ten more."""
-    for i, size in enumerate(sizes):
-        (folder / f"class{i}").mkdir(parents=True)
-        for j in range(2):
-            level = 40 * i + 10 * j
-            Image.new("RGB", size, (level,) * 3).convert(mode).save(folder / f"class{i}" / f"{j}.png")
-    return folder
-
-
-def test_a_folder_without_splits_is_a_test_set(tmp_path, monkeypatch):
-    write_folder(tmp_path / "pictures", [(80, 60), (60, 80), (10, 10)])
-    monkeypatch.chdir(tmp_path)
-    pictures = load_images("folder:pictures", size=16)
-    assert pictures.images.shape == (6, 16, 16, 3)
-    assert pictures.images.dtype == np.uint8
-    assert pictures.images[:, 5, 5, 0].tolist() == [0, 10, 40, 50, 80, 90]
-    assert pictures.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert pictures.classes == ("class0", "class1", "class2")
-    assert pictures.name == "folder:pictures"
-    assert load_images(f"folder:{tmp_path}/pictures").images.shape == (6, 64, 64, 3)
-    with pytest.raises(ValueError, match=r"has no 'train' split: expected are the folders .*pictures/train and"):
-        load_images("folder:pictures", "train")
-
-
-def test_a_folder_with_splits(tmp_path):
-    write_folder(tmp_path / "train", [(8, 8), (8, 8)], mode="L")
-    write_folder(tmp_path / "test", [(8, 8)], mode="RGBA")
-    assert load_images(f"folder:{tmp_path}", "train", size=8).labels.tolist() == [0, 0, 1, 1]
-    assert load_images(f"folder:{tmp_path}", "test", size=8).images.shape == (2, 8, 8, 3)
-    for path in sorted((tmp_path / "test").rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    (tmp_path / "test").rmdir()
-    with pytest.raises(ValueError, match="has no 'test' split"):  # train is a split, not a class of a test set
-        load_images(f"folder:{tmp_path}", "test")
-
-
-def test_the_centre_of_a_folder_image_is_kept(tmp_path):
-    (tmp_path / "class").mkdir()
-    picture = np.zeros((20, 60, 3), dtype=np.uint8)
-    picture[:, 20:40] = 255  # the centre square
-    Image.fromarray(picture).save(tmp_path / "class" / "a.png")
-    assert (load_images(f"folder:{tmp_path}", size=10).images == 255).all()
-
-
-def test_folders_that_are_none_say_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere: expected is one sub-folder"):
-        load_images(f"folder:{tmp_path}/nowhere")
-    with pytest.raises(FileNotFoundError, match="Couldn't find any class folder.*Expected is one sub-folder"):
-        load_images(f"folder:{tmp_path}")
-    (tmp_path / "hollow").mkdir()
-    with pytest.raises(FileNotFoundError, match="no valid file for the classes hollow.*Expected is one sub-folder"):
-        load_images(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match="size must be at least 1 pixel, not 0"):
-        load_images(f"folder:{tmp_path}", size=0)
-
-
-@pytest.mark.parametrize("end", [0, 20, 60])
-def test_a_broken_image_is_named(tmp_path, end):
-    write_folder(tmp_path, [(50, 50)])
-    broken = tmp_path / "class0" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:end])
-    with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
-        load_images(f"folder:{tmp_path}")
 
 
 # prepare

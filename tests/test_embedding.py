@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from oodlib.embedding import embed, knn_accuracy, load_embeddings, save_embeddings
+from oodlib.embedding import embed, embed_images, knn_accuracy, linear_probe, load_embeddings, save_embeddings
 from oodlib.encoders import Encoder, EncoderSpec
 
 
@@ -220,3 +220,43 @@ def test_values_that_are_not_finite(tmp_path, arrays, name, value):
     save_embeddings(tmp_path / "z.npz", **arrays)
     with pytest.raises(ValueError, match="z.npz holds values that are not finite"):
         load_embeddings(tmp_path / "z.npz")
+
+
+def test_linear_probe_minimises_the_penalised_log_loss_of_standardised_embeddings():
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    rng = np.random.default_rng(0)
+    y_train = np.arange(60) % 3
+    z_train, z = (rng.normal(size=(n, 4)) * [1, 10, 0.1, 1] + [0, 50, 0, 0] for n in (60, 500))
+    z_train[:, :2] += 2 * np.eye(3)[y_train][:, :2] * [1, 10]
+    z_train[:, 3], z[:, 3] = 7, 7  # a dimension that never changes
+    mean, spread = z_train.mean(axis=0), np.where(z_train.std(axis=0) > 0, z_train.std(axis=0), 1)
+
+    def logits(parameters, embeddings):
+        weight, bias = parameters[:12].reshape(4, 3), parameters[12:]
+        return (embeddings - mean) / spread @ weight + bias
+
+    def loss(parameters):
+        return (
+            0.5 * (parameters[:12] ** 2).sum() - log_softmax(logits(parameters, z_train), 1)[range(60), y_train].sum()
+        )
+
+    best = minimize(loss, np.zeros(15), tol=1e-9).x
+    labels = linear_probe(z_train, y_train, z)
+    assert (labels == logits(best, z).argmax(axis=1)).mean() > 0.99  # both stop a hair before the minimum
+    assert min(np.bincount(labels)) > 25
+
+
+def test_images_are_embedded_block_by_block_as_all_at_once(monkeypatch):
+    from oodlib import embedding
+
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("resnet20", ("a", "b"), ("classifier",), 8, 1, 8, (0.3,) * 3, (0.3,) * 3))
+    images = np.random.default_rng(0).integers(0, 256, (25, 12, 9, 3), dtype=np.uint8)
+    whole = embed(encoder, encoder.prepare(images))
+    monkeypatch.setattr(embedding, "BLOCK", 10)
+    for part, expected in zip(embed_images(encoder, images), whole, strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-5)
+    encoder.classifier = None
+    assert embed_images(encoder, images)[1] is None

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from oodlib import figures, run_figures
 from oodlib.data import load_images
 from oodlib.encoders import Encoder
+from oodlib.objectives import OBJECTIVES
 from oodlib.report import choose, ranked
 from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
 from oodlib.separation import METRICS, global_separation
-from oodlib.training import OBJECTIVES, TrainingConfig, encoder_spec
+from oodlib.settings import TrainingConfig
+from oodlib.training import encoder_spec
 from oodlib.verdicts import rank_matrix
 
 pytestmark = pytest.mark.usefixtures("figure_style")

@@ -117,6 +117,26 @@ def measured(make_results):
     return replace(results, clusters=pd.concat([results.clusters, pd.DataFrame(rows)], ignore_index=True))
 
 
+def test_mistakes_are_changes_in_points_over_all_sets_of_all_runs(make_results):
+    results = decisions_changed(
+        make_results(lambda seed, **_: 0.5 + 0.1 * seed),
+        lambda d: pd.concat([d, d[d.threshold == "global"].assign(threshold="per-cluster", auroc_101=d.auroc - 0.2)]),
+    )
+    table = findings.mistake_table(results).set_index(["mistake", "detector"])
+    assert set(table.index.get_level_values(0)) == {
+        "true label",
+        "plain inverse",
+        "truncated curve, AUROC",
+        "OOD as positive, FPR95",
+    }
+    assert table.loc[("true label", "cosine"), ["right %", "change"]].tolist() == ["60.0 ± 8.3", "10.0 ± 0.0"]
+    assert table.loc[("plain inverse", "cosine"), "change"] == "-10.0 ± 0.0"
+    assert table.loc[("truncated curve, AUROC", "labels/cosine"), "change"] == "-20.0 ± 0.0"
+    # fpr95 is 1 - value, the other 0.75 - value / 2: at 0.5, 0.6, 0.7 that is 0, 5, 10 points more
+    assert table.loc[("OOD as positive, FPR95", "labels/cosine"), "change"] == "5.0 ± 4.2"
+    assert set(table.n) == {24}  # 2 objectives, 3 seeds, 4 sets
+
+
 def test_id_measures_are_means_over_the_classes_of_embeddings_as_they_are(measured):
     table = findings.id_measures(measured)
     assert list(table.index.names) == [*SETTING, "seed"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from oodlib.losses import nt_xent_loss, supcon_loss
+from oodlib.losses import compactness_loss, dispersion_loss, nt_xent_loss, supcon_loss, update_prototypes
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 1])  # 2 and 3 have no positive
 
@@ -14,21 +14,30 @@ def embeddings(m=8, d=5, seed=0, dtype=torch.float64):
     return torch.randn(m, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def unit(row):
+    norm = math.sqrt(sum(x * x for x in row))
+    return [x / norm if norm else 0.0 for x in row]
+
+
+def dot(a, b):
+    return sum(p * q for p, q in zip(a, b, strict=True))
+
+
+def log_sum_exp(values):
+    largest = max(values)
+    return largest + math.log(sum(math.exp(value - largest) for value in values))
+
+
 def loss_by_loops(z, labels, temperature):
     """Khosla et al. 2020, eq. 2, term by term; anchors without a positive left out."""
-    rows = []
-    for row in z.tolist():
-        norm = math.sqrt(sum(x * x for x in row))
-        rows.append([x / norm if norm else 0.0 for x in row])
-    similarity = [[sum(p * q for p, q in zip(a, b, strict=True)) / temperature for b in rows] for a in rows]
+    rows = [unit(row) for row in z.tolist()]
+    similarity = [[dot(a, b) / temperature for b in rows] for a in rows]
     terms = []
     for i, anchor in enumerate(labels):
         positives = [j for j, label in enumerate(labels) if j != i and label == anchor]
         if not positives:
             continue
-        others = [similarity[i][a] for a in range(len(rows)) if a != i]
-        largest = max(others)
-        log_sum = largest + math.log(sum(math.exp(s - largest) for s in others))
+        log_sum = log_sum_exp([similarity[i][a] for a in range(len(rows)) if a != i])
         terms.append(-sum(similarity[i][p] - log_sum for p in positives) / len(positives))
     return sum(terms) / len(terms) if terms else 0.0
 
@@ -96,6 +105,7 @@ def test_zero_rows_are_at_a_right_angle_to_everything():
     assert loss.item() == pytest.approx(loss_by_loops(z, LABELS.tolist(), 0.1), rel=1e-12)
     loss.backward()
     assert z.grad.isfinite().all()
+    assert not z.grad[[0, 3]].any()  # which have no direction to turn
 
 
 @pytest.mark.parametrize("m", [0, 1, 4])
@@ -175,3 +185,266 @@ def test_temperature_must_be_positive(temperature):
         supcon_loss(embeddings(), LABELS, temperature)
     with pytest.raises(ValueError, match="temperature must be positive"):
         nt_xent_loss(embeddings(), temperature)
+
+
+# CIDER
+
+CLASSES = torch.tensor([0, 1, 0, 2, 1, 0, 4, 1])  # of five: 3 is not in the batch
+
+
+def make_prototypes(seen=(0, 1, 3), n_classes=5, d=5):
+    """Unit vectors for the classes that were seen, zeros for the others."""
+    prototypes = torch.zeros(n_classes, d, dtype=torch.float64)
+    prototypes[list(seen)] = torch.nn.functional.normalize(embeddings(n_classes, d, seed=7), dim=1)[list(seen)]
+    return prototypes
+
+
+def prototypes_by_loop(prototypes, z, labels, decay):
+    """Ming et al. 2023, eq. 6, one embedding after another in the order of the batch."""
+    rows = [list(row) for row in prototypes.tolist()]
+    for row, label in zip(z.tolist(), labels, strict=True):
+        pairs = zip(rows[label], unit(row), strict=True)
+        rows[label] = unit([decay * old + (1 - decay) * new for old, new in pairs])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def dispersion_by_loops(prototypes, temperature):
+    """Ming et al. 2023, eq. 5, over the classes that were seen."""
+    seen = [row for row in prototypes.tolist() if any(row)]
+    terms = []
+    for i, row in enumerate(seen):
+        others = [dot(row, other) / temperature for j, other in enumerate(seen) if j != i]
+        terms.append(log_sum_exp(others) - math.log(len(others)))
+    return sum(terms) / len(terms)
+
+
+def compactness_by_loops(z, labels, prototypes, temperature):
+    """Ming et al. 2023, eq. 4, over the classes that were seen."""
+    rows = prototypes.tolist()
+    terms = []
+    for row, label in zip(z.tolist(), labels, strict=True):
+        similarity = {c: dot(unit(row), other) / temperature for c, other in enumerate(rows) if any(other)}
+        terms.append(log_sum_exp(list(similarity.values())) - similarity[label])
+    return sum(terms) / len(terms)
+
+
+def cider(z, y, prototypes, temperature=0.1, decay=0.95, weight=2.0):
+    """The three functions as the objective joins them."""
+    prototypes = update_prototypes(prototypes, z, y, decay)
+    return dispersion_loss(prototypes, temperature) + weight * compactness_loss(z, y, prototypes, temperature)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("order", [range(8), range(7, -1, -1), [5, 2, 7, 0, 3, 1, 6, 4]], ids=str)
+@pytest.mark.parametrize("length", [1e-3, 1.0, 40.0])
+def test_prototypes_move_one_embedding_after_another(decay, order, length):
+    z, y, before = length * embeddings()[list(order)], CLASSES[list(order)], make_prototypes()
+    expected = prototypes_by_loop(before, z, y.tolist(), decay)
+    found = update_prototypes(before, z, y, decay)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert torch.equal(found[3], before[3])  # not in the batch
+    found = update_prototypes(before.float(), z.float(), y, decay)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_prototypes_keep_the_order_of_a_large_batch():  # a sort may lose it from 17 elements on
+    z, before = embeddings(200), make_prototypes()
+    y = torch.randint(0, 5, (200,), generator=torch.Generator().manual_seed(1))
+    expected = prototypes_by_loop(before, z, y.tolist(), 0.5)
+    torch.testing.assert_close(update_prototypes(before, z, y, 0.5), expected, rtol=0, atol=1e-14)
+
+
+def test_prototypes_counted_by_hand():
+    before = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    z = torch.tensor([[0.0, 3.0], [0.0, -2.0], [0.0, 5.0]])
+    found = update_prototypes(before, z, torch.tensor([0, 1, 0]), decay=0.5)
+    # half way from 0° to 90°, then half way from 45° to 90°; a first embedding is the prototype
+    angle = math.radians(67.5)
+    expected = torch.tensor([[math.cos(angle), math.sin(angle)], [0, -1], [0, 1]])
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(before, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))  # the argument is left alone
+    assert update_prototypes(before, z[:0], torch.zeros(0, dtype=torch.long)).equal(before)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 40.0])
+def test_dispersion_and_compactness_are_the_plain_loops(temperature, length):
+    z, labels = length * embeddings(), [0, 1, 0, 3, 1, 0, 3, 1]
+    y, prototypes = torch.tensor(labels), make_prototypes()
+    for rel, dtype in ((1e-12, torch.float64), (2e-5, torch.float32)):
+        found = dispersion_loss(prototypes.to(dtype), temperature)
+        assert found.dtype == dtype
+        assert found.item() == pytest.approx(dispersion_by_loops(prototypes, temperature), rel=rel)
+        found = compactness_loss(z.to(dtype), y, prototypes.to(dtype), temperature)
+        assert found.dtype == dtype
+        assert found.item() == pytest.approx(compactness_by_loops(z, labels, prototypes, temperature), rel=rel)
+
+
+def test_dispersion_counted_by_hand():
+    at = torch.tensor([0.0, 90.0, 120.0, 180.0, 240.0], dtype=torch.float64).deg2rad()
+    right, first, second, opposite, third = torch.stack([at.cos(), at.sin()], dim=1)[[1, 0, 2, 3, 4]]
+    assert dispersion_loss(torch.stack([first, right]), 0.1).item() == pytest.approx(0, abs=1e-14)
+    assert dispersion_loss(torch.stack([first, opposite]), 0.1).item() == pytest.approx(-10, rel=1e-12)
+    assert dispersion_loss(torch.stack([first, second, third]), 0.1).item() == pytest.approx(-5, rel=1e-12)
+    assert dispersion_loss(torch.stack([first] * 4), 0.1).item() == pytest.approx(10, rel=1e-12)  # collapsed
+
+
+def test_compactness_counted_by_hand():
+    prototypes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    z = torch.tensor([[4.0, 0.0], [0.5, 0.0]])
+    found = compactness_loss(z, torch.tensor([0, 1]), prototypes, temperature=1.0)
+    close, far = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))  # of two classes: the third was never seen
+    assert found.item() == pytest.approx((close + far) / 2, rel=1e-6)
+
+
+def test_default_temperature_and_decay_are_those_of_cider():
+    z, prototypes = embeddings(), make_prototypes((0, 1, 2, 3, 4))
+    assert update_prototypes(prototypes, z, CLASSES).equal(update_prototypes(prototypes, z, CLASSES, 0.95))
+    assert dispersion_loss(prototypes) == dispersion_loss(prototypes, 0.1)
+    assert compactness_loss(z, CLASSES, prototypes) == compactness_loss(z, CLASSES, prototypes, 0.1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.95])
+def test_gradients_of_cider_are_finite_differences(decay):
+    z, before = embeddings().requires_grad_(), make_prototypes()
+    constants = make_prototypes((0, 1, 2, 4))
+    assert torch.autograd.gradcheck(lambda x: update_prototypes(before, x, CLASSES, decay), z)
+    assert torch.autograd.gradcheck(lambda x: dispersion_loss(update_prototypes(before, x, CLASSES, decay), 0.1), z)
+    assert torch.autograd.gradcheck(lambda x: compactness_loss(x, CLASSES, constants, 0.1), z)
+    assert torch.autograd.gradcheck(dispersion_loss, make_prototypes((0, 1, 2, 3, 4)).requires_grad_())
+
+
+def test_gradient_of_cider_is_that_of_the_plain_loops_with_the_prototypes_of_compactness_held():
+    z, before, labels, step = embeddings(), make_prototypes(), CLASSES.tolist(), 1e-6
+    held = prototypes_by_loop(before, z, labels, 0.5)
+
+    def by_loops(z):
+        moved = prototypes_by_loop(before, z, labels, 0.5)
+        return dispersion_by_loops(moved, 0.1) + 2 * compactness_by_loops(z, labels, held, 0.1)
+
+    expected = torch.zeros_like(z)
+    for i in range(len(z)):
+        for j in range(z.shape[1]):
+            up, down = z.clone(), z.clone()
+            up[i, j] += step
+            down[i, j] -= step
+            expected[i, j] = (by_loops(up) - by_loops(down)) / (2 * step)
+    z.requires_grad_()
+    loss = cider(z, CLASSES, before, decay=0.5)
+    assert loss.item() == pytest.approx(by_loops(z.detach()), rel=1e-12)
+    loss.backward()
+    torch.testing.assert_close(z.grad, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_compactness_moves_embeddings_and_not_prototypes():
+    z, prototypes = embeddings().requires_grad_(), make_prototypes((0, 1, 2, 3, 4)).requires_grad_()
+    compactness_loss(z, CLASSES, prototypes).backward()
+    assert prototypes.grad is None
+    assert (z.grad * z).sum(dim=1).abs().max() < 1e-12  # at a right angle to the embeddings
+
+
+def test_permuted_classes_permute_the_prototypes():
+    z, before, names = embeddings(), make_prototypes(), torch.tensor([3, 0, 4, 1, 2])  # class c is now names[c]
+    renamed = torch.empty_like(before)
+    renamed[names] = before
+    found = update_prototypes(renamed, z, names[CLASSES], 0.5)
+    assert torch.equal(found[names], update_prototypes(before, z, CLASSES, 0.5))
+    assert cider(z, names[CLASSES], renamed).item() == pytest.approx(cider(z, CLASSES, before).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_one_class_is_neither_dispersed_nor_told_from_others(dtype, temperature):
+    for n_classes in (1, 3):
+        z = embeddings(dtype=dtype).requires_grad_()
+        y, prototypes = torch.zeros(8, dtype=torch.long), torch.zeros(n_classes, 5, dtype=dtype)
+        loss = cider(z, y, prototypes, temperature)
+        assert loss.item() == 0
+        loss.backward()
+        assert not z.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_collapsed_embeddings_have_a_finite_loss_and_no_gradient(dtype):
+    z = torch.ones(8, 4, dtype=dtype, requires_grad=True)
+    loss = cider(z, torch.arange(4).repeat(2), torch.zeros(4, 4), temperature=0.01)
+    assert loss.item() == pytest.approx(100 + 2 * math.log(4), rel=1e-4)  # cosines of 1, one class in four
+    loss.backward()
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=2e-4)
+
+
+def test_embeddings_of_zeros_move_nothing_and_get_no_gradient():
+    z = embeddings()
+    z[[0, 3, 6]] = 0  # one of class 0, and the only ones of 2 and 4, which were never seen
+    z.requires_grad_()
+    before = make_prototypes()
+    after = update_prototypes(before, z, CLASSES, 0.5)
+    torch.testing.assert_close(after, prototypes_by_loop(before, z.detach(), CLASSES.tolist(), 0.5), rtol=0, atol=1e-14)
+    assert not after[[2, 4]].any()
+    loss = cider(z, CLASSES, before, decay=0.5)
+    kept = [0, 1, 2, 4, 5, 7]  # embeddings of a class without a prototype are left out
+    compactness = compactness_by_loops(z.detach()[kept], CLASSES[kept].tolist(), after, 0.1)
+    assert loss.item() == pytest.approx(dispersion_by_loops(after, 0.1) + 2 * compactness, rel=1e-12)
+    loss.backward()
+    assert z.grad[[1, 2, 4, 5, 7]].isfinite().all()
+    assert not z.grad[[0, 3, 6]].any()
+
+
+def test_nothing_but_zeros():
+    z = torch.zeros(6, 3, requires_grad=True)
+    loss = cider(z, torch.tensor([0, 1, 0, 1, 0, 0]), torch.zeros(2, 3))
+    assert loss.item() == 0
+    loss.backward()
+    assert not z.grad.any()
+
+
+def test_an_embedding_opposite_to_its_prototype_leaves_it():
+    before = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    z = torch.tensor([[-3.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    assert update_prototypes(before, z, torch.tensor([0, 1]), decay=0.5).equal(before)  # half of each is nothing
+    cider(z, torch.tensor([0, 1]), before, decay=0.5).backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cider_of_half_precision_is_computed_in_float32(dtype, temperature):
+    z, before = embeddings(dtype=dtype).requires_grad_(), make_prototypes()
+    exact = cider(z.double(), CLASSES, before, temperature).item()
+    loss = cider(z, CLASSES, before.float(), temperature)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=1e-5)
+    loss.backward()
+    assert z.grad.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cider(z, CLASSES, before.float(), temperature) == loss
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "prototypes"),
+    [
+        ((4,), (4,), (2, 3)),
+        ((4, 3), (3,), (2, 3)),
+        ((4, 3), (4, 1), (2, 3)),
+        ((4, 3), (4,), (2, 4)),
+        ((4, 3), (4,), (3,)),
+    ],
+)
+def test_cider_refuses_shapes_that_do_not_fit(z, y, prototypes):
+    z, y, prototypes = torch.zeros(z), torch.zeros(y, dtype=torch.long), torch.zeros(prototypes)
+    for name, loss in (
+        ("update_prototypes", lambda: update_prototypes(prototypes, z, y)),
+        ("compactness_loss", lambda: compactness_loss(z, y, prototypes)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} needs z \(m, d\), y \(m,\) and prototypes \(C, d\), got \("):
+            loss()
+
+
+@pytest.mark.parametrize("temperature", [0, -0.5])
+def test_temperature_of_cider_must_be_positive(temperature):
+    prototypes = make_prototypes((0, 1, 2, 4))
+    with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
+        dispersion_loss(prototypes, temperature)
+    with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
+        compactness_loss(embeddings(), CLASSES, prototypes, temperature)

@@ -1,5 +1,8 @@
 """The command line: what it prints, its exit status, and that a wrong request changes nothing."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import torch
@@ -76,11 +79,13 @@ def test_the_default_study_is_digits(monkeypatch):
     called = []
     monkeypatch.setattr(__main__, "run", lambda *arguments: called.append(arguments) or 0)
     assert main([]) == 0
-    assert called == [("digits", 0)]
+    assert called == [("digits", 0, None)]
 
 
 def test_failures_give_status_1_and_go_to_stderr(studied_copy, monkeypatch, capsys):
-    monkeypatch.setattr("oodlib.study.run_study", lambda study, jobs: ["a-run: 02_embed, cell 4: ValueError: no"])
+    monkeypatch.setattr(
+        "oodlib.runner.run_study", lambda study, jobs, dask: ["a-run: 02_embed, cell 4: ValueError: no"]
+    )
     assert main(["small"]) == 1
     said = capsys.readouterr()
     assert said.err == "FAILED a-run: 02_embed, cell 4: ValueError: no\n"
@@ -89,7 +94,7 @@ def test_failures_give_status_1_and_go_to_stderr(studied_copy, monkeypatch, caps
 
 def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
     monkeypatch.setattr(
-        "oodlib.study.run_study", lambda study, jobs: ["a-run: 01_train, cell 6: FloatingPointError: x"]
+        "oodlib.runner.run_study", lambda study, jobs, dask: ["a-run: 01_train, cell 6: FloatingPointError: x"]
     )
     assert main(["digits"]) == 1
     said = capsys.readouterr()
@@ -99,7 +104,7 @@ def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
 
 def test_runs_that_are_not_complete_are_named_above_the_table(studied_copy, monkeypatch, capsys):
     (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "scores.csv").unlink()
-    monkeypatch.setattr("oodlib.study.run_study", lambda study, jobs: [])
+    monkeypatch.setattr("oodlib.runner.run_study", lambda study, jobs, dask: [])
     assert main(["small"]) == 0
     printed = capsys.readouterr().out
     assert "mean ± sd over 1–2 seed(s)" in printed
@@ -119,6 +124,42 @@ def test_train_alone_writes_the_artefacts_of_the_training_step(project, capsys):
     capsys.readouterr()
     assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
     assert "is trained already" in capsys.readouterr().out
+
+
+def test_of_several_processes_the_first_complains(project, monkeypatch, capsys):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "nosuch"]) == 2
+        assert capsys.readouterr().err.count("oodlib: unknown study 'nosuch'") == lines
+
+
+def test_two_processes_find_train_write_and_refuse_as_one(project):
+    small = "epochs: 2, batch_size: 256, input_size: 8, snapshot_epochs: 1"
+    odd = "{if: {seed: 2}, set: {batch_size: 33}}"
+    project.write_study("tried", f"parameters: {{seed: [0, 1, 2], {small}}}\nwhen: [{odd}]")
+    found, trained, refused = (Run("tried", f"digits-resnet20-ce-s{seed}") for seed in range(3))
+    assert main(["train", "tried", "--run", found.name]) == 0
+    before = project.files()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "oodlib", "train", "tried"]
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
+    first_lines = [found.name, f"{found.name} is trained already: {found.path}", trained.name]
+    assert done.stdout.splitlines()[:3] == first_lines, done.stderr
+    header, *rows, last = done.stdout.splitlines()[3:]
+    assert header.split()[0] == "epoch"
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    assert last == refused.name
+    assert done.stderr.count("oodlib: 2 processes cannot share a batch of 33 evenly\n") == 1
+    assert "exitcode  : 2 " in done.stderr  # in torchrun's report; its own is 1
+    assert done.returncode == 1
+    assert project.files().items() >= before.items()
+    assert trained.record["train"]["parameters"]["batch_size"] == 256
+    assert refused.record == {"run": refused.name}
+    assert list(pd.read_csv(trained.path / "history.csv").epoch) == [1, 2]
+    files = ["config.json", "encoder.safetensors", "history.csv", "snapshots"]
+    assert sorted(path.name for path in trained.path.iterdir()) == files
+    last = (trained.path / "snapshots" / "0002.safetensors").read_bytes()
+    assert last == (trained.path / "encoder.safetensors").read_bytes()
 
 
 def test_an_explosion_in_training_alone_is_status_2_and_says_what_to_try(project, capsys):

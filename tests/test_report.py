@@ -319,7 +319,8 @@ def test_collect_reads_every_complete_run(studied, monkeypatch):
     run = results.runs.set_index("run").loc["digits-resnet20-supcon-s1"]
     record = json.loads((studied.run_folder("small", run.name) / "config.json").read_text())
     history = pd.read_csv(studied.run_folder("small", run.name) / "history.csv")
-    assert run.id_accuracy == record["evaluate"]["id_accuracy"]["nearest_class_mean"]  # SupCon has no classifier
+    accuracy = record["evaluate"]["id_accuracy"]
+    assert [run.id_accuracy, run.nearest_class_mean] == [accuracy["classifier"], accuracy["nearest_class_mean"]]
     assert run.training_seconds == pytest.approx(history.seconds.sum())
     assert run.network_inputs == 2 * 6 * 128  # two views, six whole batches of 796 images
     assert run.epochs == 1
@@ -346,12 +347,21 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
         f"{name}.{form}"
         for name in (
             *("main_auroc", "main_fpr95", "cost", "clusters", "predictors", "verdicts"),
-            *("thresholds", "errors", "outlier_exposure"),
+            *("thresholds", "errors", "outlier_exposure", "regret", "mistakes"),
         )
         for form in ("csv", "md", "tex")
     }
     of_id_set = ("auroc", "product", "separation", "projection", "false_alarms", "histograms", "roc")
-    of_study = ("history", "predictors", "ranks", "thumbnails_digits_ce", "thumbnails_digits_supcon")
+    of_id_set = (*of_id_set, "epochs", "cluster_sizes")
+    of_study = (
+        "history",
+        "predictors",
+        "ranks",
+        "accuracy",
+        "regret",
+        "thumbnails_digits_ce",
+        "thumbnails_digits_supcon",
+    )
     names = [*(f"{name}_digits" for name in of_id_set), *of_study]
     figures = {f"{name}.{form}" for name in names for form in ("png", "svg")}
     assert {path.name for path in folder.iterdir()} == tables | figures | {"environment.json", "05_report.ipynb"}

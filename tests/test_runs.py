@@ -81,6 +81,7 @@ def test_embedding_is_done_only_while_every_file_of_its_folder_is_there(run):
     (run.path / "embeddings").mkdir()
     for name in ("digits-train.npz", "letters-test.npz"):
         (run.path / "embeddings" / name).touch()
+    (run.path / "epochs.csv").touch()
     with run.doing("embed", {}):
         pass
     assert run.record["embed"]["files"] == ["embeddings/digits-train.npz", "embeddings/letters-test.npz"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,16 +13,21 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from oodlib import steps
+from oodlib.ablations import ablation_table
+from oodlib.artefacts import run_embeddings
+from oodlib.choices import choice_table
 from oodlib.clustering import choose_n_clusters
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.embedding import embed, load_embeddings, save_embeddings
 from oodlib.encoders import load_encoder
 from oodlib.product import pca_basis, project
+from oodlib.run_tables import ID_SPLITS
 from oodlib.runs import Run
 from oodlib.scoring import ClusterDetector, OutlierExposureDetector
+from oodlib.settings import TrainingConfig
 from oodlib.thresholds import THRESHOLDS
-from oodlib.training import TrainingConfig, split_calibration
+from oodlib.training import split_calibration
 
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]
@@ -29,13 +35,13 @@ GROUPS = {"digits789": "near", "letters": "far", "photos": "far", "noise:8": "sa
 CLUSTERINGS, N_CLUSTERS, PCAS = ["labels", "kmeans", "one"], [0, 7, 12], [0, 8]
 WAYS = [("labels", 7), ("kmeans", 7), ("kmeans", 12), ("one", 1)]  # 0 is the number of classes, 7, which is there once
 DISTANCE_NAMES = ["euclidean", "cosine", "mahalanobis", "relative-mahalanobis"]
-N_NEIGHBORS, KNOWN, ALPHA = 20, [2], 0.1
+N_NEIGHBORS, KNOWN, ALPHA, CHOICE_RULES = 20, [2], 0.1, ["virtual outliers"]
 RUN_COLUMNS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", "group"]
 DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
 ERRORS = ["error_auroc", "aurc", "oscr", "id_rejected", "ood_rejected", "seen", "pca", "auroc_101"]
-EVALUATED = ["metrics", "scores", "extremes", "intervals", "risk_coverage", "false_alarms"]
+EVALUATED = ["metrics", "scores", "extremes", "intervals", "risk_coverage", "false_alarms", "choices", "ablations"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +61,7 @@ def all_steps(study: str, **training) -> Run:
 
 
 def evaluate(run: Run) -> pd.DataFrame:
-    return steps.evaluate_step(run, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, ALPHA)
+    return steps.evaluate_step(run, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, ALPHA, CHOICE_RULES)
 
 
 def read(run: Run, name: str) -> pd.DataFrame:
@@ -119,6 +125,7 @@ def test_config_holds_every_parameter_and_the_machine(trained):
         "n_neighbors": N_NEIGHBORS,
         "known_outliers": KNOWN,
         "alpha": ALPHA,
+        "choice_rules": CHOICE_RULES,
     }
 
 
@@ -153,7 +160,30 @@ def test_id_splits_are_whole_and_apart_and_ood_labels_are_minus_one(trained):
 def test_ood_embeddings_hold_the_labels_that_the_set_has_itself(trained):
     for name in GROUPS:
         np.testing.assert_array_equal(embedded(trained, name)["own"], load_images(name).labels[:150])
-    assert all("own" not in embedded(trained, "digits", split) for split in steps.ID_SPLITS)
+    assert all("own" not in embedded(trained, "digits", split) for split in ID_SPLITS)
+
+
+def test_splits_that_differ_in_classes_are_refused():
+    training = load_images("digits", "train")
+    test = replace(load_images("digits"), classes=(*training.classes[:-1], "seven"))
+    with pytest.raises(ValueError, match="training and the test split of digits differ in classes: 6, seven"):
+        steps.check_same_classes(training, test)
+    steps.check_same_classes(training, load_images("digits"))
+
+
+def test_choices_are_those_of_the_rules_on_id_embeddings(trained):
+    data = run_embeddings(trained)
+    keys = list(steps.load_assignments(trained, len(data.train.z)))
+    expected = choice_table(data, CHOICE_RULES, keys, DISTANCE_NAMES, N_NEIGHBORS, seed=0)
+    found = read(trained, "choices")
+    assert list(found) == [*expected, "run"]
+    pd.testing.assert_frame_equal(found[list(expected)], expected, rtol=1e-6)
+
+
+def test_ablations_and_epochs_csv(trained):
+    expected = ablation_table(run_embeddings(trained))
+    pd.testing.assert_frame_equal(read(trained, "ablations")[list(expected)], expected, rtol=1e-6)
+    assert read(trained, "epochs").empty  # no snapshots
 
 
 def test_clusters_csv(trained):
@@ -378,7 +408,7 @@ def test_projection_holds_some_images_of_every_set(trained):
 
 
 def test_an_encoder_without_classifier_has_no_logit_scores(copied):
-    for dataset, split in [("digits", split) for split in steps.ID_SPLITS] + [(name, "test") for name in GROUPS]:
+    for dataset, split in [("digits", split) for split in ID_SPLITS] + [(name, "test") for name in GROUPS]:
         data = embedded(copied, dataset, split)
         save_embeddings(copied.embeddings_path(dataset, split), data["z"], data["y"], None, data.get("own"))
     weights = load_file(copied.path / "encoder.safetensors")
@@ -391,13 +421,13 @@ def test_an_encoder_without_classifier_has_no_logit_scores(copied):
     metrics = evaluate(copied)
     assert set(metrics[metrics.clustering == "none"].distance) == {"knn", "residual", "outlier-exposure-2"}
     accuracy = copied.record["evaluate"]["id_accuracy"]
-    assert accuracy.keys() == {"nearest_class_mean"}
-    assert (metrics.oscr <= accuracy["nearest_class_mean"] + 1e-6).all()  # which is then what is right and what is not
+    assert accuracy.keys() == {"classifier", "nearest_class_mean"}  # the former a linear probe
+    assert (metrics.oscr <= accuracy["classifier"] + 1e-6).all()  # which is then what is right and what is not
 
 
 def test_no_distances_are_all_distances(copied):
     change_record(copied, lambda record: record.pop("evaluate"))
-    metrics = steps.evaluate_step(copied, [], N_NEIGHBORS, [], ALPHA)
+    metrics = steps.evaluate_step(copied, [], N_NEIGHBORS, [], ALPHA, [])
     assert set(metrics[metrics.clustering != "none"].distance) == set(DISTANCES)
     assert set(metrics.seen) == {0}
 
@@ -475,7 +505,7 @@ def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
     for call, before in (
         (lambda: steps.embed_step(run, NEAR, FAR, SANITY), "train"),
         (lambda: steps.cluster_step(run, ["labels"], [0], [0]), "embed"),
-        (lambda: steps.evaluate_step(run, ["cosine"], 50, [], 0.05), "cluster"),
+        (lambda: steps.evaluate_step(run, ["cosine"], 50, [], 0.05, []), "cluster"),
     ):
         with pytest.raises(FileNotFoundError, match=f"step '{before}' of run '{NAME}' in study 'study' is not done"):
             call()
@@ -506,9 +536,9 @@ def test_other_parameters_are_refused_by_every_step(trained):
     with pytest.raises(ValueError, match=r"step 'cluster' .* was made with pca=\[0, 8\], not \[0\]"):
         steps.cluster_step(trained, CLUSTERINGS, N_CLUSTERS, [0])
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with n_neighbors=20, not 5"):
-        steps.evaluate_step(trained, DISTANCE_NAMES, 5, KNOWN, ALPHA)
+        steps.evaluate_step(trained, DISTANCE_NAMES, 5, KNOWN, ALPHA, CHOICE_RULES)
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with alpha=0.1, not 0.05"):
-        steps.evaluate_step(trained, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, 0.05)
+        steps.evaluate_step(trained, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, 0.05, CHOICE_RULES)
 
 
 @pytest.mark.parametrize(
@@ -556,6 +586,7 @@ def test_unknown_distances_and_clusterings_name_the_known_ones(copied):
         ({"n_neighbors": 0}, "n_neighbors must be at least 1, got 0"),
         ({"known_outliers": [5, -1]}, "known must be at least 1, got -1"),
         ({"alpha": 5}, "alpha must be between 0 and 1, got 5"),
+        ({"choice_rules": ["best"]}, "unknown rule 'best'; known: left-out classes, virtual outliers"),
     ],
 )
 def test_wrong_parameters_are_refused_and_nothing_is_written(copied, change, message):
@@ -563,6 +594,7 @@ def test_wrong_parameters_are_refused_and_nothing_is_written(copied, change, mes
     forget(copied, *(f"{name}.csv" for name in EVALUATED))
     before = {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()}
     parameters = {"distances": DISTANCE_NAMES, "n_neighbors": 20, "known_outliers": KNOWN, "alpha": ALPHA}
+    parameters["choice_rules"] = CHOICE_RULES
     with pytest.raises(ValueError, match=message):
         steps.evaluate_step(copied, **parameters | change)
     assert {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()} == before

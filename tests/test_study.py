@@ -11,19 +11,12 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from oodlib import study as study_module
+from oodlib import execution, runner
 from oodlib.__main__ import main
+from oodlib.execution import what_failed
+from oodlib.runner import run_study
 from oodlib.runs import ARTEFACTS, Run
-from oodlib.study import (
-    NOTEBOOKS,
-    StudyError,
-    check_runs,
-    crossed,
-    notebook_parameters,
-    read_study,
-    run_study,
-    what_failed,
-)
+from oodlib.study import NOTEBOOKS, REPORT, StudyError, check_runs, crossed, notebook_parameters, read_study
 
 STEPS = list(NOTEBOOKS)
 
@@ -215,7 +208,7 @@ def stand_in(log: list, fail=()):
 
     def execute(notebook: str, output, parameters: dict) -> None:
         log.append((notebook, output.parent.name))
-        if notebook == study_module.REPORT:
+        if notebook == REPORT:
             return
         folder = output.parent
         if (notebook, folder.name) in fail:
@@ -235,7 +228,8 @@ def fast(project, monkeypatch):
     """A study of two runs whose notebooks are stood in for; `log` is what was executed."""
     project.write_study("fast", "parameters: {seed: [0, 1]}")
     made = SimpleNamespace(log=[], fail=set(), project=project)
-    monkeypatch.setattr(study_module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
+    for module in (execution, runner):
+        monkeypatch.setattr(module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
     report = ("05_report", "report")
     monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: report in made.log)
     return made

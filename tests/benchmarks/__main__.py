@@ -1,6 +1,7 @@
-"""Run the benchmarks: python tests/benchmarks [NAME ...] [--scale S] writes outputs/benchmarks/factors.{csv,md,png}.
+"""Run the benchmarks: python tests/benchmarks [NAME ...] [--scale S] writes tables to outputs/benchmarks.
 
-Each benchmark runs in a process of its own. A row replaces the one of the same benchmark and data in the table.
+Each benchmark runs in a process of its own and belongs to one table, factors, training or deployment, where its row
+replaces the one with the same key. The factors are also drawn.
 """
 
 import argparse
@@ -9,54 +10,88 @@ import subprocess
 import sys
 from pathlib import Path
 
+import deployment
+import factors
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import torch
-from factors import BENCHMARKS
+import training
 
-from oodlib.device import describe_machine
+from oodlib.device import default_device, describe_machine
 from oodlib.figures import save_figure, use_style
 from oodlib.files import resolve
 from oodlib.report import write_text
 
-COLUMNS = [
-    "benchmark",
-    "data",
-    "other",
-    "ours_seconds",
-    "other_seconds",
-    "ratio",
-    "lowest_ratio",
-    "repeats",
-    "floor_seconds",
-    "floor_share",
-    "megabytes",
-    "difference",
-    "rank_correlation",
-    "log_likelihood",
-    "log_likelihood_other",
-]
+TABLES = {
+    "factors": {
+        "benchmarks": factors.BENCHMARKS,
+        "key": ["benchmark", "data"],
+        "columns": [
+            "other",
+            "ours_seconds",
+            "other_seconds",
+            "ratio",
+            "lowest_ratio",
+            "repeats",
+            "floor_seconds",
+            "floor_share",
+            "megabytes",
+            "difference",
+            "rank_correlation",
+            "log_likelihood",
+            "log_likelihood_other",
+        ],
+    },
+    "training": {
+        "benchmarks": training.BENCHMARKS,
+        "key": ["benchmark", "data", "network", "batch", "device"],
+        "columns": [
+            "other",
+            "ours_images_per_second",
+            "other_images_per_second",
+            "ratio",
+            "lowest_ratio",
+            "repeats",
+            "hundred_epochs_seconds",
+        ],
+    },
+    "deployment": {
+        "benchmarks": deployment.BENCHMARKS,
+        "key": ["benchmark", "data", "network", "batch", "device"],
+        "columns": [
+            "other",
+            "ours_milliseconds",
+            "other_milliseconds",
+            "ours_images_per_second",
+            "other_images_per_second",
+            "ratio",
+            "lowest_ratio",
+            "repeats",
+        ],
+    },
+}
+TABLE_OF = {benchmark: name for name, table in TABLES.items() for benchmark in table["benchmarks"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory, side by side with other libraries.")
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TABLE_OF)}; all where none is given")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - BENCHMARKS.keys():
-        parser.error(f"unknown benchmark {unknown.pop()!r}; known: {', '.join(BENCHMARKS)}")
-    for name in arguments.names or BENCHMARKS:
+    if unknown := set(arguments.names) - TABLE_OF.keys():
+        parser.error(f"unknown benchmark {unknown.pop()!r}; known: {', '.join(TABLE_OF)}")
+    for name in arguments.names or TABLE_OF:
         if arguments.in_process:
-            for row in BENCHMARKS[name](arguments.scale):
+            for row in TABLES[TABLE_OF[name]]["benchmarks"][name](arguments.scale):
                 print(json.dumps(row, default=float), flush=True)
         else:
             record(name, arguments.scale)
 
 
 def record(name: str, scale: float) -> None:
-    """Run one benchmark in a process of its own and bring the table up to date."""
+    """Run one benchmark in a process of its own and bring its table up to date."""
     command = [sys.executable, str(Path(__file__).parent), name, "--scale", str(scale), "--in-process"]
     rows = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -65,23 +100,24 @@ def record(name: str, scale: float) -> None:
             rows.append(json.loads(line))
     if process.returncode:
         sys.exit(f"benchmark {name} failed")
-    if scale == 1:
-        write(pd.DataFrame(rows))
+    if rows and scale == 1:
+        write(TABLE_OF[name], pd.DataFrame(rows))
 
 
-def write(rows: pd.DataFrame) -> None:
-    """Merge rows into the table on disk, and write it anew as csv, markdown and a figure."""
-    folder = resolve("outputs") / "benchmarks"
-    path = folder / "factors.csv"
-    before = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["benchmark", "data"])
-    is_new = before.set_index(["benchmark", "data"]).index.isin(rows.set_index(["benchmark", "data"]).index)
-    table = pd.concat([before[~is_new], rows]).reindex(columns=COLUMNS)
+def write(name: str, rows: pd.DataFrame) -> None:
+    """Merge rows into the table on disk, and write it anew as csv and markdown, the factors also as a figure."""
+    folder, key = resolve("outputs") / "benchmarks", TABLES[name]["key"]
+    path = folder / f"{name}.csv"
+    before = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=key)
+    is_new = before.set_index(key).index.isin(rows.set_index(key).index)
+    table = pd.concat([before[~is_new], rows]).reindex(columns=key + TABLES[name]["columns"])
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     readable = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else cell)
-    machine = describe_machine(torch.device("cpu"))
+    machine = describe_machine(default_device() if name == "training" else torch.device("cpu"))
     text = f"{readable.to_markdown(index=False, disable_numparse=True)}\n\n{json.dumps(machine)}\n"
-    write_text(folder / "factors.md", text)
-    draw(table[table.ratio.notna()], folder)
+    write_text(folder / f"{name}.md", text)
+    if name == "factors":
+        draw(table[table.ratio.notna()], folder)
 
 
 def draw(table: pd.DataFrame, folder: Path) -> None:
@@ -97,4 +133,5 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     save_figure(figure, folder, "factors")
 
 
-main()
+if __name__ == "__main__":  # workers of a DataLoader may import this file
+    main()

@@ -1,0 +1,118 @@
+"""Checkpoints: the state of a training in; a file from which the same training goes on, to the last bit, out.
+
+A checkpoint is one safetensors file, arrays and JSON only, written whole or not at all. The randomness of a step is a
+function of seed, epoch and step, so there is no generator whose state has to be kept.
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oodlib.encoders import Encoder
+from oodlib.files import write_atomically
+from oodlib.settings import TrainingConfig
+
+FORMAT = "oodlib-checkpoint-1"
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training: the next step is `step` of `epoch`; `losses` and `seconds` are of this epoch."""
+
+    encoder: Encoder
+    optimizer: torch.optim.Optimizer
+    losses: torch.Tensor  # (steps an epoch,)
+    memory: nn.Module | None = None
+    average: nn.Module | None = None
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+    def modules(self) -> dict[str, nn.Module]:
+        parts = {"encoder": self.encoder, "memory": self.memory, "average": self.average}
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def momenta(self) -> dict[str, torch.Tensor]:
+        """Return the momentum of each trained parameter, made where there is none yet."""
+        named = {f"momentum.{name}": p for name, p in self.encoder.named_parameters() if p.requires_grad}
+        return {
+            name: self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            for name, p in named.items()
+        }
+
+
+def save_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
+    """Write a checkpoint; where that fails, with an OSError, the one that was there stays."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in _tensors(state).items()}
+    about = {"config": asdict(config), "history": state.history}
+    about |= {"epoch": state.epoch, "step": state.step, "seconds": state.seconds}
+    content = save(tensors, {FORMAT: json.dumps(about)})
+    try:
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        kept = "the last one is kept" if Path(path).exists() else "there is none yet"
+        raise OSError(error.errno, f"cannot write the checkpoint ({error.strerror}); {kept}", str(path)) from error
+
+
+@torch.no_grad()
+def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
+    """Bring a fresh state to where a checkpoint left off.
+
+    Raises ValueError for a file that is cut short or foreign, or is of another configuration, naming the difference.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[FORMAT])
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        before = about.pop("config")
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no checkpoint, or is cut short ({error}); delete it to train anew") from error
+    now = asdict(config)
+    if different := [f"{k}={before.get(k)!r}, not {now.get(k)!r}" for k in now | before if before.get(k) != now.get(k)]:
+        raise ValueError(f"{path} is of a training with {'; '.join(different)}; delete it to train anew")
+    tensors = _tensors(state)
+    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in found.items()}:
+        raise ValueError(f"{path} does not fit this network and image set; delete it to train anew")
+    for name, tensor in tensors.items():
+        tensor.copy_(found[name])
+    state.epoch, state.step, state.seconds = about["epoch"], about["step"], about["seconds"]
+    state.history = about["history"]
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, and what killed processes left of theirs."""
+    for left in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        left.unlink(missing_ok=True)
+
+
+def _tensors(state: TrainingState) -> dict[str, torch.Tensor]:
+    tensors = {"losses": state.losses} | state.momenta()
+    for part, module in state.modules().items():
+        tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return tensors
+
+
+@contextmanager
+def noticing_sigterm() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM sets, as Slurm and spot machines send it before they take the machine away."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

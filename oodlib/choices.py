@@ -1,0 +1,120 @@
+"""Choices: the ID embeddings of a run in; how well each detector tells unknowns that were made of ID data alone, out.
+
+Whoever must choose a detector has no OOD images. Two stand-ins are made without any: classes that are left out of the
+fit in turn and play the unknown, and virtual outliers drawn around the clusters at a controlled distance. Known images
+are the calibration images, which no training has seen; test images are not touched.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from oodlib.clustering import OWN_SIZE, cluster
+from oodlib.distances import fit_distances
+from oodlib.metrics import auroc
+from oodlib.product import Embedded, Key, RunEmbeddings, all_scores, pca_basis, project
+from oodlib.scoring import nearest_cluster
+
+MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
+MAX_FOLDS = 5  # parts that the classes are left out in
+N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
+QUANTILE = 0.99  # of the calibration images' distances: where virtual outliers lie
+COLUMNS = ["rule", "clustering", "n_clusters", "pca", "distance", "auroc"]
+
+
+def check_rules(rules: list[str]) -> None:
+    """Raise ValueError for an unknown rule."""
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise ValueError(f"unknown rule {unknown[0]!r}; known: {', '.join(RULES)}")
+
+
+def choice_table(
+    data: RunEmbeddings,
+    rules: list[str],
+    clusterings: list[Key],
+    distances: list[str],
+    n_neighbors: int,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the AUROC of every detector against the unknowns of each rule of RULES, a mean over the left-out parts.
+
+    `clusterings` are (PCA, method, K), found again where classes are left out. Higher is better.
+    """
+    rows = []
+    for rule in rules:
+        for part in RULES[rule](_reduced(data, seed), seed):
+            assignments = {key: _clustered(part, key, seed) for key in clusterings}
+            for scored in all_scores(part, assignments, distances, n_neighbors, []):
+                detector = (scored.clustering, scored.n_clusters, scored.pca, scored.distance)
+                rows.append((rule, *detector, auroc(scored.scores["test"], scored.scores["unknown"])))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.groupby(COLUMNS[:-1], sort=False).auroc.mean().reset_index()
+
+
+def _reduced(data: RunEmbeddings, seed: int) -> RunEmbeddings:
+    """Return the ID data that choices are made with: some of the training embeddings, and the calibration ones."""
+    some = np.sort(np.random.default_rng(seed).permutation(len(data.train.z))[:MAX_TRAIN])
+    train = _rows(data.train, some)
+    return RunEmbeddings(train, data.calibration, data.calibration, {}, data.weight, data.bias)
+
+
+def _rows(embedded: Embedded, index: np.ndarray) -> Embedded:
+    logits = None if embedded.logits is None else embedded.logits[index]
+    return Embedded(embedded.z[index], embedded.y[index], logits)
+
+
+def _clustered(data: RunEmbeddings, key: Key, seed: int) -> np.ndarray:
+    pca, method, k = key
+    z = project(data.train.z, pca_basis(data.train.z, pca) if pca else None)
+    return cluster(z, data.train.y, method, None if method in OWN_SIZE else min(k, len(z)), seed).assignments
+
+
+def left_out_classes(data: RunEmbeddings, seed: int) -> Iterator[RunEmbeddings]:
+    """Yield the data once for each part of the classes: known are the others, unknown the images of the part.
+
+    The network has seen all classes, so its embeddings of the unknown are better than those of a truly new class.
+    """
+    classes = np.unique(data.train.y)
+    for part in np.array_split(np.random.default_rng(seed).permutation(classes), min(MAX_FOLDS, len(classes))):
+        known = np.setdiff1d(classes, part)
+        train, test = (_of_classes(embedded, known, known) for embedded in (data.train, data.test))
+        unknown = _of_classes(data.test, part, known)
+        if len(known) > 1 and len(test.z) > 1 and len(unknown.z) > 1:
+            head = (None, None) if data.weight is None else (data.weight[known], data.bias[known])
+            yield RunEmbeddings(train, test, test, {"unknown": unknown}, *head)
+
+
+def _of_classes(embedded: Embedded, wanted: np.ndarray, known: np.ndarray) -> Embedded:
+    """Return the rows of some classes, numbered anew; logits are those of the known classes alone."""
+    rows = np.flatnonzero(np.isin(embedded.y, wanted))
+    logits = None if embedded.logits is None else embedded.logits[rows][:, known]
+    return Embedded(embedded.z[rows], np.searchsorted(wanted, embedded.y[rows]), logits)
+
+
+def virtual_outliers(data: RunEmbeddings, seed: int) -> Iterator[RunEmbeddings]:
+    """Yield the data with outliers drawn on the rim of the classes.
+
+    Each lies at the same Mahalanobis distance from its class mean, in a random direction of the whitened space, and no
+    nearer to any other; the distance is that which QUANTILE of the calibration images do not exceed.
+    """
+    rng, train = np.random.default_rng(seed), data.train
+    _, assigned = np.unique(train.y, return_inverse=True)
+    state = fit_distances(["mahalanobis"], train.z, assigned, int(assigned.max()) + 1)["mahalanobis"]
+    radius = np.sqrt(np.quantile(-nearest_cluster(data.test.z, "mahalanobis", state)[0], QUANTILE))
+    centers = state["centers"][rng.integers(len(state["centers"]), size=N_TRIES)]  # (n, r), in the whitened space
+    u = rng.normal(size=centers.shape)
+    white = centers + radius * u / np.linalg.norm(u, axis=1, keepdims=True)
+    z = (state["origin"] + white @ np.linalg.pinv(state["whiten"])).astype(train.z.dtype)
+    outside = -nearest_cluster(z, "mahalanobis", state)[0] >= 0.999 * radius**2
+    z = z[outside][:N_VIRTUAL]
+    logits = None if data.weight is None else z @ data.weight.T + data.bias
+    if len(z) > 1:
+        unknown = Embedded(z, np.full(len(z), -1), logits)
+        yield RunEmbeddings(train, data.calibration, data.test, {"unknown": unknown}, data.weight, data.bias)
+
+
+RULES: dict[str, Callable[[RunEmbeddings, int], Iterator[RunEmbeddings]]] = {
+    "left-out classes": left_out_classes,
+    "virtual outliers": virtual_outliers,
+}

@@ -1,0 +1,58 @@
+"""Epochs: the encoders that a training kept on its way, and images, in; separation and AUROC epoch by epoch out.
+
+A look back at how clusters form. It is measured on a part of each set, so that it costs a fraction of a training epoch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from oodlib.data import ImageSet
+from oodlib.distances import fit_distances
+from oodlib.embedding import embed
+from oodlib.metrics import auroc
+from oodlib.scoring import nearest_cluster
+from oodlib.separation import global_separation
+
+N_TRAIN, N_TEST, N_OOD = 2000, 1000, 500  # images of the training, the ID test and each OOD set
+DISTANCE = "cosine"  # to class means: the detector of the paper's claim C3
+COLUMNS = ["epoch", "dataset", "group", "measure", "value"]
+
+
+def epoch_table(
+    snapshots: list[Path], training: ImageSet, test: ImageSet, ood: list[tuple[str, ImageSet]]
+) -> pd.DataFrame:
+    """Return one row an epoch and measure: the mean global separation of the training classes, and AUROC by OOD set.
+
+    `snapshots` are encoder files named by their epoch, `ood` the OOD sets, each with its group. AUROC in [0, 1] is that
+    of the cosine distance to the nearest class mean. Without snapshots the table has no rows.
+    """
+    from oodlib.device import default_device
+    from oodlib.encoders import load_encoder
+
+    rows = []
+    training, test = _part(training, N_TRAIN), _part(test, N_TEST)
+    sets = [(group, _part(images, N_OOD)) for group, images in ood]
+    for path in snapshots:
+        encoder = load_encoder(path).to(default_device())
+        epoch = int(path.stem)
+        z, z_test = (embed(encoder, encoder.prepare(images.images))[0] for images in (training, test))
+        separation = float(global_separation(z, training.labels).mean())
+        rows.append((epoch, training.name, "ID", "global_separation", separation))
+        state = fit_distances([DISTANCE], z, training.labels, len(training.classes))[DISTANCE]
+        scores = nearest_cluster(z_test, DISTANCE, state)[0]
+        for group, images in sets:
+            z_ood = embed(encoder, encoder.prepare(images.images))[0]
+            rows.append((epoch, images.name, group, "auroc", auroc(scores, nearest_cluster(z_ood, DISTANCE, state)[0])))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _part(images: ImageSet, n: int) -> ImageSet:
+    """Return n images of a set, the same every time; of a labelled set every class keeps some."""
+    order = np.random.default_rng(0).permutation(len(images))[:n]
+    if len(images) > n and images.labels.min() >= 0:  # in turns of classes, so that none is missing
+        order = np.random.default_rng(0).permutation(len(images))
+        turn = pd.Series(images.labels[order]).groupby(images.labels[order]).cumcount()
+        order = order[np.argsort(turn, kind="stable")][:n]
+    return ImageSet(images.images[np.sort(order)], images.labels[np.sort(order)], images.classes, images.name)

@@ -1,0 +1,102 @@
+"""Settings of a training run: every choice that decides the weights, checked when it is made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from oodlib.encoders import check_arch
+from oodlib.objectives import OBJECTIVES
+from oodlib.views import Views
+
+POSITIVE = ("epochs", "batch_size", "learning_rate", "checkpoint_epochs")
+SHARES = ("label_smoothing", "ema_decay", "prototype_decay")  # in [0, 1)
+POOLS = ("", "token", "avg")
+VIEWS = ("crop", "flip", "jitter", "grayscale", "rotate", "blur", "erase")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Every choice that decides the weights. Names and defaults are those of the parameters of notebook 01.
+
+    `temperature` 0 takes the objective's usual one, `input_size` 0 the ID set's own side. `ce_weight` is the λ of
+    "joint", `compactness_weight` and `prototype_decay` are CIDER's. 0 switches off `label_smoothing`, `clip_norm` (the
+    largest norm of the gradient) and `ema_decay` (of a moving average of the weights, which then is the encoder).
+    `patch_size` and `pool` are of vision transformers. `pretrained` starts from timm's weights, `frozen` trains the
+    heads alone. `crop` is the smallest share of the area a random crop keeps; `flip`, `grayscale`, `blur` and `erase`
+    are probabilities, `jitter` is the strength of the colour jitter, `rotate` the largest rotation in degrees.
+    A checkpoint is written every `checkpoint_epochs`, an encoder to look back at every `snapshot_epochs`.
+    Raises ValueError naming the allowed values.
+    """
+
+    id_dataset: str = "digits"
+    arch: str = "resnet20"
+    objective: str = "ce"
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 2
+    temperature: float = 0.0
+    label_smoothing: float = 0.0
+    ce_weight: float = 1.0
+    compactness_weight: float = 2.0
+    prototype_decay: float = 0.95
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    input_size: int = 16
+    patch_size: int = 0
+    pool: str = ""
+    pretrained: bool = False
+    frozen: bool = False
+    compile: bool = False
+    checkpoint_epochs: int = 1
+    snapshot_epochs: int = 0
+    calibration_fraction: float = 0.1
+    crop: float = 0.3
+    flip: float = 0.0
+    jitter: float = 0.0
+    grayscale: float = 0.0
+    rotate: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, object]) -> "TrainingConfig":
+        """Return the configuration that a notebook's names hold; what is not there keeps its default."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls) if field.name in parameters})
+
+    def __post_init__(self):
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            allowed = (int, float) if kind is float else kind
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, allowed):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")  # YAML's 1e-3 is a str
+            if kind in (int, float) and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} must be finite and not negative, got {value}")
+        check_arch(self.arch, self.pretrained)
+        for name, known in (("objective", OBJECTIVES), ("pool", POOLS)):
+            if getattr(self, name) not in known:
+                options = ", ".join(option or "''" for option in known)
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {options}")
+        for name in POSITIVE:
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be positive, got 0")
+        for name in SHARES:
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        if not 0 < self.calibration_fraction < 1:
+            raise ValueError(f"calibration_fraction must be between 0 and 1, got {self.calibration_fraction}")
+        _ = self.views  # which checks its own arguments
+
+    @property
+    def views(self) -> Views:
+        return Views(**{name: getattr(self, name) for name in VIEWS})
+
+
+def learning_rate_at(config: TrainingConfig, epoch: float) -> float:
+    """Return the learning rate after `epoch` epochs (fractions count): linear warm-up, then half a cosine to zero."""
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * epoch / config.warmup_epochs
+    progress = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+    return config.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2

@@ -1,0 +1,172 @@
+"""Trainer: images on the device and a training's state in; the state one step or one epoch on out.
+
+The whole set lies on the device, views are made there in batches, and nothing in a step waits for it. The randomness of
+a step is drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
+"""
+
+import threading
+import time
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from oodlib import distributed
+from oodlib.checkpoint import TrainingState
+from oodlib.device import default_device, has_fast_bfloat16
+from oodlib.embedding import embed, knn_accuracy
+from oodlib.encoders import Encoder
+from oodlib.objectives import OBJECTIVES
+from oodlib.settings import TrainingConfig, learning_rate_at
+
+MONITOR_TRAIN, MONITOR_HELD_OUT = 5000, 1000  # images behind the accuracy of a history row, so that it costs little
+
+
+class HeadOutputs(torch.nn.Module):
+    """Views in, the outputs of the encoder's heads out: one call, which is what DistributedDataParallel needs."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.encoder.outputs(self.encoder(views))
+
+
+class Trainer:
+    """One training: its images on the device, and its state.
+
+    x (n, 3, s, s) uint8 and y (n,) are trained on, `held_out` are such images and labels for the accuracy of a history
+    row. Raises ValueError for a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        encoder: Encoder,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        held_out: tuple[torch.Tensor, torch.Tensor],
+    ):
+        self.config, self.objective, self.device = config, OBJECTIVES[config.objective], default_device()
+        self.batch_size = min(config.batch_size, len(x))
+        if self.batch_size % distributed.world_size():
+            raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
+        self.x, self.y = x.to(self.device), y.to(self.device)
+        self.x_held_out, self.y_held_out = (part[:MONITOR_HELD_OUT] for part in held_out)
+        self.generator = torch.Generator(self.device)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
+        self.state = self._first_state(encoder)
+        self.network = distributed.parallel(HeadOutputs(self.state.encoder))
+        if config.compile:
+            self.network = torch.compile(self.network)
+
+    def _first_state(self, encoder: Encoder) -> TrainingState:
+        config = self.config
+        encoder.backbone.requires_grad_(not config.frozen)
+        encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
+        trained = [p for p in encoder.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(
+            trained, lr=0.0, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True
+        )
+        memory = self.objective.memory(encoder.spec).to(self.device) if self.objective.memory else None
+        average = None
+        if config.ema_decay:
+            average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
+        return TrainingState(encoder, optimizer, losses, memory, average)
+
+    @property
+    def result(self) -> Encoder:
+        """The encoder as it is now: the moving average where there is one."""
+        return self.state.encoder if self.state.average is None else self.state.average.module
+
+    def step(self, batch: torch.Tensor) -> torch.Tensor:
+        """Train one step on the images of these indices (n,), which all processes share; return its loss.
+
+        The incomplete last batch of an epoch is left out.
+        """
+        state, config, objective = self.state, self.config, self.objective
+        images = self.x[distributed.share(batch)]
+        views = torch.cat([config.views(images, self.generator) for _ in range(objective.n_views)])
+        with self.autocast:
+            heads = self.network(views.contiguous(memory_format=torch.channels_last))
+        heads = {name: distributed.gather_views(out.float(), objective.n_views) for name, out in heads.items()}
+        loss = objective.loss(heads, self.y[batch], config.temperature or objective.temperature, config, state.memory)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
+        state.optimizer.step()
+        if state.average is not None:
+            state.average.update_parameters(state.encoder)
+        return loss.detach()
+
+    def epoch(self, stop: threading.Event) -> bool:
+        """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end."""
+        state, config = self.state, self.config
+        n_steps = len(state.losses)
+        order = torch.from_numpy(np.random.default_rng((config.seed, state.epoch)).permutation(len(self.x)))
+        order = order.to(self.device)
+        state.encoder.train()
+        if config.frozen:
+            state.encoder.backbone.eval()
+        start = time.perf_counter() - state.seconds
+        while state.step < n_steps:
+            seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
+            torch.manual_seed(seed)  # dropout
+            self.generator.manual_seed(seed)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
+            batch = order[state.step * self.batch_size : (state.step + 1) * self.batch_size]
+            state.losses[state.step] = self.step(batch)
+            state.step += 1
+            if distributed.anywhere(stop.is_set()):
+                break
+        losses = state.losses[: state.step].cpu().numpy()  # waits for the device
+        state.seconds = time.perf_counter() - start
+        _check_finite(losses, state.epoch, config)
+        return state.step == n_steps
+
+    def end_epoch(self) -> None:
+        """Append the row of the epoch to the history, print it, and go to the next."""
+        state = self.state
+        n_steps = len(state.losses)
+        some = np.random.default_rng(0).permutation(len(self.x))[:MONITOR_TRAIN]
+        z_train, z_held_out = embed(self.result, self.x[some])[0], embed(self.result, self.x_held_out)[0]
+        row = {
+            "epoch": state.epoch + 1,
+            "loss": float(state.losses.cpu().numpy().mean()),
+            "knn_accuracy": knn_accuracy(z_train, self.y[some].cpu().numpy(), z_held_out, self.y_held_out.numpy()),
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "seconds": state.seconds,
+            "images_per_second": self.objective.n_views * n_steps * self.batch_size / state.seconds,
+        }
+        state.history.append(row)
+        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+        print_row(row)
+
+
+def print_header() -> None:
+    distributed.say(
+        f"{'epoch':>5} {'loss':>9} {'knn_accuracy':>12} {'learning_rate':>13} {'seconds':>8} {'images/s':>9}"
+    )
+
+
+def print_row(row: dict) -> None:
+    form = "{epoch:5d} {loss:9.4f} {knn_accuracy:12.4f} {learning_rate:13.5f} {seconds:8.2f} {images_per_second:9.0f}"
+    distributed.say(form.format(**row))
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that is a function of these numbers, and of nothing else."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _check_finite(losses: np.ndarray, epoch: int, config: TrainingConfig) -> None:
+    if not np.isfinite(losses).all():
+        step = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
+        raise FloatingPointError(
+            f"the loss is no longer finite in epoch {epoch + 1}, step {step}: try a lower learning_rate than "
+            f"{config.learning_rate}, more warmup_epochs than {config.warmup_epochs}, clip_norm or a higher temperature"
+        )

@@ -1,0 +1,382 @@
+"""Checkpoints: a training that was stopped, however, ends with the bits of one that was not; every fault is said."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from oodlib.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
+from oodlib.data import ImageSet, load_images
+from oodlib.runs import Run
+from oodlib.settings import TrainingConfig
+from oodlib.steps import train_step
+from oodlib.trainer import Trainer
+from oodlib.training import CHECKPOINT, make_trainer, train
+
+TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, jitter=0.4)  # six steps in all
+CONFIGS = {
+    "ce": TINY,
+    "cider": replace(TINY, objective="cider"),
+    "average": replace(TINY, ema_decay=0.8, clip_norm=0.5),
+    "frozen": replace(TINY, objective="joint", frozen=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def few_digits():
+    """Every tenth digit: 89 images, 80 to train on, two batches of 32 an epoch."""
+    digits = load_images("digits", "train")
+    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
+
+
+@pytest.fixture(scope="module")
+def few():
+    return few_digits()
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    """A list of the trainers that `train` makes, to look at their states."""
+    made = []
+    monkeypatch.setattr("oodlib.training.make_trainer", lambda *of: made.append(make_trainer(*of)) or made[-1])
+    return made
+
+
+def outcome(trainer):
+    """Return all that a training ends with, apart from how long it took."""
+    state = trainer.state
+    history = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in state.history]
+    modules = {name: module.state_dict() for name, module in state.modules().items()}
+    return history, modules | {"momenta": state.momenta(), "losses": {"": state.losses}}
+
+
+def assert_same(trainer, other):
+    (history, tensors), (other_history, other_tensors) = outcome(trainer), outcome(other)
+    assert history == other_history
+    assert tensors.keys() == other_tensors.keys()
+    for part, named in tensors.items():
+        different = [name for name, tensor in named.items() if not torch.equal(tensor, other_tensors[part][name])]
+        assert not different, part
+
+
+def train_until(n_steps, config, images, folder):
+    """Train; in the last of `n_steps` steps this process gets SIGTERM. Something else handles it in the end."""
+    steps, step = [], Trainer.step
+
+    def interrupted(trainer, batch):
+        steps.append(batch)
+        if len(steps) == n_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batch)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "step", interrupted)
+            with pytest.raises(SystemExit) as ended:
+                train(config, images, folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert len(steps) == n_steps
+
+
+# What other processes do
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A context whose processes start at once, with oodlib imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["oodlib.training"])
+    return context
+
+
+def train_few(config, folder):
+    torch.set_num_threads(1)
+    train(config, few_digits(), folder)
+
+
+def train_run(study, config):
+    torch.set_num_threads(1)
+    train_step(study, config)
+
+
+def write_too_much(path):
+    """Save a checkpoint where files may have 100,000 bytes; exit with the error's number."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save_checkpoint(path, make_trainer(TINY, few_digits()).state, TINY)
+    except OSError as error:
+        os._exit(error.errno)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2,), (5,), (6,), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_stopped_by_sigterm_and_resumed_it_is_the_training_without_a_break(few, trainers, tmp_path, name, cuts):
+    for n_steps in cuts:
+        train_until(n_steps, CONFIGS[name], few, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    train(CONFIGS[name], few, tmp_path)
+    train(CONFIGS[name], few)
+    assert_same(*trainers[-2:])
+
+
+def test_resumed_after_an_error_it_goes_on_from_the_last_epoch_that_was_due(few, trainers, tmp_path, monkeypatch):
+    config, steps, step = replace(TINY, epochs=4, checkpoint_epochs=2), [], Trainer.step
+
+    def failing(trainer, batch):
+        steps.append((trainer.state.epoch, trainer.state.step))
+        if len(steps) == 8:
+            raise MemoryError
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "step", failing)
+    with pytest.raises(MemoryError):
+        train(config, few, tmp_path)
+    train(config, few, tmp_path)
+    assert steps[8:] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    train(config, few)
+    assert_same(*trainers[-2:])
+
+
+def test_a_training_that_was_done_is_not_trained_again(few, trainers, tmp_path, monkeypatch):
+    encoder, history = train(TINY, few, tmp_path)
+    monkeypatch.setattr(Trainer, "step", None)
+    again, same_history = train(TINY, few, tmp_path)
+    assert history == same_history
+    assert_same(*trainers)
+    assert not again.training
+
+
+def test_rows_before_the_break_are_printed_again_and_seconds_are_of_the_whole_epoch(few, tmp_path, capsys):
+    train_until(3, TINY, few, tmp_path)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[-1] == "stopped by SIGTERM in epoch 2, after step 1"
+    state = make_trainer(TINY, few).state
+    load_checkpoint(tmp_path / CHECKPOINT, state, TINY)
+    assert (state.epoch, state.step, len(state.history)) == (1, 1, 1)
+    assert state.seconds > 0
+    _, history = train(TINY, few, tmp_path)
+    assert capsys.readouterr().out.splitlines()[:2] == rows[:2]
+    assert history[1]["seconds"] > state.seconds
+    assert history[1]["images_per_second"] * history[1]["seconds"] == pytest.approx(2 * 32)
+
+
+def test_kill_9_at_any_moment_costs_no_bit(few, trainers, processes, tmp_path):
+    config, draw = replace(TINY, epochs=16), random.Random(0)
+    start = time.perf_counter()
+    train(config, few)
+    epoch = (time.perf_counter() - start) / 16
+    path, seen, ends = tmp_path / CHECKPOINT, None, []
+    for _ in range(4):
+        process = processes.Process(target=train_few, args=(config, tmp_path))
+        process.start()
+        while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == seen):
+            time.sleep(0.001)  # until it has come an epoch further
+        time.sleep(draw.uniform(0, 1.5 * epoch))
+        process.kill()
+        process.join()
+        ends.append(process.exitcode)
+        seen = path.stat().st_mtime_ns
+    assert ends.count(-signal.SIGKILL) >= 2
+    train(config, few, tmp_path)
+    assert_same(*trainers)
+
+
+def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_bytes(processes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(TINY, epochs=4, snapshot_epochs=3)
+    run, undisturbed = Run("stopped", "digits-resnet20-ce-s0"), train_step("undisturbed", config)
+    process = processes.Process(target=train_run, args=("stopped", config))
+    process.start()
+    while not (run.path / CHECKPOINT).exists():
+        assert process.is_alive()
+        time.sleep(0.001)
+    process.terminate()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM
+    assert sorted(path.name for path in run.path.glob("*.*")) == [CHECKPOINT, "config.json"]
+    assert "train" not in run.record
+    train_step("stopped", config)
+    for file in ("encoder.safetensors", "snapshots/0003.safetensors"):
+        assert (run.path / file).read_bytes() == (undisturbed.path / file).read_bytes()
+    names = ["config.json", "encoder.safetensors", "history.csv", "snapshots"]
+    assert sorted(path.name for path in run.path.iterdir()) == names
+
+
+def test_sigterm_is_noticed_in_the_block_and_only_there():
+    other = []
+    before = signal.signal(signal.SIGTERM, lambda *_: other.append(1))
+    try:
+        with noticing_sigterm() as stop:
+            assert not stop.is_set()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set()
+        assert other == []
+        signal.raise_signal(signal.SIGTERM)
+        assert other == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_handles_no_signals(few):
+    before, encoders = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=lambda: encoders.append(train(TINY, few)[0]))
+    thread.start()
+    thread.join()
+    assert len(encoders) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Faults
+
+
+@pytest.fixture(scope="module")
+def checkpoint(few, tmp_path_factory):
+    """A checkpoint of TINY after its three epochs; look, do not touch."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    train(TINY, few, folder)
+    return folder / CHECKPOINT
+
+
+def assert_refused(config, images, path, content, said):
+    """Assert that training says `said` of a checkpoint with this content, in a line, and leaves it as it is."""
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said) as refused:
+        train(config, images, path.parent)
+    assert str(refused.value).startswith(f"{path} ")
+    assert str(refused.value).endswith("; delete it to train anew")
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 100, 0.3, 0.99, -1])
+def test_a_checkpoint_that_is_cut_short(few, checkpoint, tmp_path, length):
+    content = checkpoint.read_bytes()
+    kept = int(length * len(content)) if isinstance(length, float) else length
+    assert_refused(TINY, few, tmp_path / CHECKPOINT, content[:kept], " is no checkpoint, or is cut short ")
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(100), b"{}" * 50, bytes(64)], ids=["zip", "json", "zeros"])
+def test_a_file_that_is_no_checkpoint(few, tmp_path, content):
+    assert_refused(TINY, few, tmp_path / CHECKPOINT, content, " is no checkpoint, or is cut short ")
+
+
+def test_an_encoder_is_no_checkpoint(few, tmp_path):
+    train(replace(TINY, epochs=1, snapshot_epochs=1), few, tmp_path / "other")
+    (content,) = (path.read_bytes() for path in tmp_path.glob("other/snapshots/*"))
+    (tmp_path / "run").mkdir()
+    said = f" is no checkpoint, or is cut short \\('{FORMAT}'\\)"
+    assert_refused(TINY, few, tmp_path / "run" / CHECKPOINT, content, said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"epochs": 4}, "epochs=3, not 4"),
+        ({"learning_rate": 0.2, "seed": 1}, "seed=0, not 1; learning_rate=0.1, not 0.2"),
+        ({"objective": "cider"}, "objective='ce', not 'cider'"),
+        ({"ema_decay": 0.5}, "ema_decay=0.0, not 0.5"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_names_the_difference(few, checkpoint, tmp_path, changed, said):
+    said = f" is of a training with {said}; delete it to train anew"
+    assert_refused(replace(TINY, **changed), few, tmp_path / CHECKPOINT, checkpoint.read_bytes(), said)
+
+
+def test_a_checkpoint_of_an_older_version_names_the_setting_it_lacks(few, checkpoint, tmp_path):
+    with safe_open(checkpoint, framework="pt") as file:
+        about = json.loads(file.metadata()[FORMAT])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del about["config"]["erase"]
+    save_file(tensors, tmp_path / "older", {FORMAT: json.dumps(about)})
+    content = (tmp_path / "older").read_bytes()
+    (tmp_path / "older").unlink()
+    assert_refused(TINY, few, tmp_path / CHECKPOINT, content, "is of a training with erase=None, not 0.0; delete")
+
+
+def test_a_checkpoint_of_another_image_set_does_not_fit(few, checkpoint, tmp_path):
+    more = load_images("digits", "train")
+    fewer = few.labels < 6
+    others = [
+        ImageSet(more.images[:200], more.labels[:200], more.classes, "more steps an epoch"),
+        ImageSet(few.images[fewer], few.labels[fewer], few.classes[:6], "fewer classes"),
+    ]
+    for images in others:
+        said = " does not fit this network and image set; delete it to train anew"
+        assert_refused(TINY, images, tmp_path / CHECKPOINT, checkpoint.read_bytes(), said)
+
+
+def full_disk(path, content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_the_last_checkpoint_stays_and_nothing_else(few, trainers, tmp_path, monkeypatch):
+    path, said = tmp_path / CHECKPOINT, r"^\[Errno 28\] cannot write the checkpoint \(No space left on device\); "
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match=f"{said}there is none yet: '{path}'$"):
+            train(TINY, few, tmp_path)
+        assert not list(tmp_path.iterdir())
+    train_until(3, TINY, few, tmp_path)
+    content = path.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match=f"{said}the last one is kept: '{path}'$"):
+            train(TINY, few, tmp_path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+    train(TINY, few, tmp_path)
+    train(TINY, few)
+    assert_same(*trainers[-2:])
+
+
+def test_a_checkpoint_that_is_cut_off_while_it_is_written_leaves_no_trace(processes, tmp_path):
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(b"the last good one")
+    process = processes.Process(target=write_too_much, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == errno.EFBIG
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"the last good one"
+
+
+def test_a_folder_that_cannot_be_made(few, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write the checkpoint \(.*\); there is none yet: '.*checkpoint"):
+        train(TINY, few, tmp_path / "file" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_remove_takes_what_killed_processes_left_and_no_other_file(tmp_path):
+    for name in (CHECKPOINT, "checkpoint.partial-0123456789ab.safetensors", "encoder.safetensors", "config.json"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        remove_checkpoint(tmp_path / CHECKPOINT)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "encoder.safetensors"]

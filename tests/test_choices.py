@@ -1,0 +1,99 @@
+"""Choices on drawn embeddings: what plays the unknown, and that test and OOD images play no part."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from oodlib import choices
+from oodlib.choices import choice_table, left_out_classes, virtual_outliers
+from oodlib.product import Embedded, RunEmbeddings
+
+KEYS = [(0, "labels", 4), (0, "one", 1), (0, "kmeans", 4), (2, "kmeans", 3)]
+DISTANCES = ["cosine", "mahalanobis", "relative-mahalanobis"]
+DETECTOR = ["clustering", "n_clusters", "pca", "distance"]
+
+
+def draw(n, seed, dim=6, n_classes=4):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    means = 8 * np.eye(dim)[:n_classes]
+    z = (means[y] + rng.normal(size=(n, dim)) * np.linspace(0.5, 2, dim)).astype(np.float32)
+    return Embedded(z, y, z[:, :n_classes])
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Four classes in six dimensions, a classifier that reads off the first four, and an OOD set."""
+    weight, bias = np.eye(6, dtype=np.float32)[:4], np.zeros(4, dtype=np.float32)
+    return RunEmbeddings(draw(400, 0), draw(120, 1), draw(80, 2), {"far": draw(50, 3)}, weight, bias)
+
+
+def test_each_class_is_left_out_once_and_what_is_left_is_numbered_anew(data):
+    parts = list(left_out_classes(data, seed=0))
+    assert len(parts) == 4  # no more parts than classes
+    for part in parts:
+        assert np.bincount(part.train.y).tolist() == [100] * 3
+        assert np.bincount(part.test.y).tolist() == [20] * 3
+        assert part.weight.shape == (3, 6)
+        unknown = part.ood["unknown"]
+        assert len(unknown.z) == 20
+        for embedded in (part.train, part.test, unknown):
+            np.testing.assert_allclose(embedded.logits, embedded.z @ part.weight.T + part.bias)
+    left_out = [int(part.ood["unknown"].z.mean(axis=0).argmax()) for part in parts]
+    assert sorted(left_out) == [0, 1, 2, 3]
+
+
+def test_many_classes_are_left_out_in_five_parts(data):
+    many = [Embedded(e.z, np.arange(len(e.z)) % 12) for e in (data.train, data.calibration)]
+    parts = list(left_out_classes(RunEmbeddings(many[0], many[1], many[1], {}), seed=0))
+    assert [len(np.unique(part.train.y)) for part in parts] == [9, 9, 10, 10, 10]
+
+
+def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
+    part = next(virtual_outliers(replace(data, test=data.calibration), seed=0))
+    z = part.ood["unknown"].z.astype(np.float64)
+    assert z.shape == (choices.N_VIRTUAL, 6)
+    means = np.stack([data.train.z[data.train.y == c].mean(axis=0) for c in range(4)]).astype(np.float64)
+    within = sum(np.cov(data.train.z[data.train.y == c].T, bias=True) for c in range(4)) / 4
+
+    def to_nearest(x):
+        apart = x[:, None] - means  # (n, C, d)
+        return np.sqrt(np.einsum("ncd,de,nce->nc", apart, np.linalg.inv(within), apart).min(axis=1))
+
+    radius = np.quantile(to_nearest(data.calibration.z) ** 2, choices.QUANTILE) ** 0.5
+    np.testing.assert_allclose(to_nearest(z), radius, rtol=1e-3)
+    np.testing.assert_allclose(part.ood["unknown"].logits, part.ood["unknown"].z[:, :4], rtol=1e-5, atol=1e-5)
+
+
+def test_table_has_a_row_for_every_rule_and_detector(data):
+    table = choice_table(data, list(choices.RULES), KEYS, DISTANCES, n_neighbors=5)
+    assert list(table) == choices.COLUMNS
+    n_detectors = 4 * 3 - 1 + 2 + 1 + 3  # relative to one cluster nothing is left; knn, vim, fdbd and the logit scores
+    assert table.groupby("rule").size().tolist() == [n_detectors] * 2
+    assert not table.duplicated(["rule", *DETECTOR]).any()
+    assert table.auroc.between(0, 1).all()
+    of = table[table.rule == "left-out classes"].set_index(DETECTOR).auroc
+    assert of["labels", 4, 0, "mahalanobis"] > 0.97  # classes 8 apart, sd 0.5 to 2
+    assert of["none", 0, 0, "msp"] < of["labels", 4, 0, "mahalanobis"]  # its directions are the known ones
+
+
+def test_test_and_ood_images_play_no_part(data):
+    other = replace(data, test=draw(80, 9), ood={})
+    tables = [choice_table(d, list(choices.RULES), KEYS[:1], DISTANCES, 5) for d in (data, other, data)]
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])  # seeded
+
+
+def test_no_rules_no_rows_and_an_unknown_rule_is_named(data):
+    assert list(choice_table(data, [], KEYS, DISTANCES, 5)) == choices.COLUMNS
+    assert choice_table(data, [], KEYS, DISTANCES, 5).empty
+    with pytest.raises(ValueError, match="unknown rule 'oracle'; known: left-out classes, virtual outliers"):
+        choices.check_rules(["left-out classes", "oracle"])
+
+
+def test_large_sets_are_chosen_from_with_a_part(data, monkeypatch):
+    monkeypatch.setattr(choices, "MAX_TRAIN", 100)
+    part = next(virtual_outliers(choices._reduced(data, 0), seed=0))
+    assert len(part.train.z) == len(part.train.logits) == 100
+    assert np.bincount(part.train.y).min() > 10

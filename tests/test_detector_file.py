@@ -1,0 +1,594 @@
+"""Detector files: every detector is the same to the last bit after a file, and what is no detector is refused."""
+
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from oodlib import neighbors, scoring
+from oodlib.clustering import CLUSTERINGS, cluster
+from oodlib.detector_file import FORMAT, encoder_fingerprint
+from oodlib.distances import DISTANCES
+from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
+from oodlib.scoring import (
+    DETECTORS,
+    STATES,
+    ClusterDetector,
+    KNNDetector,
+    OutlierExposureDetector,
+    ViMDetector,
+    load_detector,
+)
+from oodlib.thresholds import THRESHOLDS
+
+D = 13
+
+
+def draw(n, seed, spread=1.0):
+    """Return n embeddings around four means, in a subspace but for rounding, and the mean of each."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.resize(np.arange(4), n))
+    z = np.random.default_rng(99).normal(size=(4, D))[y] + spread * rng.normal(size=(n, D)) * np.linspace(0.3, 1.5, D)
+    z[:, -1] = z[:, 0] + z[:, 1]
+    return z, y
+
+
+Z, Y = draw(240, 0)
+CALIBRATION = draw(45, 1)[0]  # too few for a threshold of their own in every cluster
+QUERIES = np.concatenate([draw(60, 2)[0], draw(30, 3, spread=4)[0]])
+WEIGHT, BIAS = np.random.default_rng(4).normal(size=(4, D)).astype(np.float32), np.arange(4.0)
+DTYPES = (np.float32, np.float64)
+EXAMPLES = {
+    "clusters": ClusterDetector(distance="log-density", threshold="per-cluster"),
+    "knn": KNNDetector(n_neighbors=5),
+    "residual": ViMDetector(n_components=3),
+    "vim": ViMDetector(WEIGHT, BIAS, alpha=0.1),
+    "energy": ViMDetector(np.asfortranarray(WEIGHT), BIAS, n_components=D),
+    "gaussians": OutlierExposureDetector(),
+    "outlier-exposure": OutlierExposureDetector(),
+}
+
+
+def fit(name, dtype=np.float32):
+    known = {"z_outliers": QUERIES[60:70].astype(dtype)} if name == "outlier-exposure" else {}
+    return clone(EXAMPLES[name]).fit(Z.astype(dtype), Y, **known)
+
+
+def assert_same(before, after, dtype=np.float32):
+    """Assert that two detectors hold the same bits, in the same order in memory, and give the same bits."""
+    z = QUERIES.astype(dtype)
+    assert np.array_equal(before.score_samples(z[:1]), after.score_samples(z[:1]))
+    for method in ("score_samples", "decision_function", "predict", "p_values"):
+        assert np.array_equal(getattr(before, method)(z), getattr(after, method)(z)), method
+    assert type(after) is type(before)
+    assert vars(after).keys() == vars(before).keys()
+    assert plain_parameters(after) == plain_parameters(before)
+    for name in before.layout():
+        attribute, _, entry = name.partition(".")
+        a, b = (np.asarray(v[entry] if entry else v) for v in (getattr(d, attribute) for d in (before, after)))
+        assert a.dtype == b.dtype
+        assert a.flags.fnc == b.flags.fnc
+        assert np.array_equal(a, b)
+
+
+def plain_parameters(detector):
+    return {name: np.asarray(value).tolist() for name, value in detector.get_params().items()}
+
+
+def round_trip(detector, folder):
+    """Return a detector after a file; assert that saving it again gives the same bytes."""
+    detector.save(folder / "first")
+    loaded = load_detector(folder / "first")
+    loaded.save(folder / "second")
+    assert (folder / "first").read_bytes() == (folder / "second").read_bytes()
+    return loaded
+
+
+@cache
+def clusters_of(clustering, dtype):
+    return cluster(Z.astype(dtype), Y, clustering, 4)
+
+
+# Every detector
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_cluster_detector_is_the_same_to_the_last_bit(distance, threshold, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "cluster", lambda z, y, clustering, *_: clusters_of(clustering, dtype))
+    for clustering in CLUSTERINGS:
+        if (clustering, distance) != ("one", "relative-mahalanobis"):
+            detector = ClusterDetector(clustering, 4, distance, threshold, 0.08)
+            detector.fit(Z.astype(dtype), Y, CALIBRATION.astype(dtype))
+            assert_same(detector, round_trip(detector, tmp_path), dtype)
+
+
+def test_a_cluster_that_rejects_nothing_does_so_after_a_file(tmp_path):
+    detector = ClusterDetector("labels", threshold="conformal-cluster", alpha=0.08).fit(Z, Y, CALIBRATION)
+    assert np.isneginf(detector.offset_).any()
+    assert np.isfinite(detector.offset_).any()
+    assert np.array_equal(round_trip(detector, tmp_path).offset_, detector.offset_)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_detector_is_the_same_to_the_last_bit(name, dtype, tmp_path):
+    detector = fit(name, dtype)
+    assert_same(detector, round_trip(detector, tmp_path), dtype)
+
+
+def test_every_distance_has_the_shapes_of_its_state():
+    assert STATES.keys() == DISTANCES.keys()
+
+
+def test_parameters_of_numpy_and_those_that_are_looked_for(tmp_path):
+    detector = ClusterDetector("kmeans", np.int64(3), alpha=np.float32(0.25), seed=np.int32(7)).fit(Z)
+    assert round_trip(detector, tmp_path).get_params() == detector.get_params()
+    assert round_trip(ClusterDetector("kmeans", "auto").fit(Z), tmp_path).n_clusters == "auto"
+
+
+def test_loaded_detector_can_be_fitted_again(tmp_path):
+    for name in EXAMPLES:
+        detector = fit(name)
+        again = clone(round_trip(detector, tmp_path)).fit(Z[1:], Y[1:])
+        assert_same(again, clone(detector).fit(Z[1:], Y[1:]))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_loaded_detector_refuses_embeddings_of_another_width(name, tmp_path):
+    loaded = round_trip(fit(name), tmp_path)
+    for wrong in (QUERIES[:, 1:], np.pad(QUERIES, ((0, 0), (0, 1)))):
+        with pytest.raises(ValueError, match=f"X has {wrong.shape[1]} features, but .* is expecting 13 features"):
+            loaded.predict(wrong)
+
+
+# What is in a file
+
+
+def read(path):
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    assert list(metadata) == [FORMAT]
+    return json.loads(metadata[FORMAT]), load_file(path)
+
+
+def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
+    z = np.array([[1, 0], [1, 0], [0, 2], [0, 2.0]])
+    ClusterDetector(distance="cosine", threshold="per-cluster", alpha=0.5).fit(z, [7, 7, 9, 9]).save(tmp_path / "a.b")
+    header, arrays = read(tmp_path / "a.b")
+    assert header == {
+        "class": "ClusterDetector",
+        "parameters": {
+            "alpha": 0.5,
+            "clustering": "labels",
+            "distance": "cosine",
+            "n_clusters": None,
+            "seed": 0,
+            "threshold": "per-cluster",
+        },
+        "fortran_order": [],
+        "encoder": "",
+    }
+    assert arrays.keys() == {"state_.centers", "reference_", "reference_nearest_", "offset_"}
+    assert arrays["state_.centers"].tolist() == [[1, 0], [0, 1]]
+    assert arrays["reference_"].tolist() == [0, 0, 0, 0]
+    assert arrays["reference_nearest_"].tolist() == [0, 0, 1, 1]
+    assert arrays["offset_"].shape == (2,)
+    np.testing.assert_allclose(arrays["offset_"], 0, atol=1e-12)
+
+
+def test_matrix_that_is_in_memory_by_columns_is_in_the_file_by_rows(tmp_path):
+    detector = ClusterDetector().fit(Z, Y)
+    assert detector.state_["whiten"].flags.fnc
+    detector.save(tmp_path / "detector")
+    header, arrays = read(tmp_path / "detector")
+    assert header["fortran_order"] == ["state_.whiten"]
+    assert np.array_equal(arrays["state_.whiten"], detector.state_["whiten"].T)
+
+
+def test_classifier_of_vim_is_in_the_file_once(tmp_path):
+    fit("vim").save(tmp_path / "detector")
+    header, arrays = read(tmp_path / "detector")
+    assert header["parameters"] == {"alpha": 0.1, "bias": "bias_", "n_components": None, "weight": "weight_"}
+    assert arrays.keys() == {"weight_", "bias_", "origin_", "residual_", "scale_", "reference_", "offset_"}
+    loaded = load_detector(tmp_path / "detector")
+    assert loaded.weight is loaded.weight_
+    assert np.array_equal(loaded.weight, WEIGHT)
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbors, "IN_MEMORY", in_memory)
+    z = np.random.default_rng(5).normal(size=(5000, 16)).astype(dtype)
+    detector = KNNDetector(3).fit(z)
+    assert (detector.index_.table is None) == (in_memory == 0)
+    loaded = round_trip(detector, tmp_path)
+    size = (tmp_path / "first").stat().st_size
+    assert 0 <= size - (5000 * 16 * 4 + 5000 * 8 + 8) < 1000  # embeddings, reference scores, threshold
+    given = z.astype(np.float64)
+    expected = given / np.linalg.norm(given, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.embeddings_, expected, atol=1e-6)
+    queries = z[:70] + z[1:71]
+    assert np.array_equal(loaded.score_samples(queries), detector.score_samples(queries))
+    nearest = np.sort(np.linalg.norm(loaded.embeddings_ - expected[:1], axis=1))[2]
+    assert loaded.score_samples(z[:1])[0] == pytest.approx(-nearest, abs=1e-6)
+
+
+def test_file_of_ten_clusters_is_no_larger_than_its_arrays(tmp_path):
+    z = np.random.default_rng(0).normal(size=(600, 64)).astype(np.float32)
+    ClusterDetector().fit(z, np.arange(600) % 10).save(tmp_path / "detector")
+    arrays = 4 * (64 * 64 + 64 + 10 * 64) + 16 * 600 + 8
+    assert 0 <= (tmp_path / "detector").stat().st_size - arrays < 1000
+
+
+def test_same_detector_same_bytes(tmp_path):
+    detector = fit("outlier-exposure")
+    paths = [tmp_path / str(i) for i in range(8)]
+    for path in paths:
+        detector.save(path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
+    detector = ClusterDetector().fit(Z, Y)
+    detector.save(tmp_path / "detector")
+    before = (tmp_path / "detector").read_bytes()
+
+    def fail(arrays, path, metadata):
+        path.write_bytes(before[:99])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        detector.fit(Z[1:], Y[1:]).save(tmp_path / "detector")
+    assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+    assert (tmp_path / "detector").read_bytes() == before
+
+
+def test_detectors_can_be_imported_without_what_files_need():
+    code = "import sys, oodlib.scoring; print(sorted({'safetensors', 'torch', 'timm'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# What cannot be saved
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_detector_that_is_not_fitted(name, tmp_path):
+    detector = clone(EXAMPLES[name])
+    with pytest.raises(NotFittedError, match=f"This {type(detector).__name__} instance is not fitted yet"):
+        detector.save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
+
+
+def test_detector_whose_fit_failed_half_way(tmp_path):
+    detector = ClusterDetector("labels")
+    with pytest.raises(ValueError, match="needs labels y"):
+        detector.fit(Z)
+    assert detector.n_features_in_ == 13
+    with pytest.raises(NotFittedError):
+        detector.save(tmp_path / "detector")
+
+
+def test_detector_of_another_class(tmp_path):
+    class KNNDetector(DETECTORS["KNNDetector"]):
+        pass
+
+    class Own(ClusterDetector):
+        pass
+
+    for kind in (KNNDetector, Own):
+        with pytest.raises(TypeError, match=f"one of ClusterDetector, KNNDetector, .*, got {kind.__name__}"):
+            kind().fit(Z, Y).save(tmp_path / "detector")
+
+
+def test_detector_that_could_not_be_loaded(tmp_path):
+    detector = ClusterDetector(seed=None).fit(Z, Y)
+    with pytest.raises(ValueError, match="seed must be int, got None"):
+        detector.save(tmp_path / "detector")
+    detector.set_params(seed=0).offset_ = np.nan
+    with pytest.raises(ValueError, match="offset_ contains NaN"):
+        detector.save(tmp_path / "detector")
+    assert not list(tmp_path.iterdir())
+
+
+# The encoder
+
+
+SPEC = EncoderSpec(
+    "resnet20", ("a", "b"), ("classifier",), 16, 1, 16, (0.5, 0.4, 0.3), (0.25, 0.25, 0.1), projection_dim=8
+)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return Encoder(SPEC).eval()
+
+
+def test_fingerprint_is_the_hash_of_spec_and_weights(encoder):
+    spec = {name: value for name, value in asdict(SPEC).items() if name not in ("patch_size", "pool", "small_stem")}
+    parts = [json.dumps(spec).encode()]
+    for name in sorted(encoder.state_dict()):
+        array = encoder.state_dict()[name].numpy()
+        parts += [f"\n{name} torch.{array.dtype} {list(array.shape)}\n".encode(), array.tobytes()]
+    assert encoder_fingerprint(encoder) == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_fingerprint_stays_where_the_embeddings_do(encoder, tmp_path):
+    known = encoder_fingerprint(encoder)
+    save_encoder(encoder, tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder")
+    assert encoder_fingerprint(loaded) == known
+    assert encoder_fingerprint(loaded.train()) == known
+    assert encoder_fingerprint(loaded.to(memory_format=torch.channels_last)) == known
+    assert encoder_fingerprint(loaded.bfloat16()) != known
+
+
+def test_fingerprint_knows_every_weight_and_every_field(encoder):
+    known = encoder_fingerprint(encoder)
+    other = Encoder(SPEC)
+    for name, tensor in encoder.state_dict().items():
+        other.load_state_dict(encoder.state_dict())
+        changed = other.state_dict()[name].view(-1)
+        changed[-1] = torch.nextafter(changed[-1], torch.tensor(9.0)) if tensor.is_floating_point() else 3
+        assert encoder_fingerprint(other) != known, name
+    other.load_state_dict(encoder.state_dict())
+    assert encoder_fingerprint(other) == known
+    changes = {"arch": "resnet18", "classes": ("b", "a"), "heads": (), "side": 8, "channels": 3, "input_size": 32}
+    changes |= {"mean": (0.5, 0.4, 0.2), "std": (0.25, 0.25, 0.2), "projection_dim": 9, "patch_size": 4, "pool": "avg"}
+    changes |= {"small_stem": False}
+    assert changes.keys() == asdict(SPEC).keys()
+    for change in changes.items():
+        other.spec = replace(SPEC, **dict([change]))
+        assert encoder_fingerprint(other) != known, change
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_detector_knows_its_encoder(encoder, as_text, tmp_path):
+    fingerprint = encoder_fingerprint(encoder)
+    given = fingerprint if as_text else encoder
+    detector = ClusterDetector().fit(Z, Y)
+    assert detector.encoder_ == ""
+    detector.save(tmp_path / "first", encoder=given)
+    assert read(tmp_path / "first")[0]["encoder"] == fingerprint
+    loaded = load_detector(tmp_path / "first", encoder=given)
+    assert loaded.encoder_ == load_detector(tmp_path / "first").encoder_ == fingerprint
+    loaded.save(tmp_path / "second")
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "first").read_bytes()
+    assert loaded.fit(Z, Y).encoder_ == ""  # of embeddings of whichever encoder
+
+
+def test_another_encoder_is_refused(encoder, tmp_path):
+    detector, path = ClusterDetector().fit(Z, Y), tmp_path / "detector"
+    other = Encoder(replace(SPEC, mean=(0.5, 0.4, 0.2)))
+    known, others = encoder_fingerprint(encoder)[:12], encoder_fingerprint(other)[:12]
+    detector.save(path, encoder)
+    said = f"is for embeddings of another encoder: {known}…, the one given is {others}…"
+    with pytest.raises(ValueError, match=f"{path} {said}"):
+        load_detector(path, other)
+    with pytest.raises(ValueError, match=f"the detector {said}"):
+        load_detector(path).save(tmp_path / "copy", other)
+    detector.save(path)
+    with pytest.raises(ValueError, match=f"{path} was saved without an encoder, so the one given cannot be compared"):
+        load_detector(path, encoder)
+    load_detector(path).save(path, other)  # now it is known
+    assert load_detector(path, other).encoder_.startswith(others)
+
+
+@pytest.mark.parametrize("given", ["encoder.safetensors", "", "A" * 64, 64 * "0" + "\n", 7, b"0" * 64])
+def test_what_is_no_encoder(given, tmp_path):
+    detector = ClusterDetector().fit(Z, Y)
+    with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal digits, got "):
+        detector.save(tmp_path / "detector", given)
+    detector.save(tmp_path / "detector")
+    with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal digits, got "):
+        load_detector(tmp_path / "detector", given)
+
+
+# What is no detector
+
+
+@pytest.fixture
+def path(tmp_path):
+    fit("clusters", np.float64).save(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+def refused(path, *said):
+    with pytest.raises(ValueError, match=f"^{path} ") as caught:
+        load_detector(path)
+    for part in said:
+        assert part in str(caught.value)
+
+
+def rewrite(path, change):
+    """Change the header and the arrays of a file by a function of both."""
+    header, arrays = read(path)
+    change(header, arrays)
+    arrays = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
+    save_file(arrays, path, {FORMAT: json.dumps(header)})
+
+
+def test_no_file(tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no detector at {path}"):
+            load_detector(path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 9, 200, 0.3, 0.9, 0.999, -8, -1])
+def test_file_that_is_cut_short(path, kept):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    refused(path, "is no safetensors file of NumPy's dtypes, or is cut short: ")
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(KNNDetector()), b"PK\x03\x04 a zip file", b"{}", bytes(4096)])
+def test_file_of_another_kind(path, content):
+    path.write_bytes(content)
+    refused(path, "is no safetensors file")
+
+
+def test_pickle_is_not_run(path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(path) + ".run", "w")
+
+    path.write_bytes(pickle.dumps(Trap()))
+    refused(path, "is no safetensors file")
+    assert [file.name for file in path.parent.iterdir()] == ["detector"]
+
+
+def test_safetensors_file_of_another_format(path, encoder):
+    save_file({"weight": np.zeros(2)}, path)
+    refused(path, f"is not a detector of this version: '{FORMAT}' is not in its metadata []")
+    save_file({"weight": np.zeros(2)}, path, {"oodlib-detector-2": "{}"})
+    refused(path, "is not in its metadata ['oodlib-detector-2']")
+    save_encoder(encoder, path)
+    refused(path, "is not in its metadata ['oodlib-encoder-1']")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "[" * 100_000, '{"class": "KNNDetector"}', "NaN"])
+def test_json_that_is_none_or_no_header(path, text):
+    save_file(load_file(path), path, {FORMAT: text})
+    refused(path, "does not hold a detector and the arrays that fit it: ")
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "Detector", "oodlib.scoring.KNNDetector", ""])
+def test_class_of_another_name(path, name):
+    rewrite(path, lambda header, arrays: header.update({"class": name}))
+    refused(path, f"unknown class {name!r}; known: ClusterDetector, KNNDetector, ViMDetector, OutlierExposureDetector")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"class": ["KNNDetector"]}, {"parameters": []}, {"fortran_order": "state_.whiten"}, {"encoder": None}, {"run": 1}],
+    ids=str,
+)
+def test_header_of_other_parts(path, header):
+    rewrite(path, lambda found, arrays: found.update(header))
+    refused(path, "its JSON must be an object of class (str), parameters (dict), fortran_order (list), encoder (str), ")
+
+
+def test_encoder_that_is_no_fingerprint(path):
+    rewrite(path, lambda header, arrays: header.update(encoder="resnet20"))
+    refused(path, "64 hexadecimal digits, got 'resnet20'")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"alpha": "0.05"}, "alpha must be float, got '0.05'"),
+        ({"alpha": 1}, "alpha must be float, got 1"),
+        ({"alpha": None}, "alpha must be float, got None"),
+        ({"alpha": float("nan")}, "alpha must be between 0 and 1, got nan"),
+        ({"alpha": 1.5}, "alpha must be between 0 and 1, got 1.5"),
+        ({"n_clusters": 4.0}, "n_clusters must be int | str | None, got 4.0"),
+        ({"n_clusters": True}, "n_clusters must be int | str | None, got True"),
+        ({"seed": [0]}, "seed must be int, got [0]"),
+        ({"distance": {"euclidean": 1}}, "distance must be str, got {'euclidean': 1}"),
+        ({"distance": "distance_"}, "unknown distance 'distance_'; known: euclidean, "),
+        ({"clustering": "dbscan"}, "unknown clustering 'dbscan'; known: labels, "),
+        ({"threshold": "os.system"}, "unknown threshold 'os.system'; known: global, "),
+        ({"metric": "cosine"}, "the parameters of ClusterDetector are clustering, "),
+        ({"distance": "mahalanobis"}, "its arrays must be reference_, offset_, "),
+        ({"threshold": "global"}, "offset_ must be float64, got float64 (4,)"),
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_fit(path, parameters, said):
+    rewrite(path, lambda header, arrays: header["parameters"].update(parameters))
+    refused(path, said)
+
+
+def test_parameter_that_is_missing(path):
+    rewrite(path, lambda header, arrays: header["parameters"].pop("seed"))
+    refused(
+        path, "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, got "
+    )
+
+
+@pytest.mark.parametrize("n_neighbors", [0, -1, 240])
+def test_number_of_neighbours_that_does_not_fit(path, n_neighbors):
+    fit("knn").save(path)
+    rewrite(path, lambda header, arrays: header["parameters"].update(n_neighbors=n_neighbors))
+    refused(path, f"n_neighbors must be between 1 and n - 1 = 239, got {n_neighbors}")
+
+
+KINDS = ("clusters", "knn", "vim", "outlier-exposure")
+ARRAYS = [(kind, name) for kind in KINDS for name in EXAMPLES[kind].layout()]
+
+
+@pytest.mark.parametrize(("kind", "name"), ARRAYS)
+def test_every_array_is_checked(kind, name, path):
+    fit(kind, np.float64).save(path)
+    whole, array = path.read_bytes(), load_file(path)[name]
+
+    def put(value, name=name):
+        path.write_bytes(whole)
+        rewrite(path, lambda header, arrays: arrays.update({name: value}))
+
+    rewrite(path, lambda header, arrays: arrays.pop(name))
+    refused(path, name)
+    put(array, name + "x")
+    refused(path, "its arrays must be ", name + "x")
+    for wrong in (array.astype(np.int32), array.astype(np.float16), array.astype(bool)):
+        put(wrong)
+        refused(path, f"{name} must be ", f"got {wrong.dtype} (")
+    put(array[None])
+    refused(path, f"{name} must be ", f"got {array.dtype} (1")
+    if array.dtype.kind == "f":
+        for value in (np.nan, np.inf) if name == "offset_" else (np.nan, np.inf, -np.inf):
+            spoilt = array.copy()
+            spoilt[(-1,) * spoilt.ndim] = value
+            put(spoilt)
+            refused(path, f"{name} contains NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "shape", "said"),
+    [
+        ("clusters", "reference_", (241,), "reference_nearest_ must be int64 m, m = 241, got int64 (240,)"),
+        ("clusters", "offset_", (), "offset_ must be float64 k, got float64 ()"),
+        ("clusters", "offset_", (5,), "centers must be float k r, k = 5, r = 12, got float64 (4, 12)"),
+        ("clusters", "state_.origin", (12,), "whiten must be float d r, d = 12, r = 12, got float64 (13, 12)"),
+        ("clusters", "state_.whiten", (13, 11), "centers must be float k r, k = 4, r = 11, got float64 (4, 12)"),
+        ("clusters", "state_.centers", (4, 13), "centers must be float k r, k = 4, r = 12, got float64 (4, 13)"),
+        ("clusters", "state_.factors", (4, 12, 11), "factors must be float k r r, k = 4, r = 12, r = 12, got float64 "),
+        ("clusters", "state_.log_weights", (4, 1), "log_weights must be float k, k = 4, got float64 (4, 1)"),
+        ("clusters", "reference_", (0,), "reference_ is empty, of shape (0,)"),
+        ("knn", "embeddings_", (240, 0), "embeddings_ is empty, of shape (240, 0)"),
+        ("vim", "bias_", (5,), "bias_ must be float64 c, c = 4, got float64 (5,)"),
+        ("vim", "residual_", (14, 6), "residual_ must be float64 d r, d = 13, r = 6, got float64 (14, 6)"),
+        ("outlier-exposure", "widths_", (2,), "widths_ must be float64 o, o = 1, got float64 (2,)"),
+        ("outlier-exposure", "whiten_", (13, 11), "centers_ must be float64 c r, c = 4, r = 11, got float64 (4, 12)"),
+    ],
+)
+def test_array_of_another_shape(kind, name, shape, said, path):
+    fit(kind, np.float64).save(path)
+
+    def change(header, arrays):
+        arrays[name] = np.zeros(shape, arrays[name].dtype)
+        header["fortran_order"] = [other for other in header["fortran_order"] if other != name]
+
+    rewrite(path, change)
+    refused(path, said)
+
+
+def test_state_of_two_dtypes(path):
+    rewrite(path, lambda header, arrays: arrays.update({"state_.origin": arrays["state_.origin"].astype(np.float32)}))
+    refused(path, "its float arrays must be all float32 or all float64")

@@ -1,0 +1,361 @@
+"""Image folders: classes, order and splits against torchvision's, odd files by hand, decoding later against now."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from oodlib import decoding, folders
+from oodlib.data import load_images, prepare, take
+from oodlib.folders import FolderImages, read_folder
+
+
+def write_folder(folder, sizes, mode="RGB"):
+    """Write one class for each size (width, height), holding two images: one grey level, the class's and ten more."""
+    for i, size in enumerate(sizes):
+        (folder / f"class{i}").mkdir(parents=True)
+        for j in range(2):
+            level = 40 * i + 10 * j
+            Image.new("RGB", size, (level,) * 3).convert(mode).save(folder / f"class{i}" / f"{j}.png")
+    return folder
+
+
+def write_noise(folder, names, side=12):
+    """Write an image of noise at each of these paths below the folder."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, size=(side, side, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def load(folder, split="test", side=8):
+    return load_images(f"folder:{folder}@{side}", split)
+
+
+# Names, splits, classes
+
+
+def test_a_folder_without_splits_is_a_test_set(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "pictures", [(80, 60), (60, 80), (10, 10)])
+    monkeypatch.chdir(tmp_path)
+    pictures = load_images("folder:pictures@16")
+    assert pictures.images.shape == (6, 16, 16, 3)
+    assert pictures.images.dtype == np.uint8
+    assert pictures.images[:, 5, 5, 0].tolist() == [0, 10, 40, 50, 80, 90]
+    assert (pictures.labels.tolist(), pictures.labels.dtype) == ([0, 0, 1, 1, 2, 2], np.int64)
+    assert pictures.classes == ("class0", "class1", "class2")
+    assert (pictures.name, pictures.skipped, pictures.converted) == ("folder:pictures@16", (), {})
+    assert load_images(f"folder:{tmp_path}/pictures").images.shape == (6, 64, 64, 3)
+    with pytest.raises(ValueError, match=r"has no 'train' split: expected are the folders .*pictures/train and"):
+        load_images("folder:pictures", "train")
+    assert capsys.readouterr().out == ""  # there is nothing to say
+
+
+@pytest.mark.parametrize("name", ["me@home", "2024@07@x", "a@", "@9"])
+def test_only_a_trailing_number_is_a_side(tmp_path, name):
+    write_folder(tmp_path / name, [(8, 8)])
+    assert load_images(f"folder:{tmp_path}/{name}@5").images.shape == (2, 5, 5, 3)
+    if name != "@9":
+        assert load_images(f"folder:{tmp_path}/{name}").images.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.parametrize("side", [0, 4097, 10**12])
+def test_a_side_is_refused_before_anything_is_read(tmp_path, side):
+    with pytest.raises(ValueError, match=f"a folder have a side from 1 to 4096 pixels, not {side}"):
+        load(tmp_path / "nowhere", side=side)
+
+
+def test_a_folder_with_splits(tmp_path):
+    write_folder(tmp_path / "train", [(8, 8), (8, 8)], mode="L")
+    write_folder(tmp_path / "test", [(8, 8)], mode="RGBA")
+    train, test = load(tmp_path, "train"), load(tmp_path, "test")
+    assert (train.labels.tolist(), train.converted) == ([0, 0, 1, 1], {"grey": 4})
+    assert (test.labels.tolist(), test.converted) == ([0, 0], {"transparent": 2})
+    for path in sorted((tmp_path / "test").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "test").rmdir()
+    with pytest.raises(ValueError, match="has no 'test' split"):  # train is a split, not a class of a test set
+        load(tmp_path, "test")
+
+
+NAMES = ["b/2.png", "b/10.png", "b/sub/0.png", "b/sub/deep/1.png", "b/sub.png", "B/x.png", "a b/ü.png", "a/z.png"]
+
+
+def test_classes_labels_and_order_are_torchvisions(tmp_path):
+    ours, theirs = load(write_noise(tmp_path, NAMES), side=12), ImageFolder(str(tmp_path))
+    assert list(ours.classes) == theirs.classes == ["B", "a", "a b", "b"]
+    assert ours.labels.tolist() == theirs.targets
+    np.testing.assert_array_equal(ours.images, np.stack([np.asarray(image) for image, _ in theirs]))
+
+
+def test_folders_that_are_none_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere: expected is one sub-folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no image in .*: expected is one sub-folder of images .* \(it is empty\)"):
+        load(tmp_path)
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(ValueError, match=r"no image in .*\(hollow: a class without an image\)"):
+        load(tmp_path)
+    write_noise(tmp_path, ["flat.png"])
+    with pytest.raises(ValueError, match=r"\(flat.png: in no class folder; hollow: a class without an image\)"):
+        load(tmp_path)
+
+
+# Odd files
+
+
+def write_odd(folder):
+    """Write a class of each kind of file that is no plain image, and return what is to be said of them."""
+    write_noise(folder, [f"b/{i}.png" for i in range(3)] + ["in no class.png", ".hidden/0.png", "b/.hidden.png"])
+    for name in ("c/a.txt", "c/b.jpg", "d/only.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    (folder / "c/empty.png").touch()
+    Image.new("CMYK", (8, 8)).save(folder / "c/1.jpg")
+    Image.new("CMYK", (8, 8)).save(folder / "c/2.tif")
+    Image.fromarray(np.full((8, 8), 25700, dtype=np.uint16)).save(folder / "c/3.png")
+    (folder / "a lone class").mkdir()
+    whole = (folder / "b/1.png").read_bytes()
+    (folder / "b/1.png").write_bytes(whole[:200])
+    os.mkfifo(folder / "b/pipe.png")
+    (folder / "b/dead.png").symlink_to("nowhere.png")
+    (folder / "b/loop").symlink_to("loop")
+    return (
+        (".hidden", "hidden"),
+        ("a lone class", "a class without an image"),
+        ("b/.hidden.png", "hidden"),
+        ("b/1.png", "image file is truncated"),
+        ("b/dead.png", "not a file"),
+        ("b/loop", "not a file"),
+        ("b/pipe.png", "not a file"),
+        ("c/a.txt", "not an image"),
+        ("c/b.jpg", "not an image"),
+        ("c/empty.png", "empty"),
+        ("d", "a class without an image"),
+        ("d/only.png", "not an image"),
+        ("in no class.png", "in no class folder"),
+        ("notes.txt", "in no class folder"),
+    )
+
+
+def test_odd_files_are_skipped_and_counted_and_said(tmp_path, capsys):
+    expected = write_odd(tmp_path)
+    found = load(tmp_path, side=12)
+    assert found.skipped == expected
+    assert found.converted == {"16 bit": 1, "CMYK": 2, "grey": 1}
+    assert (found.classes, found.labels.tolist()) == (("b", "c"), [0, 0, 1, 1, 1])
+    for i, name in enumerate(("0.png", "2.png")):
+        np.testing.assert_array_equal(found.images[i], np.asarray(Image.open(tmp_path / "b" / name)))
+    assert found.images[2:, 5, 5].tolist() == [[255] * 3, [255] * 3, [100] * 3]
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: 5 images; 14 skipped (.hidden: hidden, a lone class: a class without an image, b/.hidden.png: "
+        "hidden, …); converted: 16 bit 1, CMYK 2, grey 1\n"
+    )
+
+
+def test_three_skipped_files_are_all_said(tmp_path, capsys):
+    write_noise(tmp_path, ["a/1.png"])
+    for name in "bcd":
+        (tmp_path / "a" / name).touch()
+    load(tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path}: 1 images; 3 skipped (a/b: empty, a/c: empty, a/d: empty)\n"
+
+
+def test_paths_are_told_from_the_folder_also_in_a_split(tmp_path):
+    write_noise(tmp_path, ["train/a/0.png", "train/.x/0.png", "test/a/0.png", "beside.png"])
+    assert load(tmp_path, "train").skipped == (("train/.x", "hidden"),)
+    assert load(tmp_path, "test").skipped == ()
+
+
+def test_the_broken_are_not_counted_as_converted(tmp_path):
+    write_noise(tmp_path, ["a/0.png"])
+    Image.new("L", (300, 300)).save(tmp_path / "a/1.bmp")
+    (tmp_path / "a/1.bmp").write_bytes((tmp_path / "a/1.bmp").read_bytes()[:5000])
+    assert load(tmp_path).converted == {}
+
+
+def test_a_class_that_cannot_be_decoded_is_dropped_and_the_labels_close_up(tmp_path):
+    write_noise(tmp_path, ["a/0.png", "b/0.png", "c/0.png"])
+    (tmp_path / "b/0.png").write_bytes((tmp_path / "b/0.png").read_bytes()[:200])
+    found = load(tmp_path)
+    assert (found.classes, found.labels.tolist()) == (("a", "c"), [0, 1])
+    assert found.skipped == (("b", "a class without an image"), ("b/0.png", "image file is truncated"))
+
+
+def test_a_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    write_noise(tmp_path, ["a/0.png", "b/0.png"])
+    listdir = os.listdir
+
+    def refusing(path):
+        if path == str(tmp_path / "b"):
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    found = load(tmp_path)
+    assert (found.classes, found.skipped) == (("a",), (("b", "Permission denied"),))
+
+
+def test_links_are_followed_but_never_round_and_round(tmp_path):
+    write_noise(tmp_path / "elsewhere", ["0.png", "1.png"])
+    write_noise(tmp_path / "set", ["a/0.png"])
+    (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/a/up").symlink_to(tmp_path / "set")
+    (tmp_path / "set/a/itself").symlink_to(tmp_path / "set/a")
+    found = load(tmp_path / "set")
+    assert (found.classes, found.labels.tolist(), found.skipped) == (("a", "b"), [0, 1, 1], ())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_names_that_no_terminal_takes_are_escaped(tmp_path, capsys):
+    write_noise(tmp_path, ["größe/0.png"])
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(odd)
+    for name in (b"/a\nb.png", b"/\xff.txt"):
+        with open(odd + name, "wb") as file:
+            file.write((tmp_path / "größe/0.png").read_bytes() if name.endswith(b"png") else b"text")
+    found = load(tmp_path)
+    assert (found.classes, found.labels.tolist()) == (("caf\\udce9", "größe"), [0, 1])
+    assert found.skipped == (("caf\\udce9/\\udcff.txt", "not an image"),)
+    capsys.readouterr().out.encode("utf-8")
+
+
+# Larger than memory
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """Return the same folder, of odd files without a broken one, in memory and decoded later."""
+    write_odd(tmp_path)
+    (tmp_path / "b/1.png").unlink()
+    write_noise(tmp_path, [f"b/{i}.png" for i in range(10, 17)], side=20)
+    now = load(tmp_path)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 12 * 8 * 8 * 3 - 1)
+    return now, load(tmp_path)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return the list that every decoded image's side is added to."""
+    sides, photo_square = [], decoding.photo_square
+
+    def counted(image, side):
+        sides.append(side)
+        return photo_square(image, side)
+
+    monkeypatch.setattr(decoding, "photo_square", counted)
+    return sides
+
+
+def test_the_limit_is_the_size_of_the_array(both, tmp_path, monkeypatch):
+    now, later = both
+    assert (len(now), type(now.images), type(later.images)) == (12, np.ndarray, FolderImages)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 12 * 8 * 8 * 3)
+    assert isinstance(load(tmp_path).images, np.ndarray)
+    assert isinstance(load(tmp_path, side=9).images, FolderImages)
+
+
+def test_decoded_later_all_is_the_same(both):
+    now, later = both
+    for name in ("shape", "dtype", "ndim"):
+        assert getattr(now.images, name) == getattr(later.images, name)
+    assert len(now) == len(later) == len(later.images)
+    assert (now.classes, now.skipped, now.converted) == (later.classes, later.skipped, later.converted)
+    np.testing.assert_array_equal(now.labels, later.labels)
+
+
+INDICES = [
+    slice(None),
+    slice(2, 9, 3),
+    slice(None, None, -1),
+    slice(5, 5),
+    slice(8, 99),
+    np.array([7, 0, 0, 11, -1]),
+    np.array([], dtype=int),
+    np.arange(12) % 3 == 0,
+    [3, 1],
+    4,
+    -2,
+    np.int64(9),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_an_index_gives_what_it_gives_of_the_array(both, index):
+    now, later = both
+    found = later.images[index]
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, now.images[index])
+
+
+def test_iteration_ends(both):
+    now, later = both
+    np.testing.assert_array_equal(np.stack(list(later.images)), now.images)
+    with pytest.raises(IndexError):
+        later.images[12]
+
+
+def test_take_selects_without_decoding(both, decoded):
+    now, later = both
+    for index in INDICES[:9]:
+        taken = take(later.images, index)
+        assert isinstance(taken, FolderImages)
+        assert len(taken) == len(take(now.images, index))
+    twice = take(take(later.images, slice(2, None)), np.array([5, 3]))
+    assert decoded == []
+    np.testing.assert_array_equal(twice[:], take(take(now.images, slice(2, None)), np.array([5, 3])))
+    assert decoded == [8, 8]
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(tmp_path, monkeypatch, decoded):
+    write_folder(tmp_path, [(30, 30)] * 5)
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    images = load(tmp_path).images
+    assert (images.shape, decoded) == ((10, 8, 8, 3), [])
+    images[2:5]
+    assert len(decoded) == 3
+    images[np.array([7])]
+    assert len(decoded) == 4
+
+
+def test_prepare_decodes_block_by_block(both, monkeypatch, decoded):
+    now, later = both
+    expected = prepare(now.images, 6, 1, 10)
+    sizes, decode = [], folders.decode
+    monkeypatch.setattr(folders, "decode", lambda paths, side: sizes.append(len(paths)) or decode(paths, side))
+    monkeypatch.setattr("oodlib.data.BLOCK_PIXELS", 5 * 100)
+    assert torch.equal(prepare(later.images, 6, 1, 10), expected)
+    assert sizes == [5, 5, 2]
+    assert len(decoded) == 12
+    assert torch.equal(prepare(take(later.images, np.array([3, 1])), 6, 1, 10), expected[[3, 1]])
+    assert tuple(prepare(take(later.images, slice(0)), 8, 3, 8).shape) == (0, 3, 8, 8)
+
+
+def test_a_file_that_fails_when_decoded_later_is_named(tmp_path, monkeypatch):
+    write_noise(tmp_path, ["a/0.png", "a/1.png"])
+    (tmp_path / "a/1.png").write_bytes((tmp_path / "a/1.png").read_bytes()[:200])
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 0)
+    images = load(tmp_path).images
+    assert images[:1].shape == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"cannot read the image .*/a/1\.png: image file is truncated"):
+        images[:]
+    os.remove(tmp_path / "a/0.png")
+    with pytest.raises(ValueError, match=r"cannot read the image .*/a/0\.png: No such file or directory"):
+        images[0]
+
+
+def test_twice_the_same_whatever_the_number_of_threads(tmp_path, monkeypatch):
+    write_odd(tmp_path)
+    first = read_folder(tmp_path, "test", 9)
+    for n_threads in (1, 3, None):
+        monkeypatch.setattr(os, "cpu_count", lambda n=n_threads: n)
+        again = read_folder(tmp_path, "test", 9)
+        np.testing.assert_array_equal(first[0], again[0])
+        np.testing.assert_array_equal(first[1], again[1])
+        assert first[2:] == again[2:]

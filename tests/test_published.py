@@ -1,0 +1,35 @@
+"""Published figures beside hand-made ones."""
+
+import pytest
+
+from oodlib.published import FIGURES, comparison_table
+
+CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
+
+
+def test_own_figures_are_means_over_the_sets_of_a_group_and_over_seeds(make_results):
+    def auroc(ood, seed, **_):
+        return {"cifar100": 0.7, "tinyimagenet": 0.8, "mnist": 0.9}.get(ood, 1.0) + 0.01 * seed
+
+    results = make_results(auroc, id_datasets=("cifar10",), ood=CIFAR)
+    table = comparison_table(results)
+    assert table[
+        ["id_dataset", "group", "objective", "method", "published", "this study", "n"]
+    ].to_numpy().tolist() == [
+        ["cifar10", "near", "ce", "MDS", 84.2, "76.0 ± 1.0", 3],
+        ["cifar10", "far", "ce", "MDS", 89.7, "91.0 ± 1.0", 3],
+        ["cifar10", "near", "ce", "KNN", 90.6, "76.0 ± 1.0", 3],
+        ["cifar10", "far", "ce", "KNN", 93.0, "91.0 ± 1.0", 3],
+    ]
+    assert set(table["our setting"]) == {"resnet20, 2 epochs"}
+    assert set(table["their setting"]) == {"OpenOOD 1.5, ResNet-18, CE, 100 epochs"}
+
+
+def test_a_study_of_other_images_has_nothing_to_compare(make_results):
+    assert comparison_table(make_results()).empty
+
+
+@pytest.mark.parametrize("method", ["MSP", "MDS", "RMDS", "KNN", "ViM", "CIDER + KNN"])
+def test_each_method_is_there_for_near_and_far_of_both_sets(method):
+    found = [(id_dataset, group) for id_dataset, group, _, _, name, value, _ in FIGURES if name == method]
+    assert sorted(found) == sorted((c, g) for c in ("cifar10", "cifar100") for g in ("near", "far"))

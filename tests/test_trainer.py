@@ -1,0 +1,268 @@
+"""The trainer on 80 tiny digits: a step by hand, every option, randomness that seed, epoch and step alone decide."""
+
+import math
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from oodlib import encoders
+from oodlib import trainer as trainer_module
+from oodlib.data import ImageSet, load_images
+from oodlib.embedding import embed, knn_accuracy
+from oodlib.objectives import OBJECTIVES, Objective
+from oodlib.settings import TrainingConfig, learning_rate_at
+from oodlib.training import make_trainer, train
+
+TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, crop=1.0)  # views are the images
+RATE = 0.5
+
+
+@pytest.fixture(scope="module")
+def few():
+    digits = load_images("digits", "train")
+    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(trainer_module, "has_fast_bfloat16", lambda device: False)
+
+
+def weights(module, buffers=False):
+    """Return copies of a module's parameters by name, or of all its state."""
+    named = module.state_dict() if buffers else dict(module.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def same(some, other):
+    return some.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in some.items())
+
+
+def after_one_step(config, images):
+    """Return a trainer, its weights, the loss of a step of rate RATE on the first batch, and what the step added."""
+    trainer = make_trainer(config, images)
+    trainer.state.encoder.train()
+    trainer.state.optimizer.param_groups[0]["lr"] = RATE
+    before = weights(trainer.state.encoder)
+    loss = trainer.step(torch.arange(32, device=trainer.device))
+    added = {name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()}
+    return trainer, before, loss.item(), added
+
+
+def norm(tensors):
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors.values()))
+
+
+# One step
+
+
+def test_a_step_is_nesterov_sgd_on_the_loss_of_its_images(few, float32):
+    decay = 0.01
+    trainer, before, loss, added = after_one_step(replace(TINY, weight_decay=decay), few)
+    encoder = make_trainer(TINY, few).state.encoder.train()
+    assert same(weights(encoder), before)
+    logits = encoder.classifier(encoder(trainer.x[:32].float() / 255))
+    expected = nn.functional.cross_entropy(logits, trainer.y[:32])
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    for name, weight in encoder.named_parameters():
+        gradient = weight.grad + decay * before[name]
+        torch.testing.assert_close(added[name], -RATE * (gradient + 0.9 * gradient), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 0.2])
+def test_clip_norm_bounds_the_update_and_keeps_its_direction(few, clip_norm):
+    free = after_one_step(replace(TINY, weight_decay=0.0), few)[3]
+    clipped = after_one_step(replace(TINY, weight_decay=0.0, clip_norm=clip_norm), few)[3]
+    gradient = norm(free) / (1.9 * RATE)
+    assert gradient > 2 * clip_norm
+    assert norm(clipped) == pytest.approx(1.9 * RATE * clip_norm, rel=1e-3)
+    inner = sum((free[name].double() * clipped[name]).sum().item() for name in free)
+    assert inner / norm(free) / norm(clipped) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_clip_norm_that_no_gradient_reaches_changes_no_bit(few):
+    assert same(after_one_step(TINY, few)[3], after_one_step(replace(TINY, clip_norm=1e6), few)[3])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_label_smoothing_reaches_the_loss(few, float32, share):
+    trainer, _, loss, _ = after_one_step(replace(TINY, label_smoothing=share), few)
+    encoder = make_trainer(TINY, few).state.encoder.train()
+    log_prob = encoder.classifier(encoder(trainer.x[:32].float() / 255)).double().log_softmax(1)  # (32, 7)
+    own = log_prob[torch.arange(32), trainer.y[:32]]
+    assert loss == pytest.approx(-((1 - share) * own + share * log_prob.mean(1)).mean().item(), rel=1e-5)
+
+
+def test_the_loss_gets_float32_outputs_of_all_views_their_labels_and_the_temperature(few, monkeypatch):
+    seen = []
+
+    def loss(heads, y, temperature, config, memory):
+        assert memory is None
+        seen.append((temperature, {name: (tuple(out.shape), out.dtype) for name, out in heads.items()}, len(y)))
+        return heads["projection"].square().mean()
+
+    monkeypatch.setitem(OBJECTIVES, "simclr", Objective(("projection",), 2, 0.7, loss))
+    for temperature in (0.0, 0.3):
+        after_one_step(replace(TINY, objective="simclr", temperature=temperature), few)
+    outputs = {"projection": ((64, 128), torch.float32)}
+    assert seen == [(0.7, outputs, 32), (0.3, outputs, 32)]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
+    monkeypatch.setattr("oodlib.distributed.world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 32 evenly$"):
+        make_trainer(TINY, few)
+    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 80 evenly$"):
+        make_trainer(replace(TINY, batch_size=99), few)  # 80 images are one batch
+
+
+# Options
+
+
+def test_moving_average_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
+    config, after = replace(TINY, ema_decay=0.75), []
+    trainer = make_trainer(config, few)
+    step = trainer.step
+    monkeypatch.setattr(
+        trainer, "step", lambda batch: (step(batch), after.append(weights(trainer.state.encoder, True)))[0]
+    )
+    for _ in range(config.epochs):
+        trainer.epoch(threading.Event())
+        trainer.end_epoch()
+    assert len(after) == 6
+    for name, average in weights(trainer.result, True).items():
+        if average.is_floating_point():
+            expected = after[0][name].double()
+            for state in after[1:]:
+                expected = 0.75 * expected + 0.25 * state[name].double()
+            torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not same(weights(trainer.result), weights(trainer.state.encoder))
+    assert same(weights(train(config, few)[0], True), weights(trainer.result, True))
+
+
+def test_moving_average_does_not_change_what_is_averaged(few):
+    plain, averaged = (make_trainer(replace(TINY, ema_decay=decay), few) for decay in (0.0, 0.9))
+    for trainer in (plain, averaged):
+        trainer.epoch(threading.Event())
+        trainer.end_epoch()
+    assert plain.result is plain.state.encoder
+    assert same(weights(plain.state.encoder, True), weights(averaged.state.encoder, True))
+
+
+@pytest.mark.parametrize("objective", ["ce", "joint", "cider"])
+def test_frozen_trains_the_heads_alone(few, objective):
+    config = replace(TINY, objective=objective, frozen=True)
+    before = weights(make_trainer(config, few).state.encoder, buffers=True)
+    after = weights(train(config, few)[0], buffers=True)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    heads = {name for name in before if name.startswith(("classifier", "projection"))}
+    assert changed == heads  # running means and variances of the backbone are not
+
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+
+
+class Small(nn.Sequential):
+    """A backbone that compiles in seconds."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 8), nn.BatchNorm1d(8))
+
+
+@pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, float32):
+    monkeypatch.setitem(encoders.ARCHITECTURES, "small", Small)
+    losses = [train(replace(TINY, arch="small", epochs=1, compile=how), few)[1][0]["loss"] for how in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+# Epochs
+
+
+def drawn(trainer, monkeypatch):
+    """Return a list that gets epoch, step, images, seeds and learning rate of every step that the trainer makes."""
+    steps, state, step = [], trainer.state, trainer.step
+
+    def noticed(batch):
+        seeds = trainer.generator.initial_seed(), torch.initial_seed()
+        steps.append((state.epoch, state.step, batch.tolist(), seeds, state.optimizer.param_groups[0]["lr"]))
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "step", noticed)
+    return steps
+
+
+def test_order_and_seeds_are_a_function_of_seed_epoch_and_step(few, monkeypatch):
+    whole, later, other = (make_trainer(replace(TINY, seed=seed), few) for seed in (0, 0, 1))
+    steps, resumed, others = (drawn(trainer, monkeypatch) for trainer in (whole, later, other))
+    for trainer in (whole, other):
+        for _ in range(2):
+            trainer.epoch(threading.Event())
+            trainer.end_epoch()
+    later.state.epoch, later.state.step = 1, 1
+    later.epoch(threading.Event())
+    assert [step[:2] for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert resumed == steps[3:]
+    assert len({seed for step in steps + others for seed in step[3]}) == 8  # one a step
+    assert not {tuple(step[2]) for step in steps} & {tuple(step[2]) for step in others}
+
+
+def test_an_epoch_sees_no_image_twice_and_warms_up_by_the_step(few, monkeypatch):
+    trainer = make_trainer(replace(TINY, batch_size=10), few)
+    steps = drawn(trainer, monkeypatch)
+    trainer.epoch(threading.Event())
+    assert sorted(i for step in steps for i in step[2]) == list(range(80))
+    assert [step[4] for step in steps] == [learning_rate_at(TINY, k / 8) for k in range(1, 9)]
+
+
+def test_an_epoch_ends_after_the_step_in_which_it_is_asked_to_stop(few, monkeypatch):
+    trainer, stop = make_trainer(replace(TINY, batch_size=10), few), threading.Event()
+    steps, step = drawn(trainer, monkeypatch), trainer.step
+    monkeypatch.setattr(trainer, "step", lambda batch: (step(batch), stop.set() if len(steps) == 3 else None)[0])
+    assert not trainer.epoch(stop)
+    assert (trainer.state.epoch, trainer.state.step, len(steps)) == (0, 3, 3)
+    assert (trainer.state.losses != 0).tolist() == [True] * 3 + [False] * 5
+    stop.clear()
+    assert trainer.epoch(stop)
+    assert (trainer.state.step, len(steps)) == (8, 8)
+
+
+def test_the_row_of_an_epoch(few, monkeypatch, capsys):
+    trainer = make_trainer(replace(TINY, batch_size=10, ema_decay=0.9, objective="simclr"), few)
+    trainer.epoch(threading.Event())
+    losses, trainer.state.seconds = trainer.state.losses.clone(), 0.5
+    trainer.end_epoch()
+    (row,) = trainer.state.history
+    z, z_held_out = (embed(trainer.result, x)[0] for x in (trainer.x, trainer.x_held_out))
+    accuracy = knn_accuracy(z, trainer.y.cpu().numpy(), z_held_out, trainer.y_held_out.numpy())
+    assert row == {
+        "epoch": 1,
+        "loss": pytest.approx(losses.mean().item(), rel=1e-6),
+        "knn_accuracy": pytest.approx(accuracy),
+        "learning_rate": TINY.learning_rate,
+        "seconds": 0.5,
+        "images_per_second": 2 * 8 * 10 / 0.5,  # two views of the images of eight batches
+    }
+    assert capsys.readouterr().out.split() == ["1", f"{row['loss']:.4f}", f"{accuracy:.4f}", "0.10000", "0.50", "320"]
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.seconds) == (1, 0, 0.0)
+
+
+def test_the_accuracy_of_a_row_looks_at_some_of_the_images(few, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(trainer_module, "MONITOR_TRAIN", 30)
+    monkeypatch.setattr(trainer_module, "MONITOR_HELD_OUT", 5)
+    monkeypatch.setattr(trainer_module, "embed", lambda encoder, x: looked_at.append(x) or embed(encoder, x))
+    trainer = make_trainer(TINY, few)
+    trainer.epoch(threading.Event())
+    trainer.end_epoch()
+    assert [len(x) for x in looked_at] == [30, 5]
+    assert len(torch.cat(looked_at).flatten(1).unique(dim=0)) == 35
+    assert trainer.state.history[0]["knn_accuracy"] * 5 % 1 == 0
