@@ -1,25 +1,45 @@
 """Trainer: images on the device and a training's state in; the state one step or one epoch on out.
 
-The whole set lies on the device, views are made there in batches, and nothing in a step waits for it. The randomness of
-a step is drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
+The whole set lies on the device, or comes from files through torch's DataLoader where it would not fit. Views are made
+on the device in batches, and but for CIDER's prototypes nothing in a step waits for it. The randomness of a step is
+drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
 """
 
+import os
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
 from oodlib import distributed
 from oodlib.checkpoint import TrainingState
+from oodlib.data import prepare
 from oodlib.device import default_device, has_fast_bfloat16
 from oodlib.embedding import embed, knn_accuracy
 from oodlib.encoders import Encoder
+from oodlib.folders import FolderImages
 from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig, learning_rate_at
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 5000, 1000  # images behind the accuracy of a history row, so that it costs little
+N_WORKERS = min(8, os.cpu_count() or 1)  # processes that decode images from files
+
+
+class LazyImages(Dataset):
+    """Images that stay in files, prepared when a batch asks for them: stands for a tensor (n, 3, s, s) uint8."""
+
+    def __init__(self, encoder: Encoder, images: FolderImages):
+        self.spec, self.images = encoder.spec, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: np.ndarray) -> torch.Tensor:
+        return prepare(self.images[np.asarray(index)], self.spec.side, self.spec.channels, self.spec.input_size)
 
 
 class HeadOutputs(torch.nn.Module):
@@ -36,15 +56,15 @@ class HeadOutputs(torch.nn.Module):
 class Trainer:
     """One training: its images on the device, and its state.
 
-    x (n, 3, s, s) uint8 and y (n,) are trained on, `held_out` are such images and labels for the accuracy of a history
-    row. Raises ValueError for a batch that the processes cannot share evenly.
+    x (n, 3, s, s) uint8, a tensor or LazyImages, and y (n,) are trained on; `held_out` are such images and labels for
+    the accuracy of a history row. Raises ValueError for a batch that the processes cannot share evenly.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
         encoder: Encoder,
-        x: torch.Tensor,
+        x: torch.Tensor | LazyImages,
         y: torch.Tensor,
         held_out: tuple[torch.Tensor, torch.Tensor],
     ):
@@ -52,8 +72,9 @@ class Trainer:
         self.batch_size = min(config.batch_size, len(x))
         if self.batch_size % distributed.world_size():
             raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
-        self.x, self.y = x.to(self.device), y.to(self.device)
-        self.x_held_out, self.y_held_out = (part[:MONITOR_HELD_OUT] for part in held_out)
+        self.x = x.to(self.device) if isinstance(x, torch.Tensor) else x
+        self.y = y.to(self.device)
+        self.x_held_out, self.y_held_out = held_out
         self.generator = torch.Generator(self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
         self.state = self._first_state(encoder)
@@ -81,13 +102,19 @@ class Trainer:
         """The encoder as it is now: the moving average where there is one."""
         return self.state.encoder if self.state.average is None else self.state.average.module
 
-    def step(self, batch: torch.Tensor) -> torch.Tensor:
-        """Train one step on the images of these indices (n,), which all processes share; return its loss.
+    def _images(self, batches: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield this process's images of each batch, indices (steps, n), on the device."""
+        shares = [distributed.share(batch) for batch in batches]
+        if isinstance(self.x, torch.Tensor):
+            yield from (self.x[share] for share in shares)
+        else:
+            cuda = self.device.type == "cuda"
+            loader = DataLoader(self.x, batch_size=None, sampler=shares, num_workers=N_WORKERS, pin_memory=cuda)
+            yield from (images.to(self.device, non_blocking=True) for images in loader)
 
-        The incomplete last batch of an epoch is left out.
-        """
+    def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
         state, config, objective = self.state, self.config, self.objective
-        images = self.x[distributed.share(batch)]
         views = torch.cat([config.views(images, self.generator) for _ in range(objective.n_views)])
         with self.autocast:
             heads = self.network(views.contiguous(memory_format=torch.channels_last))
@@ -103,23 +130,26 @@ class Trainer:
         return loss.detach()
 
     def epoch(self, stop: threading.Event) -> bool:
-        """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end."""
+        """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end.
+
+        The incomplete last batch is left out.
+        """
         state, config = self.state, self.config
         n_steps = len(state.losses)
         order = torch.from_numpy(np.random.default_rng((config.seed, state.epoch)).permutation(len(self.x)))
-        order = order.to(self.device)
+        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
         state.encoder.train()
         if config.frozen:
             state.encoder.backbone.eval()
         start = time.perf_counter() - state.seconds
-        while state.step < n_steps:
+        batches = batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
+        for batch, images in zip(batches, self._images(batches), strict=True):
             seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
             torch.manual_seed(seed)  # dropout
             self.generator.manual_seed(seed)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
-            batch = order[state.step * self.batch_size : (state.step + 1) * self.batch_size]
-            state.losses[state.step] = self.step(batch)
+            state.losses[state.step] = self.step(batch.to(self.device), images)
             state.step += 1
             if distributed.anywhere(stop.is_set()):
                 break

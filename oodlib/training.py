@@ -9,12 +9,14 @@ import torch
 
 from oodlib import distributed
 from oodlib.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
-from oodlib.data import ImageSet, prepare
+from oodlib.data import ImageSet, prepare, take
 from oodlib.encoders import Encoder, EncoderSpec, pretrained_config, save_encoder
+from oodlib.folders import FolderImages, Images
 from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig
-from oodlib.trainer import Trainer, print_header, print_row
+from oodlib.trainer import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
 
+SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
 CHECKPOINT, SNAPSHOTS = "checkpoint.safetensors", "snapshots"  # in a run's folder
 
 
@@ -42,7 +44,7 @@ def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
         about = pretrained_config(config.arch)
         mean, std = tuple(about["mean"]), tuple(about["std"])
     else:
-        mean, std = _mean_and_std(prepare(images.images, side, channels, input_size))
+        mean, std = _mean_and_std(prepare(_some(images.images), side, channels, input_size))
     return EncoderSpec(
         config.arch,
         images.classes,
@@ -66,6 +68,13 @@ def _mean_and_std(prepared: torch.Tensor) -> tuple[tuple[float, ...], tuple[floa
     return mean, std
 
 
+def _some(images: Images) -> Images:
+    """Return the images that colours are measured with: all, or where they lie in files so many, evenly spread."""
+    if not isinstance(images, FolderImages):
+        return images
+    return images.take(np.linspace(0, len(images) - 1, min(SPEC_IMAGES, len(images))).astype(int))
+
+
 def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
     """Return the trainer of a configuration on an ID set, at its start. Raises ValueError for too small a set."""
     index, held_out = split_calibration(images, config.calibration_fraction)
@@ -73,9 +82,11 @@ def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
         raise ValueError(f"{images.name} is too small to train on: {len(images)} images, {len(images.classes)} classes")
     torch.manual_seed(config.seed)
     encoder = Encoder(encoder_spec(config, images), config.pretrained)
-    parts = (index, np.random.default_rng(0).permutation(held_out))  # permuted: the trainer looks at the first ones
-    own, other = ((encoder.prepare(images.images[i]), torch.from_numpy(images.labels[i])) for i in parts)
-    return Trainer(config, encoder, *own, other)
+    x = take(images.images, index)
+    x = LazyImages(encoder, x) if isinstance(x, FolderImages) else encoder.prepare(x)
+    shown = np.random.default_rng(0).permutation(held_out)[:MONITOR_HELD_OUT]
+    x_held_out, y_held_out = encoder.prepare(take(images.images, shown)), torch.from_numpy(images.labels[shown])
+    return Trainer(config, encoder, x, torch.from_numpy(images.labels[index]), (x_held_out, y_held_out))
 
 
 def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) -> tuple[Encoder, list[dict]]:

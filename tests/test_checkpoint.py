@@ -82,11 +82,11 @@ def train_until(n_steps, config, images, folder):
     """Train; in the last of `n_steps` steps this process gets SIGTERM. Something else handles it in the end."""
     steps, step = [], Trainer.step
 
-    def interrupted(trainer, batch):
+    def interrupted(trainer, *batch):
         steps.append(batch)
         if len(steps) == n_steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(trainer, batch)
+        return step(trainer, *batch)
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
@@ -148,11 +148,11 @@ def test_stopped_by_sigterm_and_resumed_it_is_the_training_without_a_break(few, 
 def test_resumed_after_an_error_it_goes_on_from_the_last_epoch_that_was_due(few, trainers, tmp_path, monkeypatch):
     config, steps, step = replace(TINY, epochs=4, checkpoint_epochs=2), [], Trainer.step
 
-    def failing(trainer, batch):
+    def failing(trainer, *batch):
         steps.append((trainer.state.epoch, trainer.state.step))
         if len(steps) == 8:
             raise MemoryError
-        return step(trainer, batch)
+        return step(trainer, *batch)
 
     monkeypatch.setattr(Trainer, "step", failing)
     with pytest.raises(MemoryError):

@@ -49,7 +49,7 @@ def first_step(config):
     """Return the loss of the first step on 32 images, the gradient it leaves, and CIDER's memory."""
     with fixed_views():
         trainer = make_trainer(config, few_digits())
-        loss = trainer.step(torch.arange(32)).item()
+        loss = trainer.step(torch.arange(32), trainer.x[distributed.share(torch.arange(32))]).item()
     gradient = torch.cat([p.grad.flatten() for p in trainer.state.encoder.parameters()])
     return loss, gradient, trainer.state.memory.values if trainer.state.memory else torch.zeros(0)
 
@@ -59,7 +59,7 @@ def running_mean(batch):
     with fixed_views():
         trainer = make_trainer(TrainingConfig(**RESNET), few_digits())
         trainer.state.encoder.train()
-        trainer.step(batch)
+        trainer.step(batch, trainer.x[distributed.share(batch)])
     return trainer.state.encoder.backbone.bn1.running_mean
 
 
@@ -101,7 +101,7 @@ def steps_until_rank_1_stops():
     """Return seed and images of every step, the number of steps and whether it was the epoch's end."""
     trainer, stop, steps = make_trainer(TrainingConfig(**VIT), few_digits()), threading.Event(), []
     step = trainer.step
-    trainer.step = lambda batch: steps.append((trainer.generator.initial_seed(), batch.tolist())) or step(batch)
+    trainer.step = lambda batch, x: steps.append((trainer.generator.initial_seed(), batch.tolist())) or step(batch, x)
     if distributed.rank() == 1:
         stop.set()
     ended = trainer.epoch(stop)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from oodlib import encoders
+from oodlib import encoders, training
 from oodlib import trainer as trainer_module
 from oodlib.data import ImageSet, load_images
 from oodlib.embedding import embed, knn_accuracy
@@ -49,7 +49,7 @@ def after_one_step(config, images):
     trainer.state.encoder.train()
     trainer.state.optimizer.param_groups[0]["lr"] = RATE
     before = weights(trainer.state.encoder)
-    loss = trainer.step(torch.arange(32, device=trainer.device))
+    loss = trainer.step(torch.arange(32, device=trainer.device), trainer.x[:32])
     added = {name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()}
     return trainer, before, loss.item(), added
 
@@ -130,7 +130,9 @@ def test_moving_average_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
     trainer = make_trainer(config, few)
     step = trainer.step
     monkeypatch.setattr(
-        trainer, "step", lambda batch: (step(batch), after.append(weights(trainer.state.encoder, True)))[0]
+        trainer,
+        "step",
+        lambda batch, images: (step(batch, images), after.append(weights(trainer.state.encoder, True)))[0],
     )
     for _ in range(config.epochs):
         trainer.epoch(threading.Event())
@@ -191,10 +193,10 @@ def drawn(trainer, monkeypatch):
     """Return a list that gets epoch, step, images, seeds and learning rate of every step that the trainer makes."""
     steps, state, step = [], trainer.state, trainer.step
 
-    def noticed(batch):
+    def noticed(batch, images):
         seeds = trainer.generator.initial_seed(), torch.initial_seed()
         steps.append((state.epoch, state.step, batch.tolist(), seeds, state.optimizer.param_groups[0]["lr"]))
-        return step(batch)
+        return step(batch, images)
 
     monkeypatch.setattr(trainer, "step", noticed)
     return steps
@@ -226,7 +228,9 @@ def test_an_epoch_sees_no_image_twice_and_warms_up_by_the_step(few, monkeypatch)
 def test_an_epoch_ends_after_the_step_in_which_it_is_asked_to_stop(few, monkeypatch):
     trainer, stop = make_trainer(replace(TINY, batch_size=10), few), threading.Event()
     steps, step = drawn(trainer, monkeypatch), trainer.step
-    monkeypatch.setattr(trainer, "step", lambda batch: (step(batch), stop.set() if len(steps) == 3 else None)[0])
+    monkeypatch.setattr(
+        trainer, "step", lambda batch, images: (step(batch, images), stop.set() if len(steps) == 3 else None)[0]
+    )
     assert not trainer.epoch(stop)
     assert (trainer.state.epoch, trainer.state.step, len(steps)) == (0, 3, 3)
     assert (trainer.state.losses != 0).tolist() == [True] * 3 + [False] * 5
@@ -258,7 +262,7 @@ def test_the_row_of_an_epoch(few, monkeypatch, capsys):
 def test_the_accuracy_of_a_row_looks_at_some_of_the_images(few, monkeypatch):
     looked_at = []
     monkeypatch.setattr(trainer_module, "MONITOR_TRAIN", 30)
-    monkeypatch.setattr(trainer_module, "MONITOR_HELD_OUT", 5)
+    monkeypatch.setattr(training, "MONITOR_HELD_OUT", 5)
     monkeypatch.setattr(trainer_module, "embed", lambda encoder, x: looked_at.append(x) or embed(encoder, x))
     trainer = make_trainer(TINY, few)
     trainer.epoch(threading.Event())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from oodlib import folders, training
 from oodlib.data import ImageSet, load_images
 from oodlib.encoders import load_encoder
 from oodlib.objectives import OBJECTIVES, Objective
@@ -243,3 +244,26 @@ def test_loss_that_turns_nan_stops_at_its_epoch_and_step_also_when_resumed(few, 
 def test_set_that_is_too_small(counts, said):
     with pytest.raises(ValueError, match=f"noise is too small to train on: {said}"):
         train(TINY, noise(counts))
+
+
+def test_images_that_stay_in_files_give_the_weights_of_those_in_memory(few, tmp_path, monkeypatch):
+    from PIL import Image
+
+    for i, (image, label) in enumerate(zip(few.images, few.labels, strict=True)):
+        path = tmp_path / "train" / str(label) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    name = f"folder:{tmp_path}@8"
+    config = replace(TINY, objective="simclr", jitter=0.4, epochs=2)
+    in_memory = load_images(name, "train")
+    monkeypatch.setattr(folders, "IN_MEMORY_BYTES", 1000)
+    in_files = load_images(name, "train")
+    assert isinstance(in_files.images, folders.FolderImages)
+    (first, history), (other, history_other) = (train(config, images) for images in (in_memory, in_files))
+    state = first.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+    assert [row["loss"] for row in history] == [row["loss"] for row in history_other]
+    assert other.spec == first.spec
+    monkeypatch.setattr(training, "SPEC_IMAGES", 30)  # colours of a part of them are close to those of all
+    assert encoder_spec(config, in_files).mean == pytest.approx(first.spec.mean, abs=0.05)
+    assert encoder_spec(config, in_memory) == first.spec
