@@ -39,10 +39,19 @@ def release(z) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def array_module(z):
+    """Return the module, NumPy or torch, whose functions take z, so that one formula is for arrays and tensors."""
+    if isinstance(z, np.ndarray):
+        return np
+    import torch
+
+    return torch
+
+
 def to_unit_norm(z: np.ndarray) -> np.ndarray:
-    """Return the rows of z (n, d) at unit length; a zero row stays zero, at cosine distance 1 of everything."""
-    norms = np.linalg.norm(z, axis=1, keepdims=True)
-    return z / np.where(norms > 0, norms, 1).astype(z.dtype)
+    """Return the rows of z (n, d), array or tensor, at unit length; a zero row stays zero, at distance 1 of all."""
+    norms = array_module(z).linalg.norm(z, axis=1, keepdims=True)
+    return z / (norms + (norms == 0))
 
 
 class UnitRows:

@@ -71,7 +71,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
     white = _white(image)
     image.load()
     with suppress(Exception):  # where EXIF is broken the image is taken as it is stored
-        ImageOps.exif_transpose(image, in_place=True)
+        image = ImageOps.exif_transpose(image)
     if white is not None:
         return Image.fromarray(np.rint(np.asarray(image) * (255 / white)).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

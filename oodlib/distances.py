@@ -2,7 +2,8 @@
 
 Every distance is fitted to a state, a dictionary of arrays (so that a detector is arrays and nothing else), and
 measured to (n, K) distances, smaller is closer. Sums that decide (means, covariances) are float64; products over all
-samples are float32, or float64 where the embeddings are, after centring.
+samples are float32, or float64 where the embeddings are, after centring. Fits take arrays; measures take arrays, or
+tensors with a state of tensors, in which `oodlib.model` has them.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from oodlib.blocks import UnitRows, read_blocks, to_unit_norm, working_dtype
+from oodlib.blocks import UnitRows, array_module, read_blocks, to_unit_norm, working_dtype
 from oodlib.moments import Moments
 
 State = dict[str, np.ndarray]
@@ -64,10 +65,11 @@ def fit_distances(names: list[str], z: np.ndarray, assignments: np.ndarray, n_cl
 
 def squared_distances(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Return the squared Euclidean distances (n, K) of z (n, d) to centers (K, d), both near the origin."""
+    xp = array_module(z)
     distances = z @ (-2 * centers.T)
-    distances += np.einsum("nd,nd->n", z, z)[:, None]
+    distances += xp.einsum("nd,nd->n", z, z)[:, None]
     distances += (centers**2).sum(axis=1)
-    return np.maximum(distances, 0, out=distances)
+    return xp.clip(distances, 0, None, out=distances)
 
 
 def fit_euclidean(moments: Moments) -> State:
@@ -147,12 +149,9 @@ def _inverse_root(covariance: np.ndarray, fourth_power: float, n: int, shrink: b
 
 def measure_per_cluster(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared Mahalanobis distances (n, K), each under its cluster's own covariance."""
-    x = (z - state["origin"]) @ state["whiten"]
-    distances = np.empty((len(z), len(state["centers"])), x.dtype)
-    for k, (center, factor) in enumerate(zip(state["centers"], state["factors"], strict=True)):
-        white = (x - center) @ factor
-        np.einsum("nr,nr->n", white, white, out=distances[:, k])
-    return distances
+    xp, x = array_module(z), (z - state["origin"]) @ state["whiten"]
+    whites = ((x - center) @ factor for center, factor in zip(state["centers"], state["factors"], strict=True))
+    return xp.stack([xp.einsum("nr,nr->n", white, white) for white in whites], axis=1)
 
 
 def to_log_density(distances: np.ndarray, state: State) -> np.ndarray:
@@ -173,7 +172,7 @@ def fit_relative(moments: Moments) -> State:
 def measure_relative(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared tied Mahalanobis distances (n, K) minus that to the Gaussian of all; they may be negative."""
     background = (z - state["origin"]) @ state["background"]
-    return measure_mahalanobis(z, state) - np.einsum("nr,nr->n", background, background)[:, None]
+    return measure_mahalanobis(z, state) - array_module(z).einsum("nr,nr->n", background, background)[:, None]
 
 
 DISTANCES = {

@@ -310,3 +310,12 @@ def test_exif_behind_the_pixels_is_applied_too(tmp_path):
     chunks.sort(key=lambda chunk: [b"IHDR", b"IDAT", b"eXIf", b"IEND"].index(chunk[4:8]))
     (tmp_path / "a.png").write_bytes(data[:8] + b"".join(chunks))
     np.testing.assert_array_equal(one(tmp_path / "a.png", 40)[0], picture()[::-1, ::-1])
+
+
+def test_the_callers_image_stays_as_it_is():
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    image.getexif()[0x0112] = 6  # turn a quarter
+    before = np.asarray(image).copy()
+    turned = photo_square(image.copy(), 2)
+    assert np.array_equal(photo_square(image, 2), turned)
+    assert np.array_equal(np.asarray(image), before)
