@@ -150,7 +150,7 @@ def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studi
         started = {n: pool.submit(execute, notebooks / f"{n}.ipynb", notebooks, parameters[n]) for n in parameters}
     printed = {name: future.result() for name, future in started.items()}
     assert f"{RUN} is trained already" in printed["01_train"]
-    assert "accuracy on the ID test images: {'nearest_class_mean':" in printed["04_evaluate"]
+    assert "accuracy on the ID test images: {'classifier':" in printed["04_evaluate"]
     assert "4 complete runs; incomplete, and left out: none" in printed["05_report"]
     changed = {name for name, state in studied_copy.files().items() if before.get(name, [0, 0])[1] != state[1]}
     assert {name for name in changed if not name.startswith("outputs/small/report/")} == set()

@@ -92,6 +92,14 @@ def test_speed_and_memory_are_the_measured_ones():
             assert f"\n| {row.benchmark} | {row.data} | {row.megabytes:,.0f} |\n" in README
 
 
+def test_speed_of_training_is_the_measured_one():
+    table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "training.csv")
+    for row in table.itertuples():
+        rates = f"{row.ours_images_per_second:,.0f} | {row.other_images_per_second:,.0f}"
+        what = f"{row.network}, batch {row.batch} | {row.data}"
+        assert f"\n| {what} | {rates} | {row.other} | {row.ratio:.2f} |\n" in README
+
+
 def test_what_predicts_is_as_committed():
     table = pd.read_csv(REPORT / "predictors.csv")
     quoted = re.findall(r"([a-z][a-z0-9_]+) ([+-]\d\.\d\d) near, ([+-]\d\.\d\d) far", " ".join(README.split()))
