@@ -1,4 +1,4 @@
-"""The command line: python -m oodlib [STUDY] runs a study; python -m oodlib train STUDY trains its encoders alone."""
+"""The command line: python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, list shows names."""
 
 import argparse
 import os
@@ -8,6 +8,8 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for; return the exit status: 0 done, 1 some run failed, 2 the request is wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["list"]:
+        return list_names()
     training = arguments[:1] == ["train"]
     parser = argparse.ArgumentParser("python -m oodlib" + " train" * training, description=__doc__)
     if training:
@@ -50,6 +52,15 @@ def run(study: str, jobs: int, dask: str | None) -> int:
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def list_names() -> int:
+    """Print all that can be named in a study."""
+    from oodlib.names import names
+
+    for parameter, known in names().items():
+        print(f"{parameter}: {', '.join(known)}")
+    return 0
 
 
 def train_only(study: str, name: str | None) -> int:

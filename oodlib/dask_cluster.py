@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from oodlib.execution import Tell, do_run
 from oodlib.files import project_root
+from oodlib.runs import Run
 from oodlib.study import PlannedRun, StudyError
 
 if TYPE_CHECKING:
@@ -67,29 +68,37 @@ async def _identity(address: str) -> dict:
 
 def do_run_on(client: "Client", tell: Tell) -> Callable[[PlannedRun], str]:
     """Return a function that does as `do_run` on a worker, waits for it, and raises what dask gives it up for."""
-    root, data_root = project_root(), os.environ.get("OODLIB_DATA", "")  # a worker's environment is another
     topic = f"oodlib-{uuid4().hex}"
+    where = (str(project_root()), os.environ.get("OODLIB_DATA", ""), topic)  # a worker's environment is another
     client.subscribe_topic(topic, lambda event: tell(tuple(event[1])))
+
+    def begin(*arguments):  # nested, so that dask sends its code: a worker without this package can say so
+        from oodlib.dask_cluster import do_run_of
+
+        return do_run_of(*arguments)
 
     def do_one(plan: PlannedRun) -> str:
         key = f"{plan.run.name}-{uuid4().hex}"  # as it stands in dask's dashboard
+        about = (plan.run.study, plan.run.name, plan.parameters)
         try:
-            return client.submit(_do_run_on_worker, plan, root, data_root, topic, key=key, pure=False).result()
+            return client.submit(begin, *where, *about, key=key, pure=False).result()
         except CancelledError:
             return "the connection to the scheduler is lost; the next call goes on from here"
 
     return do_one
 
 
-def _do_run_on_worker(plan: PlannedRun, root: Path, data_root: str, topic: str) -> str:
+def do_run_of(root: str, data_root: str, topic: str, study: str, name: str, parameters: dict[str, dict]) -> str:
+    """Bring a run through its steps on this worker, in the project at `root`; return what failed, empty where none."""
     from distributed import get_worker
     from filelock import FileLock
 
     worker = get_worker()
-    if not root.is_dir():
+    if not Path(root).is_dir():
         return f"worker {worker.address} has no folder {root}; workers must see the caller's files"
     os.chdir(root)
-    plan.run.path.mkdir(parents=True, exist_ok=True)
+    run = Run(study, name)
+    run.path.mkdir(parents=True, exist_ok=True)
     # a worker that dask has given up, or whose caller was stopped, may still be at this run
-    with FileLock(plan.run.path / "run.lock"):
-        return do_run(plan, lambda event: worker.log_event(topic, event), data_root)
+    with FileLock(run.path / "run.lock"):
+        return do_run(PlannedRun(run, parameters), lambda event: worker.log_event(topic, event), data_root)

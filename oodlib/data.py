@@ -74,7 +74,7 @@ def load_images(name: str, split: str = "test", root: str | Path | None = None) 
         if name in TORCHVISION:
             _check_split(name, split, TORCHVISION[name][1])
             fetch(name, split, path)
-        elif name in _names(root):
+        elif name in stored_names(root):
             raise FileNotFoundError(f"{path} is not there: {name!r} has only its other split in {root}")
         else:
             raise ValueError(_unknown(name, root))
@@ -156,13 +156,13 @@ def _check_split(name: str, split: str, splits: dict) -> None:
         raise ValueError(f"{name!r} has no {split!r} split, only {' and '.join(map(repr, splits))}")
 
 
-def _names(root: Path) -> set[str]:
+def stored_names(root: Path) -> set[str]:
     """Return the names of the sets whose npz files are in a root."""
     return {path.name.removesuffix(f"-{split}.npz") for split in SPLITS for path in root.glob(f"*-{split}.npz")}
 
 
 def _unknown(name: str, root: Path) -> str:
-    there = ", ".join(sorted(_names(root) - set(TORCHVISION))) or "none"
+    there = ", ".join(sorted(stored_names(root) - set(TORCHVISION))) or "none"
     return (
         f"unknown image set {name!r}: allowed are {', '.join(BUNDLED)}, noise:SIDE (bundled), {', '.join(TORCHVISION)} "
         f"(torchvision), {there} (npz files in {root}) and folder:PATH[@SIDE]"

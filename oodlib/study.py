@@ -20,6 +20,7 @@ from oodlib.runs import Run, run_name
 
 NOTEBOOKS = {"train": "01_train", "embed": "02_embed", "cluster": "03_clusters", "evaluate": "04_evaluate"}
 REPORT = "05_report"
+STUDIES = "notebooks/studies"
 NOT_STUDIED = ("study", "run", "data_root")  # parameters that say where things are; they decide no result
 
 
@@ -35,10 +36,14 @@ class StudyError(ValueError):
     """A study that cannot be run as it is written; the message says what to change."""
 
 
+def study_names() -> list[str]:
+    """Return the names of the studies in notebooks/studies."""
+    return sorted(path.stem for path in (project_root() / STUDIES).glob("*.yaml"))
+
+
 def study_path(study: str) -> Path:
     """Return the YAML file of a study. Raises StudyError naming the known ones."""
-    folder = project_root() / "notebooks" / "studies"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    folder, known = project_root() / STUDIES, study_names()
     if study not in known:
         where = (
             f"known: {', '.join(known)}" if known else f"there are none in {folder}; start it in the project's folder"

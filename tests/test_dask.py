@@ -93,12 +93,12 @@ def test_a_run_that_fails_is_named_and_the_others_finish(fast, cluster, capsys):
 
 
 def test_a_run_that_dask_gives_up_is_named(fast, cluster, monkeypatch):
-    def give_up(plan, *_):
-        if plan.run.name == RUNS[0]:
-            raise distributed.KilledWorker(plan.run.name, SimpleNamespace(address="tcp://w"), 3)
+    def give_up(root, data_root, topic, study, name, parameters):
+        if name == RUNS[0]:
+            raise distributed.KilledWorker(name, SimpleNamespace(address="tcp://w"), 3)
         return ""
 
-    monkeypatch.setattr(dask_cluster, "_do_run_on_worker", give_up)
+    monkeypatch.setattr(dask_cluster, "do_run_of", give_up)
     (failure,) = run_study("fast", dask=cluster.scheduler_address)
     assert failure.startswith(f"{RUNS[0]}: KilledWorker: ")
     assert "workers died while running it" in failure
@@ -159,6 +159,12 @@ def test_a_worker_that_does_not_see_the_files_says_so(fast, cluster, monkeypatch
     assert len(failures) == 2
     assert {failure.split(": ", 1)[1] for failure in failures} <= set(said)
     assert fast.log == []
+
+
+def test_a_worker_that_lacks_this_package_says_so(fast, cluster, monkeypatch):
+    monkeypatch.setitem(sys.modules, "oodlib.dask_cluster", None)
+    why = "ModuleNotFoundError: import of oodlib.dask_cluster halted; None in sys.modules"
+    assert sorted(run_study("fast", dask=cluster.scheduler_address)) == [f"{run}: {why}" for run in RUNS]
 
 
 def refuse(fast, capsys, address: str) -> str:
@@ -228,9 +234,8 @@ def processes(tmp_path):
         yield SimpleNamespace(address=json.loads(file.read_text())["address"], started=started)
     finally:
         for process in started.values():
-            process.terminate()
-        for process in started.values():
-            process.wait(30)
+            process.kill()  # terminated, a worker would wait for its scheduler
+            process.wait()
 
 
 def worker_of(address: str, run: str) -> str:
@@ -240,26 +245,25 @@ def worker_of(address: str, run: str) -> str:
         return client.scheduler_info()["workers"][busy]["name"]
 
 
-def test_a_run_survives_its_worker_and_gives_the_bytes_of_a_local_study(studied, project, processes, tmp_path):
+def test_a_run_survives_its_worker_and_gives_the_bytes_of_a_local_study(
+    studied, project, processes, monkeypatch, capsys
+):
+    monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: True)  # it is the caller's
     project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
-    run = project.run_folder("small", RUNS[0])
-    with (tmp_path / "printed.txt").open("w") as printed:
-        command = project.arguments("small", "--dask", processes.address)
-        caller = subprocess.Popen(command, cwd=project.root, stdout=printed, stderr=printed)
-    try:
-        wait_for(lambda: (run / "04_evaluate.partial.ipynb").exists() or caller.poll() is not None)
-        processes.started[worker_of(processes.address, RUNS[0])].kill()
-        assert not (run / "04_evaluate.ipynb").exists(), "the run was over before its worker could be killed"
-        before = json.loads((run / "config.json").read_text())
-        assert caller.wait(600) == 0
-    finally:
-        caller.kill()
-    said = (tmp_path / "printed.txt").read_text()
-    assert f"{RUNS[0]} 04_evaluate starts again, its worker is gone" in said
+    run = Run("small", RUNS[0])
+    with ThreadPoolExecutor(1) as pool:
+        study = pool.submit(run_study, "small", 0, processes.address)
+        wait_for(lambda: (run.path / "04_evaluate.partial.ipynb").exists() or study.done())
+        processes.started[worker_of(processes.address, run.name)].kill()
+        assert not (run.path / "04_evaluate.ipynb").exists(), "the run was over before its worker could be killed"
+        before = run.record
+        assert study.result() == []
+    said = capsys.readouterr().out
+    assert f"{run.name} 04_evaluate starts again, its worker is gone" in said
     assert "[  8/8] " in said
     for step in ("train", "embed", "cluster"):  # with their seconds: none was done again
-        assert Run("small", RUNS[0]).record[step] == before[step]
-        assert said.count(f"{RUNS[0]} {NOTEBOOKS[step]} in ") == 1
+        assert run.record[step] == before[step]
+        assert said.count(f"{run.name} {NOTEBOOKS[step]} in ") == 1
     for name in RUNS:
         done, undisturbed = project.run_folder("small", name), studied.run_folder("small", name)
         for file in ("metrics.csv", "clusters.csv", "encoder.safetensors"):

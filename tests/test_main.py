@@ -166,3 +166,19 @@ def test_an_explosion_in_training_alone_is_status_2_and_says_what_to_try(project
     project.write_study("tried", "parameters: {epochs: 1, learning_rate: 1.0e+30, batch_size: 256}")
     assert main(["train", "tried"]) == 2
     assert "the loss is no longer finite" in capsys.readouterr().err
+
+
+def test_list_shows_all_that_can_be_named(project, capsys):
+    (project.root / "data").mkdir()
+    (project.root / "data" / "mine-test.npz").touch()
+    assert main(["list"]) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    named = {parameter: text.split(", ") for parameter, text in lines.items()}
+    assert named["studies"] == ["cifar", "cifar-small", "digits"]
+    assert {"digits", "noise:SIDE", "cifar10", "mine", "folder:PATH[@SIDE]"} <= set(named["image sets"])
+    assert named["objective"] == ["ce", "simclr", "supcon", "joint", "cider"]
+    assert {"kmeans", "gmm"} <= set(named["clusterings"])
+    assert {"cosine", "mahalanobis"} <= set(named["distances"])
+    assert named["thresholds"] == ["global", "per-cluster", "conformal", "conformal-cluster"]
+    assert named["choice_rules"] == ["left-out classes", "virtual outliers"]
+    assert "resnet18" in named["arch"]

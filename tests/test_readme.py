@@ -8,13 +8,21 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from oodlib.clustering import CLUSTERINGS
 from oodlib.data import load_images
+from oodlib.distances import DISTANCES
+from oodlib.encoders import ARCHITECTURES
 from oodlib.metrics import auroc
+from oodlib.objectives import OBJECTIVES
+from oodlib.scoring import ClusterDetector
+from oodlib.settings import TrainingConfig
 from oodlib.study import read_study
+from oodlib.training import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -115,10 +123,39 @@ def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+@pytest.fixture
+def _registries():
+    """What an example adds to the dictionaries of names is gone after the test."""
+    kept = [(registry, dict(registry)) for registry in (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES)]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.usefixtures("_registries")
+@pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OODLIB_DATA", raising=False)
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.usefixtures("_registries")
+def test_what_the_examples_add_works_like_the_rest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), {})
+    config = TrainingConfig(arch="tiny", objective="brier", epochs=1, input_size=8)
+    encoder, history = train(config, load_images("digits", "train"))
+    assert 0 < history[0]["loss"] < 6 / 7 / 7 * 1.5  # uniform guesses of 7 classes have 6/49
+    z, y = np.random.default_rng(0).normal(size=(60, 4)) + 5 * np.eye(3, 4)[np.arange(60) % 3], np.arange(60) % 3
+    detector = ClusterDetector(clustering="birch", n_clusters=3, distance="manhattan").fit(z)
+    expected = -np.abs(z[:, None] - np.stack([z[y == c].mean(axis=0) for c in range(3)])).sum(axis=2).min(axis=1)
+    np.testing.assert_allclose(detector.score_samples(z), expected)
 
 
 def test_raw_pixels_tell_the_near_set_as_the_readme_says():

@@ -1,0 +1,29 @@
+"""Names: nothing in; all that can be named in a study, by the parameter that takes it, out."""
+
+from oodlib.bundled import BUNDLED
+from oodlib.choices import RULES
+from oodlib.clustering import CLUSTERINGS
+from oodlib.data import data_root, stored_names
+from oodlib.distances import DISTANCES
+from oodlib.readers import TORCHVISION
+from oodlib.study import study_names
+from oodlib.thresholds import THRESHOLDS
+
+
+def names() -> dict[str, list[str]]:
+    """Return the names by parameter; "image sets" stand for id_dataset, near_ood, far_ood and sanity_ood."""
+    from oodlib.encoders import ARCHITECTURES
+    from oodlib.objectives import OBJECTIVES
+
+    bundled = [name for name in BUNDLED if name != "noise"] + ["noise:SIDE"]
+    stored = sorted(stored_names(data_root()) - set(TORCHVISION))
+    return {
+        "studies": study_names(),
+        "image sets": [*bundled, *TORCHVISION, *stored, "folder:PATH[@SIDE]"],
+        "arch": [*ARCHITECTURES, "any name of timm.list_models()"],
+        "objective": list(OBJECTIVES),
+        "clusterings": list(CLUSTERINGS),
+        "distances": list(DISTANCES),
+        "thresholds": list(THRESHOLDS),
+        "choice_rules": list(RULES),
+    }
