@@ -1,0 +1,214 @@
+"""Gallery: the parts of your images, their embeddings and a detector in; pictures, and the table behind them, out.
+
+What a person should look at: the most and the least normal images, labels that the neighbours contradict, the same
+image in two parts, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from oodlib.blocks import to_unit_norm
+from oodlib.detector import Detector
+from oodlib.drift import Drift
+from oodlib.figures import ID_COLOR, draw_projection, nothing_figure, ood_colors
+from oodlib.neighbors import kneighbors
+from oodlib.product import Embedded, pca_basis, project
+from oodlib.your_images import HELD_OUT, Part, together
+
+KINDS = {  # and what to say where there are none
+    "most normal": "no held-out images",
+    "least normal": "no held-out images",
+    "mislabelled": "no image has a majority of neighbours of another class",
+    "duplicate": "no image is in two parts",
+    "wrongly accepted": "no OOD image is accepted",
+}
+N_SHOWN, N_COLUMNS = 10, 5
+N_VOTES, N_CANDIDATES = 10, 5  # neighbours that judge a label, that may be the same image
+SAME_PIXELS, OF_CONTRAST = 3.0, 0.15  # mean difference of the same image saved twice, at most: of 255, of its contrast
+TITLE = 18  # characters
+
+
+def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str, Part]) -> pd.DataFrame:
+    """Return the images to look at: kind (see KINDS), rank, part, index in it, class, file, p_value, note.
+
+    The p-value is that of held-out and OOD images; of training images, which the detector knows, it is nan. Each
+    duplicate takes two rows, one after the other.
+    """
+    sets = {name: embedded.z for name, embedded in data.items()}
+    p_values = {name: np.full(len(z), np.nan) if name == "train" else detector.p_values(z) for name, z in sets.items()}
+    held_out = [(name, i) for name in HELD_OUT for i in range(len(sets[name]))]
+    scores = detector.score_samples(together(data, HELD_OUT)[0])
+    order = np.argsort(scores, kind="stable")
+    found = {
+        "most normal": [(*held_out[i], "") for i in order[::-1][:N_SHOWN]],
+        "least normal": [(*held_out[i], "") for i in order[:N_SHOWN]],
+        "mislabelled": _mislabelled(data, parts["train"].images.classes),
+        "duplicate": _duplicates(sets, parts),
+        "wrongly accepted": _accepted(detector, sets),
+    }
+    rows = []
+    for kind, images in found.items():
+        for rank, (name, i, note) in enumerate(images):
+            about = {"kind": kind, "rank": rank, "part": name, "index": int(i), "class": class_of(parts[name], i)}
+            rows.append(about | {"file": parts[name].names[i], "p_value": p_values[name][i], "note": note})
+    return pd.DataFrame(rows)
+
+
+def class_of(part: Part, i: int) -> str:
+    return part.images.classes[part.images.labels[i]]
+
+
+def other_class_share(z: np.ndarray, y: np.ndarray, n_neighbors: int = N_VOTES) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share (n,) of each image's nearest neighbours that one other class has at most, and that class (n,).
+
+    z (n, d), y (n,) int in 0 … C - 1; neighbours by cosine, the image itself left out. In [0, 1]; above one half the
+    majority contradicts the label.
+    """
+    unit, k = to_unit_norm(z), min(n_neighbors, len(z) - 1)
+    _, places = kneighbors(unit, unit, k + 1)
+    itself = places == np.arange(len(z))[:, None]  # (n, k + 1)
+    itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates
+    votes = np.zeros((len(z), int(y.max()) + 1))
+    np.add.at(votes, (np.arange(len(z))[:, None], y[places]), ~itself)
+    votes[np.arange(len(z)), y] = -1
+    return np.maximum(votes.max(axis=1), 0) / k, votes.argmax(axis=1)
+
+
+def _mislabelled(data: dict[str, Embedded], classes: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    names = ("train", *HELD_OUT)
+    places = [(name, i) for name in names for i in range(len(data[name].z))]
+    shares, others = other_class_share(*together(data, names))
+    order = np.argsort(-shares, kind="stable")[:N_SHOWN]
+    return [(*places[i], f"→ {classes[others[i]]} {shares[i]:.0%}") for i in order if shares[i] > 0.5]
+
+
+def _duplicates(sets: dict[str, np.ndarray], parts: dict[str, Part]) -> list[tuple[str, int, str]]:
+    """Return pairs of images of two parts that are neighbours in the embedding and the same in their pixels."""
+    found, names = [], list(sets)
+    for b, second in enumerate(names):
+        for first in names[:b]:
+            x, y = (parts[name].images.images for name in (first, second))
+            if x.shape[1:] != y.shape[1:]:
+                continue
+            k = min(N_CANDIDATES, len(x))
+            _, places = kneighbors(to_unit_norm(sets[second]), to_unit_norm(sets[first]), k)
+            for i, candidates in enumerate(places):
+                apart = np.abs(x[candidates].astype(np.int16) - y[i].astype(np.int16)).reshape(k, -1).mean(axis=1)
+                j = int(apart.argmin())
+                if apart[j] <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y[i])):
+                    found.append((apart[j], (first, int(candidates[j])), (second, i)))
+    found.sort(key=lambda pair: pair[0])
+    return [(*image, f"differ by {apart:.1f}") for apart, *pair in found[:N_SHOWN] for image in pair]
+
+
+def _contrast(image: np.ndarray) -> float:
+    """Return the standard deviation of the pixels around the mean colour: of clear sky hardly anything."""
+    return float((image - image.mean(axis=(0, 1))).std())
+
+
+def _accepted(detector: Detector, sets: dict[str, np.ndarray]) -> list[tuple[str, int, str]]:
+    if "ood" not in sets:
+        return []
+    scores, accepted = detector.score_samples(sets["ood"]), detector.predict(sets["ood"]) == 1
+    order = np.argsort(-scores, kind="stable")
+    return [("ood", i, "") for i in order if accepted[i]][:N_SHOWN]
+
+
+def gallery_figure(table: pd.DataFrame, parts: dict[str, Part], kind: str) -> Figure:
+    """Draw the images of one kind with class, file and what is to be said of each."""
+    chosen = table[table.kind == kind]
+    if chosen.empty:
+        return nothing_figure(KINDS[kind])
+    n_columns = 4 if kind == "duplicate" else N_COLUMNS  # two pairs a row
+    n_rows = -(-len(chosen) // n_columns)
+    size = (1.75 * n_columns, 2.25 * n_rows + 0.4)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, row in zip(axes.flat, chosen.itertuples(), strict=False):
+        axis.imshow(parts[row.part].pictures(np.array([row.index]))[0], cmap="gray", vmin=0, vmax=255)
+        note = row.note or f"p = {row.p_value:.3f}"
+        axis.set_title("\n".join(map(_short, (row[5], row.file.rpartition("/")[2], note))), fontsize=8)
+    figure.suptitle(kind, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TITLE else f"{text[: TITLE // 2 - 1]}…{text[-TITLE // 2 :]}"
+
+
+def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
+    """Draw test and OOD embeddings, at unit norm, in the first two principal directions of the training embeddings."""
+    basis = pca_basis(to_unit_norm(data["train"].z), 2)
+    tables = []
+    for name in [name for name in ("test", "ood") if name in data]:
+        x, y = project(to_unit_norm(data[name].z), basis).T
+        images = parts[name].images
+        tables.append(pd.DataFrame({"dataset": name, "label": np.array(images.classes)[images.labels], "x": x, "y": y}))
+    figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    draw_projection(axis, pd.concat(tables), "test")
+    axis.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
+    axis.legend(loc="best", markerscale=2)
+    plt.close(figure)
+    return figure
+
+
+def ranking_figure(ranking: pd.DataFrame) -> Figure:
+    """Draw the AUROC of each detector against classes that are left out in turn, best first."""
+    if ranking.auroc.isna().any():
+        return nothing_figure(f"too few classes or images to leave one out: {ranking.detector[0]}, chosen beforehand")
+    figure, axis = plt.subplots(figsize=(6.5, 0.3 * len(ranking) + 0.9), layout="constrained")
+    axis.plot(100 * ranking.auroc, ranking.detector, "o", color=ID_COLOR)
+    axis.plot(100 * ranking.auroc[:1], ranking.detector[:1], "o", color="C2", markersize=10)
+    axis.invert_yaxis()
+    axis.set(xlabel="AUROC % against the classes left out")
+    plt.close(figure)
+    return figure
+
+
+def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
+    """Draw histograms of the scores of test and OOD images, with the threshold; right is more normal.
+
+    A score is shown as its distance from the threshold in units of the ID images' spread, on a scale that is linear
+    near the threshold and logarithmic far from it.
+    """
+    rejects = np.isfinite(detector.offset_)
+    zero = detector.offset_ if rejects else detector.reference_.min()
+    spread = np.subtract(*np.quantile(detector.reference_, [0.75, 0.25])) / 1.35 or 1.0
+    shown = {name: detector.score_samples(data[name].z) for name in ("test", "ood") if name in data}
+    shown = {name: np.arcsinh((scores - zero) / spread) for name, scores in shown.items()}
+    colors = {"test": ID_COLOR} | ood_colors(["ood"])
+    edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=40)
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for name, values in shown.items():
+        weights = np.full(len(values), 100 / len(values))
+        axis.hist(values, edges, weights=weights, color=colors[name], alpha=0.6, label=f"{name} ({len(values)})")
+    label = "threshold: left is rejected" if rejects else "lowest calibration score: nothing is rejected"
+    axis.axvline(0, color="black", linestyle="--", linewidth=1.2, label=label)
+    ticks = np.array([-1000, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100])
+    ticks = ticks[(np.arcsinh(ticks) >= edges[0]) & (np.arcsinh(ticks) <= edges[-1])]
+    axis.set_xticks(np.arcsinh(ticks), ticks)
+    axis.set(xlabel="score above the threshold, in spreads of the calibration scores", ylabel="% of the images")
+    axis.legend()
+    plt.close(figure)
+    return figure
+
+
+def drift_figure(drift: Drift, is_ood: np.ndarray) -> Figure:
+    """Draw the capital of a drift test along a stream, the level of its alarm, and which images (n,) bool are OOD."""
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
+    line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+    line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+    axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
+    places = np.flatnonzero(is_ood)
+    axis.plot(places, np.zeros(len(places)), "|", color="C1", markersize=12, label="OOD image")
+    if drift.alarm is not None:
+        axis.axvline(drift.alarm, color="C3", linewidth=1.2, label=f"alarm at image {drift.alarm}")
+    axis.set(xlabel="image of the stream", ylabel="log₁₀ of the capital", xlim=(0, len(is_ood)))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False)
+    plt.close(figure)
+    return figure

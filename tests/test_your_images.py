@@ -1,0 +1,513 @@
+"""Your images: folders written for the test go in; what is read, chosen, promised and shown is counted by hand."""
+
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+from oodlib import gallery, your_images
+from oodlib.data import ImageSet
+from oodlib.decoding import decode
+from oodlib.detector_file import encoder_fingerprint
+from oodlib.drift import drift_test
+from oodlib.encoders import load_encoder, save_encoder
+from oodlib.product import Embedded
+from oodlib.scoring import load_detector
+from oodlib.thresholds import conformal_threshold, rate_band
+from oodlib.your_images import HELD_OUT, Part
+
+CLASSES = ("china", "flower", "ones", "zeros")
+
+
+def pictures(n, seed=0):
+    """Return, by class, n pictures: crops of scikit-learn's two photographs, and tinted handwritten digits."""
+    rng = np.random.default_rng(seed)
+    photographs = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    found = {name: [] for name in CLASSES}
+    for name, photograph in photographs.items():
+        for _ in range(n):
+            top, left = (int(rng.integers(size - 120)) for size in photograph.shape[:2])
+            found[name].append(Image.fromarray(photograph[top : top + 120, left : left + 120]).resize((40, 40)))
+    digits, labels = load_digits(return_X_y=True)
+    for name, label, tint in (("ones", 1, (14, 10, 4)), ("zeros", 0, (4, 10, 14))):
+        for digit in digits[labels == label][:n].reshape(-1, 8, 8, 1):
+            found[name].append(Image.fromarray((digit * tint).astype(np.uint8)).resize((40, 40)))
+    return found
+
+
+def write_pictures(folder, found):
+    for name, images in found.items():
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            image.save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """200 pictures in 4 classes, and files of other kinds. Look, do not touch."""
+    folder = write_pictures(tmp_path_factory.mktemp("mine") / "pictures", pictures(50))
+    (folder / "zeros" / "00.png").unlink()
+    Image.new("L", (30, 20), 90).save(folder / "zeros" / "00 grey.png")
+    (folder / "china" / "notes.txt").write_text("not an image")
+    (folder / "china" / "broken.jpg").write_bytes((folder / "china" / "00.png").read_bytes()[:50])
+    (folder / "flower" / ".hidden.png").write_bytes(b"")
+    (folder / "outside.png").write_bytes((folder / "china" / "00.png").read_bytes())
+    (folder / "empty").mkdir()
+    return folder
+
+
+def read(folder, ood="", side=16):
+    return your_images.read_parts(str(folder), str(ood), side)
+
+
+# Reading
+
+
+def test_a_folder_without_splits_is_split_by_class_and_every_image_keeps_its_name(photos, capsys):
+    parts = read(photos, photos / ".." / "pictures")
+    assert list(parts) == ["train", "choice", "calibration", "test", "ood"]
+    counts = {"train": [24] * 4, "choice": [6] * 4, "calibration": [10] * 4, "test": [10] * 4}
+    assert your_images.count_table(parts).to_dict("list") == counts
+    assert parts["train"].images.classes == CLASSES
+    inside = [name for part in ("train", *HELD_OUT) for name in parts[part].names]
+    assert sorted(inside) == sorted(parts["ood"].names)
+    assert len(set(inside)) == 200
+    for part in parts.values():
+        again, failed = decode([str(photos / name) for name in part.names], 16)
+        assert not failed
+        assert np.array_equal(again, part.images.images)
+        assert [name.split("/")[0] for name in part.names] == [CLASSES[label] for label in part.images.labels]
+    assert part.pictures(np.array([3, 0])).shape == (2, 96, 96, 3)
+
+
+def test_what_is_skipped_or_converted_is_listed_once(photos):
+    notes = your_images.note_table(read(photos))
+    skipped, converted = notes[notes.images == 0], notes[notes.images > 0]
+    assert skipped.what.tolist() == [
+        "china/broken.jpg", "china/notes.txt", "empty", "flower/.hidden.png", "outside.png"
+    ]  # fmt: skip
+    assert skipped.why.tolist()[2:] == ["a class without an image", "hidden", "in no class folder"]
+    assert converted[["set", "why", "images"]].to_numpy().tolist() == [["pictures", "grey", 1]]
+
+
+def test_train_and_test_folders_stay_and_labels_mean_the_same_in_both(tmp_path):
+    found = pictures(8)
+    write_pictures(tmp_path / "train", found)
+    write_pictures(tmp_path / "test", {name: found[name] for name in ("zeros", "flower")})
+    parts = read(tmp_path)
+    assert your_images.count_table(parts).to_dict("list") == {
+        "train": [5] * 4, "choice": [1] * 4, "calibration": [2] * 4, "test": [0, 8, 0, 8]
+    }  # fmt: skip
+    assert set(parts["test"].names[parts["test"].images.labels == 3]) == {f"test/zeros/{i:02d}.png" for i in range(8)}
+    (tmp_path / "test" / "flower").rename(tmp_path / "test" / "trees")
+    with pytest.raises(ValueError, match="class 'trees' has test images, but no training images"):
+        read(tmp_path)
+
+
+def test_a_set_that_is_no_folder_has_places_for_names():
+    parts = your_images.read_parts("digits", "digits789", 32)
+    assert [len(part) for part in parts.values()] == [530, 133, 222, 379, 533]
+    assert parts["ood"].names[:2].tolist() == ["test 0", "test 1"]
+    assert parts["ood"].pictures(np.array([5])).shape == (1, 8, 8)
+    place = int(parts["calibration"].names[7].split()[1])
+    whole = your_images.load_images("digits", "train").images
+    assert np.array_equal(parts["calibration"].images.images[7], whole[place])
+
+
+def test_with_links_to_folders_images_are_named_by_their_place(tmp_path):
+    write_pictures(tmp_path / "there", pictures(8))
+    (tmp_path / "mine").mkdir()
+    for name in CLASSES:
+        (tmp_path / "mine" / name).symlink_to(tmp_path / "there" / name)
+    part = read(tmp_path / "mine")["test"]
+    assert part.folder is None
+    assert part.names[0].startswith("test ")
+    assert part.pictures(np.array([0])).shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "^id_folder is empty: give a folder"),
+        ("nowhere/at/all", "^there is no folder .*nowhere/at/all: expected is one sub-folder"),
+        ("digitz", "^unknown image set 'digitz': allowed are digits,"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_named(folder, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read(folder)
+
+
+def test_a_folder_of_single_images_is_too_small(tmp_path):
+    write_pictures(tmp_path / "few", pictures(1))
+    with pytest.raises(ValueError, match=r"few is too small: 4 images; a class needs five or more$"):
+        read(tmp_path / "few")
+
+
+# The encoder
+
+
+@pytest.fixture(scope="module")
+def trained(photos):
+    """The parts of the photos, and an encoder that was trained for one epoch."""
+    parts = read(photos)
+    return parts, *your_images.make_encoder(parts, "resnet20", "", 16, 1)
+
+
+def test_training_takes_the_training_images_alone_and_its_seed(trained):
+    parts, encoder, history = trained
+    assert len(history) == 1
+    assert encoder.spec.side == encoder.spec.input_size == 16
+    assert (encoder.spec.classes, encoder.training) == (CLASSES, False)
+    others = {name: parts[name].take(np.arange(5)) for name in HELD_OUT}
+    again, _ = your_images.make_encoder(parts | others, "resnet20", "", 16, 1)
+    assert encoder_fingerprint(again) == encoder_fingerprint(encoder)
+
+
+def test_an_epoch_of_a_small_folder_shows_each_image_several_times(photos, monkeypatch):
+    shown = []
+    monkeypatch.setattr(your_images.Trainer, "epoch", lambda self, stop: shown.append(np.bincount(self.y)))
+    monkeypatch.setattr(your_images.Trainer, "end_epoch", lambda self: None)
+    your_images.make_encoder(read(photos), "resnet20", "", 16, 2)
+    assert [counts.tolist() for counts in shown] == [[240] * 4] * 2  # 1000 // 96 = 10 times 24
+
+
+def test_an_encoder_from_a_file_is_taken_as_it_is(trained, tmp_path):
+    parts, encoder, _ = trained
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    path = str(tmp_path / "encoder.safetensors")
+    assert your_images.image_side("any", path, 0) == your_images.image_side("any", path, 16) == 16
+    with pytest.raises(ValueError, match="takes images of side 16, not 32; leave side at 0"):
+        your_images.image_side("any", path, 32)
+    taken, history = your_images.make_encoder(parts, "any", path, 16, 1)
+    assert encoder_fingerprint(taken) == encoder_fingerprint(encoder)
+    assert history.empty
+
+
+def test_the_side_is_what_the_encoder_needs():
+    assert your_images.image_side("resnet20", "", 0) == 32
+    assert your_images.image_side("resnet20", "", 48) == 48
+    assert your_images.image_side("resnet18", "pretrained", 0) == 224
+    assert your_images.image_side("vit_tiny_patch16_384", "pretrained", 0) == 384
+    with pytest.raises(ValueError, match=r"'pretrained' \(timm's\) or a file of 01: no file 'pretraned'"):
+        your_images.image_side("resnet18", "pretraned", 0)
+    with pytest.raises(ValueError, match="unknown arch 'resnet21'"):
+        your_images.image_side("resnet21", "", 0)
+
+
+def test_pretrained_without_a_network_says_what_to_do(photos, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = (
+        "^the pretrained weights of 'resnet18' are not on this machine and could not be fetched: leave weights empty"
+    )
+    with pytest.raises(ConnectionError, match=message):
+        your_images.make_encoder(read(photos), "resnet18", "pretrained", 224, 1)
+    with pytest.raises(ValueError, match="^'resnet20' has no pretrained weights: take another backbone, or leave"):
+        your_images.make_encoder(read(photos), "resnet20", "pretrained", 32, 1)
+
+
+def test_one_class_has_nothing_to_train_on(tmp_path):
+    write_pictures(tmp_path / "one", {"ones": pictures(8)["ones"]})
+    with pytest.raises(ValueError, match="one class needs weights='pretrained' or a file"):
+        your_images.make_encoder(read(tmp_path / "one"), "resnet20", "", 16, 1)
+
+
+# Embeddings drawn for the rest
+
+
+def draw(n, seed, n_classes=4, shift=0.0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    return Embedded((8 * np.eye(6)[y] + shift + rng.normal(size=(n, 6))).astype(np.float32), y)
+
+
+def drawn(n_classes=4, n=200):
+    sizes = {"train": n, "choice": n // 4, "calibration": n // 2, "test": n // 2}
+    found = {name: draw(size, seed, n_classes) for seed, (name, size) in enumerate(sizes.items())}
+    return found | {"ood": replace(draw(60, 9, 1, 5.0), y=np.full(60, -1))}
+
+
+def without(data, name):
+    return {other: embedded for other, embedded in data.items() if other != name}
+
+
+def test_embeddings_of_all_parts_and_labels_only_of_id(trained):
+    parts, encoder, _ = trained
+    data = your_images.embed_parts(encoder, parts | {"ood": parts["test"]})
+    sizes = {"train": 96, "choice": 24, "calibration": 40, "test": 40, "ood": 40}
+    assert {name: embedded.z.shape for name, embedded in data.items()} == {name: (n, 64) for name, n in sizes.items()}
+    assert set(data["ood"].y) == {-1}
+    assert np.array_equal(data["test"].y, parts["test"].images.labels)
+    assert np.array_equal(data["test"].z, data["ood"].z)
+
+
+def test_clusters_are_measured_on_held_out_images():
+    data = drawn()
+    data["calibration"].y[:2] = 1  # of classes 0 and 1
+    data = without(data, "choice") | {"choice": draw(48, 5)}
+    table = your_images.cluster_table(data, CLASSES).set_index(["clustering", "class"])
+    assert table.images["labels"].tolist() == [61, 63, 62, 62]
+    assert table.images["kmeans"].sort_index().tolist() == [62] * 4
+    assert table.purity["kmeans"].sort_index().tolist() == pytest.approx([61 / 62, 1, 1, 1])
+    assert (table.separation["kmeans"] > 0.6).all()
+    assert table.separation["labels", "flower"] < table.separation["kmeans", "flower"]
+
+
+# The detector
+
+
+def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
+    data = drawn()
+    ranking = your_images.rank_detectors(data)
+    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in your_images.DISTANCES]
+    assert sorted(ranking.detector) == sorted([*kinds, "knn"])
+    assert ranking.auroc.is_monotonic_decreasing
+    assert ranking.auroc[0] > 0.99
+    assert ranking.equals(
+        your_images.rank_detectors(without(data, "ood") | {"test": draw(40, 7), "calibration": draw(40, 8)})
+    )
+    tied = ranking[ranking.auroc == ranking.auroc[0]].detector.tolist()
+    assert tied == sorted(tied, key=[*kinds, "knn"].index)  # the first of the best is always the same
+
+
+@pytest.mark.parametrize("n_classes", [1, 2])
+def test_of_two_classes_none_can_be_left_out(n_classes):
+    ranking = your_images.rank_detectors(drawn(n_classes))
+    assert ranking.detector.tolist() == ["knn"]
+    assert ranking.auroc.isna().all()
+
+
+def test_too_few_images_leave_no_choice():
+    data = drawn()
+    one_each = Embedded(data["choice"].z[:4], data["choice"].y[:4])
+    assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == ["knn"]
+
+
+@pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn"])
+def test_the_threshold_is_conformal(name):
+    data = drawn()
+    detector = your_images.fit_detector(data, name, 0.1)
+    scores = detector.score_samples(data["calibration"].z)
+    assert detector.offset_ == pytest.approx(conformal_threshold(scores, 0.1), rel=1e-4)
+    assert (detector.predict(data["calibration"].z) == -1).sum() == 9  # ⌊0.1 · 101⌋ = 10, whose own score is kept
+    assert np.array_equal(np.sort(detector.reference_), np.sort(scores))
+
+
+@pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
+def test_what_can_be_promised(m, alpha):
+    assert your_images.promise(m, alpha).startswith(f"{m} calibration images: at most {alpha:.1%} of images like")
+    assert your_images.promise(m - 1, alpha) == (
+        f"{m - 1} calibration images are too few to promise {alpha:.1%}, which takes {m}: nothing is rejected. "
+        f"Add images, or take alpha = {1 / m:.3f} or more."
+    )
+    assert math.isinf(conformal_threshold(np.arange(m - 1.0), alpha))
+    assert math.isfinite(conformal_threshold(np.arange(1.0 * m), alpha))
+
+
+def test_rejections_are_counted_with_their_intervals():
+    data = drawn()
+    detector = your_images.fit_detector(data, "labels/mahalanobis", 0.1)
+    test, ood = your_images.rejection_table(detector, data, 0.1).to_dict("records")
+    assert (test["images"], ood["images"]) == (100, 60)
+    assert test["rejected"] == (detector.score_samples(data["test"].z) < detector.offset_).sum()
+    assert (test["low"], test["high"]) == rate_band(0.1, 100, 100)
+    n, k, z = 60, ood["rejected"], 1.959964
+    middle, half = (
+        (k + z * z / 2) / (n + z * z),
+        z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4),
+    )  # Wilson 1927
+    assert (ood["low"], ood["high"]) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert len(your_images.rejection_table(detector, without(data, "ood"), 0.1)) == 1
+
+
+# Gallery
+
+
+def share_by_loop(z, y, k):
+    """Return the share of the k nearest others by cosine that one other class has, and that class, image by image."""
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    shares, others = [], []
+    for i in range(len(z)):
+        near = sorted((j for j in range(len(z)) if j != i), key=lambda j: -unit[i] @ unit[j])[:k]
+        votes = {c: sum(y[j] == c for j in near) / k for c in set(y.tolist()) - {y[i]}}
+        others.append(max(votes, key=votes.get))
+        shares.append(votes[others[-1]])
+    return np.array(shares), np.array(others)
+
+
+def test_share_of_another_class_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)
+    shares, others = gallery.other_class_share(z, y, 7)
+    expected, named = share_by_loop(z, y, 7)
+    np.testing.assert_allclose(shares, expected)
+    assert (others == named)[shares > 0.5].all()
+
+
+def test_duplicates_do_not_vote_for_themselves_and_one_class_has_no_other():
+    z = np.ones((30, 2))
+    shares, others = gallery.other_class_share(z, np.arange(30) % 2, 29)  # everyone votes but the image itself
+    np.testing.assert_allclose(shares, 15 / 29)
+    assert np.array_equal(others, 1 - np.arange(30) % 2)
+    assert (gallery.other_class_share(z, np.zeros(30, int))[0] == 0).all()
+
+
+def parts_of(data):
+    """Return parts of random images for drawn embeddings; test image 3 is training image 5, but for compression."""
+    rng, parts = np.random.default_rng(0), {}
+    for name, embedded in data.items():
+        images = rng.integers(0, 256, size=(len(embedded.z), 8, 8, 3), dtype=np.uint8)
+        own = np.maximum(embedded.y, 0)
+        names = np.array([f"{name}/a/{i}.png" for i in range(len(own))], dtype=object)
+        parts[name] = Part(ImageSet(images, own, CLASSES, name), names, None)
+    parts["test"].images.images[3] = np.clip(parts["train"].images.images[5].astype(int) + 2, 0, 255)
+    return parts
+
+
+@pytest.fixture
+def looked_at():
+    data = drawn()
+    data["test"].z[3] = data["train"].z[5] + 1e-4
+    data["test"].y[3] = data["train"].y[5]
+    data["calibration"].y[8] = 2  # its neighbours are of class 0
+    parts = parts_of(data)
+    detector = your_images.fit_detector(data, "labels/mahalanobis", 0.1)
+    return detector, data, parts, gallery.gallery_table(detector, data, parts)
+
+
+def test_the_gallery_holds_what_was_hidden_in_the_images(looked_at):
+    detector, data, _, table = looked_at
+    by_kind = dict(list(table.groupby("kind")))
+    found = by_kind["mislabelled"]
+    assert found[["part", "index", "class", "note"]].to_numpy().tolist() == [["calibration", 8, "ones", "→ china 100%"]]
+    pair = by_kind["duplicate"]
+    assert pair[["part", "index", "file"]].to_numpy().tolist() == [
+        ["train", 5, "train/a/5.png"], ["test", 3, "test/a/3.png"]
+    ]  # fmt: skip
+    assert pair.p_value.isna().tolist() == [True, False]
+    scores = np.concatenate([detector.score_samples(part.z) for part in map(data.get, HELD_OUT)])
+    for kind, order in (("least normal", np.argsort(scores)), ("most normal", np.argsort(-scores))):
+        places = [
+            i + {"choice": 0, "calibration": 50, "test": 150}[name]
+            for name, i in by_kind[kind][["part", "index"]].to_numpy()
+        ]
+        assert places == order[:10].tolist()
+    accepted = by_kind.get("wrongly accepted", table[:0])
+    assert len(accepted) == min(10, (detector.predict(data["ood"].z) == 1).sum())
+    assert (accepted.p_value > 0.1).all()
+
+
+def test_images_without_contrast_are_no_duplicates_unless_they_are_equal(looked_at):
+    detector, data, parts, _ = looked_at
+    for shift, n_rows in ((1, 0), (0, 2)):
+        parts["train"].images.images[5] = 200
+        parts["test"].images.images[3] = 200 + shift
+        table = gallery.gallery_table(detector, data, parts)
+        assert (table.kind == "duplicate").sum() == n_rows
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_gallery_figures_title_every_image(looked_at):
+    _, _, parts, table = looked_at
+    table.loc[table.kind == "least normal", "file"] = "china/IMG_2026_holiday_in_china.jpeg"
+    figure = gallery.gallery_figure(table, parts, "duplicate")
+    titles = [axis.get_title() for axis in figure.axes if axis.images]
+    assert [title.splitlines()[1] for title in titles] == ["5.png", "3.png"]
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert np.abs(shown[0].astype(int) - shown[1].astype(int)).max() <= 2
+    figure = gallery.gallery_figure(table, parts, "least normal")
+    assert len(figure.axes) == 10
+    assert figure.axes[0].get_title().splitlines()[1] == "IMG_2026…hina.jpeg"
+    figure = gallery.gallery_figure(table[:0], parts, "mislabelled")
+    assert figure.axes[0].get_title() == "no image has a majority of neighbours of another class"
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
+    detector, data, parts, _ = looked_at
+    (axis,) = gallery.score_figure(detector, data).axes
+    below = {c[0].get_label(): sum(bar.get_height() for bar in c if bar.get_x() < 0) for c in axis.containers}
+    rejected = (detector.predict(data["ood"].z) == -1).mean()
+    assert below["ood (60)"] == pytest.approx(100 * rejected, abs=5)  # but for the bin that holds zero
+    nothing = your_images.fit_detector(data, "labels/mahalanobis", 0.001)
+    legend = gallery.score_figure(nothing, data).axes[0].get_legend()
+    assert "lowest calibration score: nothing is rejected" in [text.get_text() for text in legend.get_texts()]
+    (plane,) = gallery.plane_figure(data, parts).axes
+    assert [len(points.get_offsets()) for points in plane.collections] == [100, 60]
+    assert {text.get_text() for text in plane.texts} == set(CLASSES)
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_ranking_is_drawn_best_first_or_said_to_be_none():
+    ranking = your_images.rank_detectors(drawn())
+    (axis,) = gallery.ranking_figure(ranking).axes
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), 100 * ranking.auroc)
+    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}))
+    assert figure.axes[0].get_title() == "too few classes or images to leave one out: knn, chosen beforehand"
+
+
+# Drift
+
+
+@pytest.mark.usefixtures("figure_style")
+def test_a_stream_drifts_in_its_second_half_and_the_alarm_says_when():
+    data = drawn(n=400)
+    detector = your_images.fit_detector(data, "labels/mahalanobis", 0.05)
+    scores, is_ood = your_images.drift_stream(detector, data)
+    assert (len(scores), is_ood.sum()) == (260, 60)
+    np.testing.assert_allclose(np.sort(scores[~is_ood]), np.sort(detector.score_samples(data["test"].z)))
+    first = int(np.flatnonzero(is_ood)[0])
+    assert 80 < first < 130
+    drift = drift_test(detector.reference_, scores)
+    assert first < drift.alarm < first + 40
+    figure = gallery.drift_figure(drift, is_ood)
+    assert f"alarm at image {drift.alarm}" in [text.get_text() for text in figure.legends[0].get_texts()]
+    scores, is_ood = your_images.drift_stream(detector, without(data, "ood"))
+    assert (len(scores), is_ood.any()) == (200, False)
+    assert drift_test(detector.reference_, scores).alarm is None
+
+
+# The notebook
+
+
+def run_notebook(project, **parameters):
+    source, executed = (project.root / "notebooks" / "06_your_images.ipynb", project.root / "executed.ipynb")
+    notebook = papermill.execute_notebook(str(source), str(executed), parameters, progress_bar=False)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def test_the_notebook_runs_as_it_stands(project):
+    printed = run_notebook(project, epochs=1, side=16)
+    folder = project.root / "outputs" / "your_images"
+    pictures = {*(kind.replace(" ", "_") for kind in gallery.KINDS), "plane", "ranking", "scores", "drift"}
+    files = {f"{name}.{suffix}" for name in pictures for suffix in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == files | {
+        "encoder.safetensors", "detector.safetensors", "gallery.csv"
+    }  # fmt: skip
+    encoder = load_encoder(folder / "encoder.safetensors")
+    assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder_fingerprint(encoder)
+    assert "222 calibration images: at most 5.0% of images like these are rejected." in printed
+    assert set(pd.read_csv(folder / "gallery.csv").kind) <= set(gallery.KINDS)
+
+
+def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_encoder_from_a_file(
+    project, photos, trained
+):
+    for name in ("china", "zeros"):
+        shutil.copytree(photos / name, project.root / "mine" / name)
+    save_encoder(trained[1], project.root / "mine.safetensors")
+    printed = run_notebook(project, id_folder="mine", ood_folder="", weights="mine.safetensors", alpha=0.02)
+    assert "knn; 20 calibration images are too few to promise 2.0%, which takes 49: nothing is rejected" in printed
+    kept = load_encoder(project.root / "outputs" / "your_images" / "encoder.safetensors")
+    assert encoder_fingerprint(kept) == encoder_fingerprint(trained[1])
+    assert "accepted p = " in printed
