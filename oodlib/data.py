@@ -39,6 +39,7 @@ class ImageSet:
     name: str
     skipped: tuple[tuple[str, str], ...] = ()  # of a folder: (path in it, why there is no image of it)
     converted: dict[str, int] = field(default_factory=dict)  # of a folder: what was changed, and in how many images
+    files: np.ndarray | None = None  # of a folder: (n,) the path of each image
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,7 +84,8 @@ def load_images(name: str, split: str = "test", root: str | Path | None = None) 
 
 def _load_folder(name: str, split: str) -> ImageSet:
     path, side = re.fullmatch(r"folder:(.+?)(?:@([0-9]+))?", name, re.DOTALL).groups()
-    images, labels, classes, skipped, converted = read_folder(resolve(path), split, int(side or FOLDER_SIDE))
+    images, labels, classes, *about = read_folder(resolve(path), split, int(side or FOLDER_SIDE))
+    skipped, converted, _ = about
     notes = []
     if skipped:
         first = [f"{file}: {reason}" for file, reason in skipped[:3]] + ["…"] * (len(skipped) > 3)
@@ -92,7 +94,7 @@ def _load_folder(name: str, split: str) -> ImageSet:
         notes.append(f"converted: {', '.join(f'{what} {n}' for what, n in converted.items())}")
     if notes:
         print(f"{path}: {'; '.join([f'{len(images)} images', *notes])}")
-    return ImageSet(images, labels, classes, name, skipped, converted)
+    return ImageSet(images, labels, classes, name, *about)
 
 
 def take(images: Images, index: np.ndarray | slice) -> Images:

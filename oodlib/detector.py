@@ -25,6 +25,9 @@ class Detector(OutlierMixin, BaseEstimator):
     encoder_: the fingerprint of the encoder whose embeddings it takes where `load_detector` found one, else "".
     """
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "reference_")  # set last, so a fit that failed half way is none
+
     def check_parameters(self) -> None:
         """Raise ValueError for a parameter that fits no embeddings."""
         check_alpha(self.alpha)
@@ -42,6 +45,7 @@ class Detector(OutlierMixin, BaseEstimator):
         least = 2 if reset else 1
         if reset:
             self.encoder_ = ""
+            vars(self).pop("reference_", None)
         if getattr(z, "dtype", None) != np.float16 or np.ndim(z) != 2:
             return validate_data(self, z, dtype=[np.float32, np.float64], reset=reset, ensure_min_samples=least)
         validate_data(self, z[:2], dtype=np.float32, reset=reset, ensure_min_samples=least)
@@ -55,8 +59,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def _set_threshold(self, scores: np.ndarray, dtype: type = np.float64) -> None:
         """Take the threshold from scores (m,) of in-distribution embeddings, computed in dtype."""
-        self.reference_ = np.sort(scores)
         self.offset_ = below_rounding(conformal_threshold(scores, self.alpha), scores, dtype)
+        self.reference_ = np.sort(scores)
 
     def score_samples(self, z: np.ndarray) -> np.ndarray:
         """Return the normality (n,) float64 of embeddings z (n, d); higher is more normal.

@@ -7,7 +7,7 @@ tensors with a state of tensors, in which `oodlib.model` has them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,8 @@ class Distance:
 
     `fit(moments)` returns the state, `base(z, state)` the (n, K) distances, which `finish(distances,
     state)` turns into others where it is given. `unit`: of embeddings at unit norm. `joint`: the distances are minus
-    log densities, and a score is the log of the sum of all, not that of the largest alone.
+    log densities, and a score is the log of the sum of all, not that of the largest alone. `state`: the shape of each
+    array of the state, a letter a size, k the clusters and d the width; without it a detector cannot be saved.
     """
 
     fit: Callable[[Moments], State]
@@ -32,6 +33,7 @@ class Distance:
     finish: Callable[[np.ndarray, State], np.ndarray] | None = None
     unit: bool = False
     joint: bool = False
+    state: dict[str, str] = field(default_factory=dict)
 
     def measure_base(self, z: np.ndarray, state: State) -> np.ndarray:
         """Return the distances (n, K) of a block z (n, d) to every cluster, before `finish`."""
@@ -175,14 +177,18 @@ def measure_relative(z: np.ndarray, state: State) -> np.ndarray:
     return measure_mahalanobis(z, state) - array_module(z).einsum("nr,nr->n", background, background)[:, None]
 
 
+_TIED = {"origin": "d", "whiten": "d r", "centers": "k r"}
+_PER_CLUSTER = _TIED | {"factors": "k r r", "log_weights": "k"}
 DISTANCES = {
-    "euclidean": Distance(fit_euclidean, measure_euclidean),
-    "cosine": Distance(fit_cosine, measure_cosine, unit=True),
-    "mahalanobis": Distance(fit_mahalanobis, measure_mahalanobis),
-    "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster),
-    "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster),
-    "relative-mahalanobis": Distance(fit_relative, measure_relative),
+    "euclidean": Distance(fit_euclidean, measure_euclidean, state={"origin": "d", "centers": "k d"}),
+    "cosine": Distance(fit_cosine, measure_cosine, unit=True, state={"centers": "k d"}),
+    "mahalanobis": Distance(fit_mahalanobis, measure_mahalanobis, state=_TIED),
+    "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster, state=_PER_CLUSTER),
+    "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster, state=_PER_CLUSTER),
+    "relative-mahalanobis": Distance(fit_relative, measure_relative, state=_TIED | {"background": "d s"}),
     # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that
-    "ssd": Distance(fit_per_cluster, measure_per_cluster, unit=True),
-    "log-density": Distance(fit_per_cluster, measure_per_cluster, finish=to_log_density, joint=True),
+    "ssd": Distance(fit_per_cluster, measure_per_cluster, unit=True, state=_PER_CLUSTER),
+    "log-density": Distance(
+        fit_per_cluster, measure_per_cluster, finish=to_log_density, joint=True, state=_PER_CLUSTER
+    ),
 }

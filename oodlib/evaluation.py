@@ -14,13 +14,9 @@ from oodlib.counts import METRICS, count_groups
 from oodlib.metrics import bootstrap_interval
 from oodlib.product import Scored
 from oodlib.selective import aurc, aurc_interval
-from oodlib.thresholds import (
-    cluster_p_values,
-    conformal_threshold,
-    per_cluster_thresholds,
-    truncated_auroc,
-)
+from oodlib.thresholds import THRESHOLDS, cluster_p_values, truncated_auroc
 
+SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
 INTERVALS = ("auroc_low", "auroc_high", "error_auroc_low", "error_auroc_high", "oscr_low", "oscr_high")
 
 
@@ -39,27 +35,32 @@ def evaluate(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: fl
 
 def _by_threshold(scored: Scored, ood: str, correct: np.ndarray, alpha: float) -> dict[str, dict[str, float]]:
     prefix = f" {ood}" if scored.seen else ""
-    train, calibration, inside = (scored.scores[split + prefix] for split in ("train", "calibration", "test"))
-    outside = scored.scores[ood]
-    ranking = rank_metrics(inside, outside, correct)
+    inside, outside = _with_nearest(scored, "test" + prefix), _with_nearest(scored, ood)
+    references = {held_out: _with_nearest(scored, split + prefix) for held_out, split in SPLITS.items()}
+    n_clusters = 1 + max(int(nearest.max()) for nearest in (scored.nearest or {"": inside[1]}).values())
+    ranking = rank_metrics(inside[0], outside[0], correct)
     rows = {}
-    for threshold, reference in (("global", train), ("conformal", calibration)):
-        limit = conformal_threshold(reference, alpha)
-        rows[threshold] = ranking | _rejected(inside < limit, outside < limit)
-    if scored.nearest is None:
-        return rows
-    new = (inside, scored.nearest["test"]), (outside, scored.nearest[ood])
-    n_clusters = 1 + max(int(nearest.max()) for nearest in scored.nearest.values())
-    for threshold, split in (("per-cluster", "train"), ("conformal-cluster", "calibration")):
-        reference = scored.scores[split], scored.nearest[split]
-        limits = per_cluster_thresholds(*reference, n_clusters, alpha, borrow=threshold == "per-cluster")
-        p_values = [cluster_p_values(*part, *reference) for part in new]
-        rejected = _rejected(*(scores < limits[nearest] for scores, nearest in new))
-        rows[threshold] = rank_metrics(*p_values, correct) | rejected
-        if threshold == "per-cluster":
-            shares = (_shares(p, nearest, reference[1]) for p, (_, nearest) in zip(p_values, new, strict=True))
-            rows[threshold]["auroc_101"] = truncated_auroc(*shares)
+    for name, threshold in THRESHOLDS.items():
+        if threshold.by_cluster and scored.nearest is None:
+            continue
+        reference = references[threshold.held_out]
+        limits = np.broadcast_to(threshold.set(*reference, n_clusters, alpha), n_clusters)
+        rejected = [float((scores < limits[nearest]).mean()) for scores, nearest in (inside, outside)]
+        if threshold.by_cluster:
+            p_values = [cluster_p_values(*part, *reference) for part in (inside, outside)]
+        of_cluster = rank_metrics(*p_values, correct) if threshold.by_cluster else ranking
+        rows[name] = of_cluster | dict(zip(("id_rejected", "ood_rejected"), rejected, strict=True))
+        if name == "per-cluster":
+            nearest = (inside[1], outside[1])
+            shares = (_shares(p, own, reference[1]) for p, own in zip(p_values, nearest, strict=True))
+            rows[name]["auroc_101"] = truncated_auroc(*shares)
     return rows
+
+
+def _with_nearest(scored: Scored, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores (n,) of a set and each one's nearest cluster (n,): 0 where there are no clusters."""
+    scores = scored.scores[name]
+    return scores, np.zeros(len(scores), dtype=np.int64) if scored.nearest is None else scored.nearest[name]
 
 
 def _shares(p_values: np.ndarray, nearest: np.ndarray, reference_nearest: np.ndarray) -> np.ndarray:
@@ -85,10 +86,6 @@ def rank_metrics(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -
         if right.sum() > 1:
             values["error_auroc_low"], values["error_auroc_high"] = counts.auroc_interval(right, wrong + ood)
     return values
-
-
-def _rejected(id_rejected: np.ndarray, ood_rejected: np.ndarray) -> dict[str, float]:
-    return {"id_rejected": float(id_rejected.mean()), "ood_rejected": float(ood_rejected.mean())}
 
 
 def bootstrap_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:

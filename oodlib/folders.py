@@ -45,7 +45,7 @@ class FolderImages:
         paths = np.atleast_1d(chosen)
         images, failed = decode(paths, self.side)
         for i, reason in failed.items():
-            raise ValueError(f"cannot read the image {_printable(paths[i])}: {reason}")
+            raise ValueError(f"cannot read the image {printable(paths[i])}: {reason}")
         return images if isinstance(chosen, np.ndarray) else images[0]
 
     def take(self, index: slice | np.ndarray) -> "FolderImages":
@@ -54,17 +54,18 @@ class FolderImages:
 
 
 Images = np.ndarray | FolderImages
-FolderSet = tuple[Images, np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...], dict[str, int]]
+FolderSet = tuple[Images, np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...], dict[str, int], np.ndarray]
 
 
 def read_folder(folder: Path, split: str, side: int) -> FolderSet:
-    """Read an image folder: images (n, side, side, 3) uint8, labels (n,) int64, classes, skipped, converted.
+    """Read an image folder: images (n, side, side, 3) uint8, labels (n,) int64, classes, skipped, converted, files.
 
     Its sub-folders are the classes, with whatever is below them, in the order of torchvision's ImageFolder. The folders
     train and test are the splits; where there is neither, the folder itself is the split "test". The images are
     `FolderImages` where they would fill more than IN_MEMORY_BYTES.
     `skipped` holds (path in the folder, reason) of files, hidden folders and classes without an image; `converted`
-    counts the images that were no upright RGB of 8 bit, by what their headers tell (see `decoding.read_headers`).
+    counts the images that were no upright RGB of 8 bit, by what their headers tell (see `decoding.read_headers`);
+    `files` (n,) is the path of each image.
     Raises FileNotFoundError where there is no folder, ValueError for a split that is not there, a side out of range,
     and where no image is left.
     """
@@ -78,13 +79,14 @@ def read_folder(folder: Path, split: str, side: int) -> FolderSet:
     number = {name: i for i, name in enumerate(sorted(set(owners)))}
     empty = {f"{root}/{name}": "a class without an image" for name in _class_folders(root) if name not in number}
     skipped = empty | skipped | no_images | broken
-    listed = tuple((_printable(os.path.relpath(path, folder)), skipped[path]) for path in sorted(skipped))
+    listed = tuple((printable(os.path.relpath(path, folder)), skipped[path]) for path in sorted(skipped))
     if not paths:
         first = "; ".join(f"{path}: {reason}" for path, reason in listed[:3]) or "it is empty"
         raise ValueError(f"no image in {root}: expected is one sub-folder of images for each class ({first})")
     converted = Counter(word for path in paths for word in conversions[path])
     labels = np.array([number[name] for name in owners], dtype=np.int64)
-    return images, labels, tuple(map(_printable, number)), listed, dict(sorted(converted.items()))
+    files = np.array(paths, dtype=object)
+    return images, labels, tuple(map(printable, number)), listed, dict(sorted(converted.items())), files
 
 
 def _split_folder(folder: Path, split: str) -> str:
@@ -138,6 +140,6 @@ def _load(paths: list[str], side: int) -> tuple[Images, list[str], dict[str, str
     return array, kept, {paths[i]: reason for i, reason in failed.items()}
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a name with what neither a terminal nor UTF-8 takes, such as undecodable bytes, written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -15,7 +15,8 @@ from oodlib.drift import Drift
 from oodlib.figures import ID_COLOR, draw_projection, nothing_figure, ood_colors
 from oodlib.neighbors import kneighbors
 from oodlib.product import Embedded, pca_basis, project
-from oodlib.your_images import HELD_OUT, Part, together
+from oodlib.your_folder import HELD_OUT, Part
+from oodlib.your_images import together
 
 KINDS = {  # and what to say where there are none
     "most normal": "no held-out images",
@@ -201,7 +202,6 @@ def drift_figure(drift: Drift, is_ood: np.ndarray) -> Figure:
     """Draw the capital of a drift test along a stream, the level of its alarm, and which images (n,) bool are OOD."""
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
-    line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
     places = np.flatnonzero(is_ood)

@@ -64,7 +64,7 @@ class OODModel(nn.Module):
         self.encoder = encoder
         by_label = getattr(detector, "clustering", "") == "labels"
         self.nearest_is_class = by_label and detector.n_clusters_ == len(encoder.spec.classes)
-        self.by_cluster = getattr(detector, "threshold", "").endswith("cluster")
+        self.by_cluster = np.ndim(detector.offset_) > 0
         state, self.score = SCORES[type(detector)](detector)
         self.state = _as_buffers(state)
         groups = detector.reference_nearest_ if self.by_cluster else np.zeros(len(detector.reference_), dtype=np.int64)

@@ -25,7 +25,7 @@ from oodlib.references import (
     max_logit,
     msp,
 )
-from oodlib.thresholds import THRESHOLDS, cluster_p_values, conformal_threshold, per_cluster_thresholds
+from oodlib.thresholds import THRESHOLDS, cluster_p_values
 
 __all__ = [
     "LOGIT_SCORES",
@@ -78,9 +78,9 @@ class ClusterDetector(Detector):
     n_clusters: K, where the clustering needs one; None takes the number of classes in y, "auto" looks for one.
     distance: see `oodlib.distances.DISTANCES`. The clusters are found on the embeddings as they are; a distance
         that works on unit vectors fits its centres on unit vectors.
-    threshold: "global" (α-quantile of the training scores), "per-cluster" (the same within each cluster), "conformal"
-        (from held-out images: the one that keeps its promise of at most α false alarms) or "conformal-cluster" (which
-        keeps it within each cluster; Mondrian).
+    threshold: see `oodlib.thresholds.THRESHOLDS`: "global" (α-quantile of the training scores), "per-cluster" (the
+        same within each cluster), "conformal" (from held-out images: the one that keeps its promise of at most α false
+        alarms) or "conformal-cluster" (which keeps it within each cluster; Mondrian).
     alpha: the false-alarm rate, in (0, 1).
     offset_: the threshold after `fit`: one number, or one a cluster, (K,).
     """
@@ -113,14 +113,16 @@ class ClusterDetector(Detector):
         if y is not None:
             y = np.asarray(y)
             check_consistent_length(z, y)
-        held_out = self.threshold.startswith("conformal")
-        if held_out and z_calibration is None:
+        threshold = THRESHOLDS[self.threshold]
+        if threshold.held_out and z_calibration is None:
             z, y, z_calibration = _hold_out(z, y, self.seed)
         clusters = cluster(z, y, self.clustering, self.n_clusters, self.seed)
         self.n_clusters_ = len(clusters.centers)
         self.state_ = fit_distances([self.distance], z, clusters.assignments, self.n_clusters_)[self.distance]
-        self.reference_, self.reference_nearest_ = self._score(self._check(z_calibration) if held_out else z)
-        self.offset_ = below_rounding(self._threshold(), self.reference_, working_dtype(z))
+        reference = self._score(self._check(z_calibration) if threshold.held_out else z)
+        offset = threshold.set(*reference, self.n_clusters_, self.alpha)
+        self.offset_ = below_rounding(offset, reference[0], working_dtype(z))
+        self.reference_, self.reference_nearest_ = reference
         return self
 
     def check_parameters(self) -> None:
@@ -130,27 +132,22 @@ class ClusterDetector(Detector):
         super().check_parameters()
 
     def layout(self) -> dict[str, str]:
-        offset = "float64 k" if self.threshold.endswith("cluster") else "float64"
-        state = {f"state_.{part}": f"float {shape}" for part, shape in STATES[self.distance].items()}
+        offset = "float64 k" if THRESHOLDS[self.threshold].by_cluster else "float64"
+        shapes = DISTANCES[self.distance].state
+        if not shapes:
+            raise ValueError(f"{self.distance!r} does not say what its state is, so no file can hold it")
+        state = {f"state_.{part}": f"float {shape}" for part, shape in shapes.items()}
         return super().layout() | {"reference_nearest_": "int64 m", "offset_": offset} | state
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return nearest_cluster(z, self.distance, self.state_)
-
-    def _threshold(self) -> float | np.ndarray:
-        if self.threshold.endswith("cluster"):
-            borrow = self.threshold == "per-cluster"
-            return per_cluster_thresholds(
-                self.reference_, self.reference_nearest_, self.n_clusters_, self.alpha, borrow
-            )
-        return conformal_threshold(self.reference_, self.alpha)
 
     def p_values(self, z: np.ndarray) -> np.ndarray:
         """Return the p-value (n,) in (0, 1] of each row of z, within its own cluster where the threshold is.
 
         What it promises depends on the threshold, see `oodlib.thresholds`.
         """
-        if not self.threshold.endswith("cluster"):
+        if not THRESHOLDS[self.threshold].by_cluster:
             return super().p_values(z)
         check_is_fitted(self)
         return cluster_p_values(*self._score(self._check(z)), self.reference_, self.reference_nearest_)
@@ -169,15 +166,3 @@ def _hold_out(z: np.ndarray, y: np.ndarray | None, seed: int) -> tuple[np.ndarra
 
 
 DETECTORS = {kind.__name__: kind for kind in (ClusterDetector, KNNDetector, ViMDetector, OutlierExposureDetector)}
-TIED = {"origin": "d", "whiten": "d r", "centers": "k r"}
-PER_CLUSTER = TIED | {"factors": "k r r", "log_weights": "k"}
-STATES = {  # the shapes of the state that each of DISTANCES is fitted to, as in a detector's `layout`
-    "euclidean": {"origin": "d", "centers": "k d"},
-    "cosine": {"centers": "k d"},
-    "mahalanobis": TIED,
-    "mahalanobis-cluster": PER_CLUSTER,
-    "mahalanobis-shrunk": PER_CLUSTER,
-    "relative-mahalanobis": TIED | {"background": "d s"},
-    "ssd": PER_CLUSTER,
-    "log-density": PER_CLUSTER,
-}

@@ -7,11 +7,27 @@ holds for every cluster (Mondrian). It holds for held-out reference images ("con
 training images themselves ("global", "per-cluster") the scores are too good, and more is rejected than promised.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 
 from oodlib.metrics import check_scores
 
-THRESHOLDS = ("global", "per-cluster", "conformal", "conformal-cluster")
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold: what it is set from, and how.
+
+    `set(scores, nearest, n_clusters, alpha)` returns it, one number or one a cluster, (K,), from the scores (m,) of the
+    reference images and the cluster (m,) that each is nearest to. `held_out`: the reference images have been held out,
+    else they are the training images. `by_cluster`: it is one a cluster, and p-values are within the cluster.
+    """
+
+    set: Callable[[np.ndarray, np.ndarray, int, float], float | np.ndarray]
+    held_out: bool = False
+    by_cluster: bool = False
 
 
 def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
@@ -123,3 +139,15 @@ def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -
 def _rank(alpha: float, m: int) -> int:
     """Return j = ⌊α (m + 1)⌋, which of the m smallest reference scores is the threshold; 0 where none is."""
     return int(np.floor(alpha * (m + 1) + 1e-9))  # 0.29 * 100 is a hair below 29
+
+
+def _of_all(scores: np.ndarray, nearest: np.ndarray, n_clusters: int, alpha: float) -> float:
+    return conformal_threshold(scores, alpha)
+
+
+THRESHOLDS = {
+    "global": Threshold(_of_all),
+    "conformal": Threshold(_of_all, held_out=True),
+    "per-cluster": Threshold(per_cluster_thresholds, by_cluster=True),
+    "conformal-cluster": Threshold(partial(per_cluster_thresholds, borrow=False), held_out=True, by_cluster=True),
+}

@@ -1,65 +1,36 @@
 """Your images: a folder of images goes in; an encoder, a detector chosen and calibrated without OOD data, tables out.
 
 For whoever has some hundred images in class folders and no study: what the notebooks 01 to 04 do for a run, here for
-one folder and in a minute. The images are in parts: "train" fits encoder and clusters, "choice" chooses the detector,
-"calibration", which has seen neither, sets its threshold and so can promise a false-alarm rate, "test" shows what that
-is worth, "ood" is there where it was given.
+the parts of one folder (`oodlib.your_folder`) and in a minute.
 """
 
 import math
-import os
 import threading
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from oodlib.choices import choice_table
 from oodlib.clustering import cluster
-from oodlib.data import SPLITS, ImageSet, load_images, take
+from oodlib.data import ImageSet
 from oodlib.detector import Detector
 from oodlib.embedding import embed
 from oodlib.encoders import Encoder, EncoderSpec, check_arch, load_encoder, pretrained_config
 from oodlib.files import resolve
-from oodlib.folders import FolderImages
 from oodlib.product import Embedded, RunEmbeddings
 from oodlib.scoring import ClusterDetector, KNNDetector
 from oodlib.separation import cluster_purity, global_separation
 from oodlib.settings import TrainingConfig
 from oodlib.thresholds import rate_band
 from oodlib.trainer import Trainer, print_header
-from oodlib.training import encoder_spec, split_calibration
+from oodlib.training import encoder_spec
+from oodlib.your_folder import HELD_OUT, Part
 
 SIDE = 32  # that the network sees where it is trained here
-TEST_SHARE, CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.25, 0.2  # each of the images that are left
 EPOCH = 1000  # views: an epoch goes through a smaller folder several times
 DISTANCES = ("mahalanobis", "relative-mahalanobis", "cosine", "euclidean")  # a covariance a cluster needs more images
 N_NEIGHBORS = 5  # k of KNN
-HELD_OUT = ("choice", "calibration", "test")  # parts that no encoder has seen
 FALLBACK = "knn"  # the detector where classes are too few to choose one; it assumes least of the clusters
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some images, with the name (n,) of each: its path in `folder`, or its place where there are no files."""
-
-    images: ImageSet
-    names: np.ndarray
-    folder: Path | None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def take(self, index: np.ndarray) -> "Part":
-        chosen = replace(self.images, images=take(self.images.images, index), labels=self.images.labels[index])
-        return Part(chosen, self.names[index], self.folder)
-
-    def pictures(self, index: np.ndarray, side: int = 96) -> np.ndarray:
-        """Return some images to look at, (n, h, w[, 3]) uint8: those in files sharper than the network sees them."""
-        if self.folder is None:
-            return take(self.images.images, index)[:]
-        return FolderImages(np.array([str(self.folder / name) for name in self.names[index]], dtype=object), side)[:]
 
 
 def image_side(backbone: str, weights: str, side: int) -> int:
@@ -78,81 +49,6 @@ def image_side(backbone: str, weights: str, side: int) -> int:
         return own
     check_arch(backbone)
     return side or (pretrained_config(backbone).get("input_size", (3, SIDE, SIDE))[-1] if weights else SIDE)
-
-
-def read_parts(id_folder: str, ood_folder: str, side: int, data_root: str = "") -> dict[str, Part]:
-    """Return the parts train, choice, calibration, test and, where a folder is given, ood.
-
-    A folder, or the name of an image set, is read as `load_images` does; what has no train and test is split, every
-    class in the same shares. Raises as `load_images`, and ValueError for too few images and for classes that only the
-    test images have.
-    """
-    if not id_folder:
-        raise ValueError("id_folder is empty: give a folder with one sub-folder of images a class, or an image set")
-    whole = resolve(id_folder)
-    if whole.is_dir() and not any((whole / split).is_dir() for split in SPLITS):
-        everything = _read(id_folder, "test", side, data_root)
-        train, test = (everything.take(index) for index in split_calibration(everything.images, TEST_SHARE))
-    else:
-        train, test = (_read(id_folder, split, side, data_root) for split in SPLITS)
-        test = replace(test, images=_with_classes(test.images, train.images.classes))
-    rest, calibration = (train.take(index) for index in split_calibration(train.images, CALIBRATION_SHARE))
-    fitted, choice = (rest.take(index) for index in split_calibration(rest.images, CHOICE_SHARE))
-    parts = {"train": fitted, "choice": choice, "calibration": calibration, "test": test}
-    if not all(len(part) for part in parts.values()):
-        raise ValueError(f"{id_folder} is too small: {len(train) + len(test)} images; a class needs five or more")
-    return parts | ({"ood": _read(ood_folder, "test", side, data_root)} if ood_folder else {})
-
-
-def _read(name: str, split: str, side: int, data_root: str) -> Part:
-    folder = resolve(name)
-    if not folder.is_dir() and "/" not in name and os.sep not in name:
-        images = load_images(name, split, data_root or None)
-        return Part(images, np.array([f"{split} {i}" for i in range(len(images))]), None)
-    images = load_images(f"folder:{folder}@{side}", split)
-    names = _file_names(folder, split, {path for path, _ in images.skipped})
-    known = len(names) == len(images)  # not where there are links to folders
-    names = names if known else [f"{split} {i}" for i in range(len(images))]
-    return Part(replace(images, name=folder.name), np.array(names, dtype=object), folder if known else None)
-
-
-def _file_names(folder: Path, split: str, skipped: set[str]) -> list[str]:
-    """Return the paths in a folder of what `read_folder` makes its images of, in the same order."""
-    root = folder / split if (folder / split).is_dir() else folder
-    found = []
-    for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if Path(place) != root:
-            found += [os.path.relpath(os.path.join(place, name), folder) for name in files if not name.startswith(".")]
-    return sorted(set(found) - skipped, key=os.path.split)
-
-
-def _with_classes(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
-    """Return images with labels that are places in these classes, whichever of them the images have."""
-    if unknown := [name for name in images.classes if name not in classes]:
-        raise ValueError(f"{images.name}: class {unknown[0]!r} has test images, but no training images")
-    places = np.array([classes.index(name) for name in images.classes])
-    return replace(images, labels=places[images.labels], classes=classes)
-
-
-def count_table(parts: dict[str, Part]) -> pd.DataFrame:
-    """Return the number of images of every class, a row, in every part of the ID images, a column."""
-    classes = parts["train"].images.classes
-    counts = {
-        name: np.bincount(part.images.labels, minlength=len(classes)) for name, part in parts.items() if name != "ood"
-    }
-    return pd.DataFrame(counts, index=pd.Index(classes, name="class"))
-
-
-def note_table(parts: dict[str, Part]) -> pd.DataFrame:
-    """Return what was skipped, a row a file, and what was converted, a row a change: set, what, why, images."""
-    rows = []
-    read = {id(part.images.converted): part.images for part in parts.values()}  # parts of one folder share its notes
-    for images in read.values():
-        rows += [{"set": images.name, "what": file, "why": reason, "images": 0} for file, reason in images.skipped]
-        changes = images.converted.items()
-        rows += [{"set": images.name, "what": "converted", "why": word, "images": n} for word, n in changes]
-    return pd.DataFrame(rows, columns=["set", "what", "why", "images"])
 
 
 def make_encoder(

@@ -23,7 +23,6 @@ from oodlib.distances import DISTANCES
 from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
 from oodlib.scoring import (
     DETECTORS,
-    STATES,
     ClusterDetector,
     KNNDetector,
     OutlierExposureDetector,
@@ -129,8 +128,17 @@ def test_every_detector_is_the_same_to_the_last_bit(name, dtype, tmp_path):
     assert_same(detector, round_trip(detector, tmp_path), dtype)
 
 
-def test_every_distance_has_the_shapes_of_its_state():
-    assert STATES.keys() == DISTANCES.keys()
+def test_every_distance_says_the_shapes_of_its_state():
+    for name, distance in DISTANCES.items():
+        assert ClusterDetector(distance=name).fit(Z, Y).state_.keys() == distance.state.keys()
+
+
+def test_a_distance_that_does_not_say_what_its_state_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(DISTANCES, "mine", replace(DISTANCES["euclidean"], state={}))
+    detector = ClusterDetector(distance="mine").fit(Z, Y)
+    with pytest.raises(ValueError, match="'mine' does not say what its state is, so no file can hold it"):
+        detector.save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_parameters_of_numpy_and_those_that_are_looked_for(tmp_path):

@@ -6,22 +6,27 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from oodlib.clustering import CLUSTERINGS
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.encoders import ARCHITECTURES
+from oodlib.evaluation import evaluate
 from oodlib.metrics import auroc
 from oodlib.objectives import OBJECTIVES
-from oodlib.scoring import ClusterDetector
+from oodlib.product import Embedded, RunEmbeddings, cluster_scores
+from oodlib.scoring import ClusterDetector, load_detector
 from oodlib.settings import TrainingConfig
 from oodlib.study import read_study
+from oodlib.thresholds import THRESHOLDS
 from oodlib.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +55,7 @@ def test_run_command_is_one_line_that_installs_and_runs():
 
 def test_test_command_installs_where_missing_and_runs_pytest():
     command = block("test")
-    assert command.endswith(".venv/bin/python -m pytest")
+    assert command.endswith(".venv/bin/python -m pytest -n 2 --dist loadscope")
     assert "python3 -m pip --python .venv/bin/python install -r requirements.txt" in command
 
 
@@ -126,7 +131,7 @@ def test_links_lead_somewhere(target):
 @pytest.fixture
 def _registries():
     """What an example adds to the dictionaries of names is gone after the test."""
-    kept = [(registry, dict(registry)) for registry in (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES)]
+    kept = [(registry, dict(registry)) for registry in (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES, THRESHOLDS)]
     yield
     for registry, before in kept:
         registry.clear()
@@ -156,6 +161,15 @@ def test_what_the_examples_add_works_like_the_rest(tmp_path, monkeypatch):
     detector = ClusterDetector(clustering="birch", n_clusters=3, distance="manhattan").fit(z)
     expected = -np.abs(z[:, None] - np.stack([z[y == c].mean(axis=0) for c in range(3)])).sum(axis=2).min(axis=1)
     np.testing.assert_allclose(detector.score_samples(z), expected)
+    detector.save(tmp_path / "birch.safetensors")
+    assert np.array_equal(load_detector(tmp_path / "birch.safetensors").score_samples(z), detector.score_samples(z))
+    held_out = z + 0.1
+    scores = detector.score_samples(held_out)
+    detector = ClusterDetector("birch", 3, "manhattan", "three-sigma").fit(z, z_calibration=held_out)
+    assert detector.offset_ == pytest.approx(scores.mean() - 3 * scores.std(), rel=1e-6)
+    data = RunEmbeddings(*(Embedded(x, y) for x in (z, held_out, z)), {"far": Embedded(z + 50, y)})
+    rows = list(evaluate(next(cluster_scores(data, {(0, "labels", 3): y}, ["manhattan"])), ["far"], y >= 0, 0.05))
+    assert {row["threshold"]: row["ood_rejected"] for row in rows}["three-sigma"] == 1.0
 
 
 def test_raw_pixels_tell_the_near_set_as_the_readme_says():
@@ -168,9 +182,9 @@ def test_raw_pixels_tell_the_near_set_as_the_readme_says():
     assert "AUROC of 0.99" in " ".join(README.split())
 
 
-def run_block(name: str, cwd: Path) -> str:
-    """Run the README's commands with this environment in place of .venv; return what they print."""
-    commands = block(name).replace(".venv/bin/python", sys.executable)
+def run_block(name: str, cwd: Path, more: str = "") -> str:
+    """Run the README's commands, the last with `more`, with this environment for .venv; return what they print."""
+    commands = (block(name) + more).replace(".venv/bin/python", sys.executable)
     commands = commands.replace(".venv/bin/papermill", f"{sys.executable} -m papermill")
     return subprocess.run(["bash", "-ec", commands], cwd=cwd, capture_output=True, text=True, check=True).stdout
 
@@ -191,6 +205,24 @@ def test_papermill_commands_run(project):
     assert {"auroc", "fpr95"} <= set(pd.read_csv(run / "metrics.csv"))
     executed = json.loads((project / "out.ipynb").read_text())
     assert not any(o.get("output_type") == "error" for c in executed["cells"] for o in c.get("outputs", []))
+
+
+def test_your_images_become_a_model(project):
+    for i, name in enumerate(("dark", "bright")):
+        (project / "path" / "to" / "photos" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(i).integers(120 * i, 120 * i + 120, size=(12, 40, 30, 3), dtype=np.uint8)
+        for j, image in enumerate(pixels):
+            Image.fromarray(image).save(project / "path" / "to" / "photos" / name / f"{j}.png")
+    Image.fromarray(pixels[0]).save(project / "photo.jpg")
+    run_block("yours", project, " -p epochs 1")
+    with_onnx = find_spec("onnxscript") is not None
+    lines = f"{block('model')}\n{block('export')}".splitlines()
+    code = "\n".join(line for line in lines if with_onnx or "onnx" not in line)
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    printed = done.stdout
+    assert re.match(r"\['(dark|bright)'\] \[-[0-9.]+\] \[0\.[0-9]+\] \[ *(True|False)\]", printed)
+    assert (project / "model.pt2").is_file()
+    assert (project / "model.onnx").is_file() == with_onnx
 
 
 def test_training_alone_runs(project):

@@ -405,7 +405,7 @@ def test_logit_scores_are_float64_and_refuse_what_is_no_logits(score):
     [
         ({"clustering": "dbscan"}, "unknown clustering 'dbscan'; known: labels, "),
         ({"distance": "manhattan"}, "unknown distance 'manhattan'; known: euclidean, cosine, mahalanobis"),
-        ({"threshold": "otsu"}, "unknown threshold 'otsu'; known: global, per-cluster, conformal"),
+        ({"threshold": "otsu"}, "unknown threshold 'otsu'; known: global, conformal, per-cluster"),
         ({"alpha": 0}, "alpha must be between 0 and 1, got 0"),
         ({"alpha": 1.0}, "alpha must be between 0 and 1, got 1.0"),
         ({"alpha": math.nan}, "alpha must be between 0 and 1, got nan"),
@@ -445,7 +445,20 @@ def test_bad_arguments_of_knn(n_neighbors, alpha, said):
         KNNDetector(n_neighbors, alpha).fit(Z)
 
 
-@pytest.mark.parametrize("detector", [build(clustering="kmeans", threshold=t) for t in THRESHOLDS[2:]], ids=repr)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_fit_that_fails_half_way_is_none(before):
+    detector = ClusterDetector(n_clusters=2)
+    if before:
+        detector.fit(Z, np.arange(300) % 2)
+    with pytest.raises(ValueError, match="needs labels y"):
+        detector.fit(Z)
+    with pytest.raises(NotFittedError):
+        detector.predict(ID)
+
+
+@pytest.mark.parametrize(
+    "detector", [build(clustering="kmeans", threshold=t) for t in ("conformal", "conformal-cluster")], ids=repr
+)
 @pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "p_values"])
 def test_embeddings_that_do_not_fit(detector, method):
     with pytest.raises(NotFittedError):

@@ -176,7 +176,12 @@ def _beta(m, alpha):
 
 
 def test_names():
-    assert THRESHOLDS == ("global", "per-cluster", "conformal", "conformal-cluster")
+    assert list(THRESHOLDS) == ["global", "conformal", "per-cluster", "conformal-cluster"]
+    assert [name for name, threshold in THRESHOLDS.items() if threshold.held_out] == ["conformal", "conformal-cluster"]
+    assert [name for name, threshold in THRESHOLDS.items() if threshold.by_cluster] == [
+        "per-cluster",
+        "conformal-cluster",
+    ]
 
 
 # The rates that are reached
