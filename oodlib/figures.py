@@ -4,7 +4,6 @@ Objectives always have the same colours, ID is always dark grey. Score figures a
 run keeps. A figure of one seed shows the runs of the study's first architecture.
 """
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -286,20 +285,31 @@ def _thumbnails(extremes: pd.DataFrame, images: dict[str, np.ndarray], title: st
     rows = [(name, extreme) for name in sets for extreme in ("most", "least")]
     n_columns = int(extremes["rank"].max()) + 1
     size = (0.75 * n_columns + 1.6, 0.78 * len(rows) + 0.4)
-    figure, axes = plt.subplots(len(rows), n_columns, figsize=size, squeeze=False, layout="constrained")
-    for line, (name, extreme) in zip(axes, rows, strict=True):
+    figure, axes = plt.subplots(len(rows), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, extreme) in zip(axes.flat, rows, strict=True):
         chosen = extremes[(extremes.dataset == name) & (extremes.extreme == extreme)].sort_values("rank")
-        show_images(line, images[name][chosen["index"]], f"{name}\n{extreme} normal")
+        show_images(axis, images[name][chosen["index"]], f"{name}\n{extreme} normal", n_columns)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def show_images(axes: np.ndarray, images: np.ndarray, label: str) -> None:
-    """Show images (n, h, w[, c]) uint8 in a row of axes without ticks, with the row's label at its left."""
-    for axis, image in itertools.zip_longest(axes, images[: len(axes)]):
-        if image is not None:
-            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axis.set(xticks=[], yticks=[])
-        axis.grid(visible=False)
-        sns.despine(ax=axis, left=True, bottom=True)
-    axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+def show_images(axis: Axes, images: np.ndarray, label: str, n: int) -> None:
+    """Show up to n images (m, h, w[, c]) uint8 side by side in an axis with room for n, with a label at the left."""
+    axis.imshow(strip(images, n), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    sns.despine(ax=axis, left=True, bottom=True)
+    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def strip(images: np.ndarray, n: int) -> np.ndarray:
+    """Return one image of up to n images (m, h, w[, c]) uint8 from left to right, with white between them and after.
+
+    An axis for each would look the same, but a hundred axes take seconds to draw.
+    """
+    height, width = images.shape[1:3]
+    step = width + max(1, width // 8)
+    shown = np.full((height, n * step - (step - width), *images.shape[3:]), 255, dtype=np.uint8)
+    for i, image in enumerate(images[:n]):
+        shown[:, i * step : i * step + width] = image
+    return shown

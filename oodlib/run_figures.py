@@ -31,20 +31,20 @@ def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, 
     generator = torch.Generator().manual_seed(config.seed)
     views = [config.views(prepared, generator).mul(255).byte() for _ in range(n_views)]
     rows = torch.stack([prepared, *views], dim=1).permute(0, 1, 3, 4, 2).numpy()  # (n, 1 + views, s, s, 3)
-    figure, axes = plt.subplots(n_images, n_views + 1, figsize=(0.8 * (n_views + 1), 0.8 * n_images))
-    for line, row, label in zip(axes, rows, images.labels, strict=False):
-        show_images(line, row, images.classes[label])
-    axes[0][0].set_title("image", fontsize=9)
-    axes[0][1].set_title("views", fontsize=9, loc="left")
+    figure, axes = plt.subplots(n_images, figsize=(0.8 * (n_views + 1), 0.8 * n_images))
+    for axis, row, label in zip(axes, rows, images.labels, strict=False):
+        show_images(axis, row, images.classes[label], n_views + 1)
+    axes[0].set_title("image, then views of it", fontsize=9, loc="left")
     plt.close(figure)
     return figure
 
 
 def inputs_figure(encoder: "Encoder", sets: list[ImageSet], n_images: int = 12) -> Figure:
     """Draw the first images of each set as the network sees them, a row a set."""
-    figure, axes = plt.subplots(len(sets), n_images, figsize=(0.8 * n_images, 0.8 * len(sets)), squeeze=False)
-    for line, images in zip(axes, sets, strict=True):
-        show_images(line, encoder.prepare(images.images[:n_images]).permute(0, 2, 3, 1).numpy(), images.name)
+    figure, axes = plt.subplots(len(sets), figsize=(0.8 * n_images, 0.8 * len(sets)), squeeze=False)
+    for axis, images in zip(axes.flat, sets, strict=True):
+        prepared = encoder.prepare(images.images[:n_images]).permute(0, 2, 3, 1).numpy()
+        show_images(axis, prepared, images.name, n_images)
     plt.close(figure)
     return figure
 

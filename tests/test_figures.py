@@ -221,17 +221,26 @@ def test_thumbnails_are_the_named_images(results):
     figure = shown["digits_ce"]
     assert figure._suptitle.get_text() == "cross-entropy, labels/mahalanobis, seed 0"
     rows = [f"{name}\n{extreme} normal" for name in ("digits", *OOD) for extreme in ("most", "least")]
-    grid = np.array(figure.axes).reshape(10, 3)
-    assert [line[0].get_ylabel() for line in grid] == rows
-    expected = load_images("photos").images[:3]
-    for axis, image in zip(grid[rows.index("photos\nleast normal")], expected, strict=True):
-        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+    assert [axis.get_ylabel() for axis in figure.axes] == rows
+    shown = figure.axes[rows.index("photos\nleast normal")].images[0].get_array()
+    np.testing.assert_array_equal(shown, figures.strip(load_images("photos").images[:3], 3))
+
+
+def test_a_strip_has_white_between_images_and_where_they_are_missing():
+    images = np.arange(2 * 3 * 16, dtype=np.uint8).reshape(2, 3, 16)
+    shown = figures.strip(images, 3)
+    assert shown.shape == (3, 52)
+    for i in range(2):
+        np.testing.assert_array_equal(shown[:, 18 * i : 18 * i + 16], images[i])
+        assert (shown[:, 18 * i + 16 : 18 * i + 18] == 255).all()
+    assert (shown[:, 36:] == 255).all()
+    assert figures.strip(images[..., None].repeat(3, axis=3), 1).shape == (3, 16, 3)
 
 
 def test_thumbnails_of_missing_sets_are_left_out_and_said_so(results, capsys):
     extremes = results.extremes.assign(dataset=results.extremes.dataset.replace("photos", "elsewhere"))
     shown = dict(figures.thumbnail_figures(replace(results, extremes=extremes), DETECTOR, 0))
-    assert len(shown["digits_ce"].axes) == 3 * 2 * 4
+    assert len(shown["digits_ce"].axes) == 2 * 4
     assert "no thumbnails of elsewhere: unknown image set 'elsewhere'" in capsys.readouterr().out
     missing = extremes.assign(dataset=extremes.dataset.replace("digits", "gone"), id_dataset="gone")
     assert dict(figures.thumbnail_figures(replace(results, extremes=missing), DETECTOR, 0)) == {}
@@ -259,21 +268,21 @@ def test_unknown_seeds_and_detectors_name_the_known_ones(results, draw):
 
 def test_views_figure_shows_images_and_their_views():
     figure = run_figures.views_figure(TrainingConfig(), load_images("digits", "train"), n_images=2, n_views=3)
-    grid = np.array(figure.axes).reshape(2, 4)
     images = load_images("digits", "train")
-    assert [line[0].get_ylabel() for line in grid] == [images.classes[label] for label in images.labels[:2]]
+    assert [axis.get_ylabel() for axis in figure.axes] == [images.classes[label] for label in images.labels[:2]]
     prepared = Encoder(encoder_spec(TrainingConfig(), images)).prepare(images.images[:1])[0].permute(1, 2, 0)
-    np.testing.assert_array_equal(grid[0][0].images[0].get_array(), prepared)
-    assert not np.array_equal(grid[0][1].images[0].get_array(), grid[0][2].images[0].get_array())
+    row = figure.axes[0].images[0].get_array()
+    image, *views = (row[:, i * 18 : i * 18 + 16] for i in range(4))
+    np.testing.assert_array_equal(image, prepared)
+    assert not np.array_equal(views[0], views[1])
 
 
 def test_inputs_figure_shows_sets_as_the_network_sees_them():
     encoder = Encoder(encoder_spec(TrainingConfig(), load_images("digits", "train")))
     figure = run_figures.inputs_figure(encoder, [load_images(name) for name in ("digits", "photos")], n_images=4)
-    grid = np.array(figure.axes).reshape(2, 4)
-    assert [line[0].get_ylabel() for line in grid] == ["digits", "photos"]
-    shown = grid[1][0].images[0].get_array()
-    assert shown.shape == (16, 16, 3)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["digits", "photos"]
+    shown = figure.axes[1].images[0].get_array()
+    assert shown.shape == (16, 4 * 18 - 2, 3)
     assert (shown[..., 0] == shown[..., 2]).all()  # a photograph is grey to an encoder of grey digits
 
 
