@@ -3,8 +3,6 @@
 Tables of one run or of a study in, matplotlib figures out; objectives have the colours of `oodlib.figures`.
 """
 
-import itertools
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -127,27 +125,23 @@ def fraction_figure(curves: pd.DataFrame) -> Figure:
 def predictor_figure(results: Results, detector: str, table: pd.DataFrame, n_shown: int = 4) -> Figure:
     """Draw OOD AUROC of one detector against the measures of ID data that rank the runs most like it, a point a run.
 
-    table: what `oodlib.findings.predictors` found; a row of panels a group of OOD sets.
+    table: what `oodlib.findings.predictors` found; a row of panels an ID set and group of OOD sets.
     """
     if table.empty:
         return nothing_figure("fewer than three runs, or all alike: nothing to correlate")
-    groups = list(dict.fromkeys(table.group))
-    points = id_measures(results).join(100 * ood_auroc(results, detector)[groups]).reset_index()
-    markers = dict(zip(dict.fromkeys(points.id_dataset), itertools.cycle(MARKERS), strict=False))
-    size = (3.1 * n_shown, 3.1 * len(groups) + 0.4)
-    figure, axes = plt.subplots(len(groups), n_shown, figsize=size, squeeze=False, sharey="row", layout="constrained")
-    for line, group in zip(axes, groups, strict=True):
-        best = table[table.group == group].head(n_shown)
+    points = id_measures(results).join(100 * ood_auroc(results, detector)).reset_index()
+    rows = list(table.groupby(["id_dataset", "group"], sort=False))
+    size = (3.1 * n_shown, 3.1 * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), n_shown, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    for line, ((id_dataset, group), best) in zip(axes, rows, strict=True):
         for axis in line[len(best) :]:
             axis.axis("off")
         for axis, found in zip(line, best.itertuples(), strict=False):
             common = {"x": found.measure, "y": group, "hue": "objective", "palette": COLORS, "legend": False}
-            sns.scatterplot(points, **common, ax=axis, style="id_dataset", markers=markers, s=45)
+            sns.scatterplot(points[points.id_dataset == id_dataset], **common, ax=axis, s=45)
             axis.set_title(f"Spearman {found.spearman:+.2f}, n = {found.n}", fontsize=10)
-        line[0].set_ylabel(f"{group} OOD AUROC %")
+        line[0].set_ylabel(f"{id_dataset}: {group} OOD AUROC %")
     looks = {objective_name(name): {"color": COLORS.get(name, "0.4"), "marker": "o"} for name in points.objective}
-    if len(markers) > 1:
-        looks |= {name: {"color": "0.4", "marker": marker} for name, marker in markers.items()}
     dots = [plt.Line2D([], [], linestyle="none", **look) for look in looks.values()]
     figure.legend(dots, looks, loc="outside lower center", ncol=len(looks), frameon=False)
     plt.close(figure)

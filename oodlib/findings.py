@@ -3,6 +3,8 @@
 What predicts is computed on ID data alone; the AUROC it is held against is that of a detector named beforehand.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -113,21 +115,19 @@ def rank_correlation(x: pd.Series, y: pd.Series) -> tuple[float, float]:
 def predictors(results: Results, detector: str) -> pd.DataFrame:
     """Return how each measure that needs ID data alone ranks the runs, against their OOD AUROC with one detector.
 
-    Columns: measure, group (near or far), spearman (rank correlation over runs), p (of no correlation, by random
-    permutations), n (runs). Seeds of one setting are not independent, so p is too small; a sign that differs from the
-    expected one is a finding.
+    Columns: id_dataset, measure, group (near or far), spearman (rank correlation over the runs of an ID set; over
+    several sets it would say which set is easy), p (of no correlation, by random permutations), n (runs). Seeds of one
+    setting are not independent, so p is too small; a sign that differs from the expected one is a finding.
     """
     reached, measures = ood_auroc(results, detector), id_measures(results)
     rows = []
-    for group in reached:
-        for measure in measures:
-            pair = measures[[measure]].join(reached[group]).replace([np.inf, -np.inf], np.nan).dropna()
-            if len(pair) > 2 and pair.nunique().min() > 1:
-                spearman, p = rank_correlation(pair[measure], pair[group])
-                rows.append({"measure": measure, "group": group, "spearman": spearman, "p": p, "n": len(pair)})
-    table = pd.DataFrame(rows, columns=["measure", "group", "spearman", "p", "n"])
-    return table.sort_values(["group", "spearman"], key=_near_first_then_strength, ignore_index=True)
-
-
-def _near_first_then_strength(column: pd.Series) -> pd.Series:
-    return -column.abs() if column.name == "spearman" else column.map({"near": 0, "far": 1})
+    for id_dataset, group, measure in itertools.product(dict.fromkeys(results.runs.id_dataset), reached, measures):
+        pair = measures[[measure]].join(reached[group]).xs(id_dataset, level="id_dataset")
+        pair = pair.replace([np.inf, -np.inf], np.nan).dropna()
+        if len(pair) > 2 and pair.nunique().min() > 1:
+            spearman, p = rank_correlation(pair[measure], pair[group])
+            rows.append((id_dataset, measure, group, spearman, p, len(pair)))
+    table = pd.DataFrame(rows, columns=["id_dataset", "measure", "group", "spearman", "p", "n"])
+    order = {name: place for place, name in enumerate(dict.fromkeys(table.id_dataset))}
+    by = {"id_dataset": order.get, "group": {"near": 0, "far": 1}.get, "spearman": lambda value: -abs(value)}
+    return table.sort_values(list(by), key=lambda column: column.map(by[column.name]), ignore_index=True)

@@ -166,7 +166,7 @@ def test_ood_auroc_is_the_mean_over_the_sets_of_a_run(measured):
 
 def test_predictors_are_the_rank_correlations_of_scipy_strongest_first(measured):
     table = findings.predictors(measured, "knn")
-    assert list(table) == ["measure", "group", "spearman", "p", "n"]
+    assert list(table) == ["id_dataset", "measure", "group", "spearman", "p", "n"]
     near, far = (table[table.group == group].set_index("measure") for group in ("near", "far"))
     assert list(table.group) == ["near"] * len(near) + ["far"] * len(far)
     by_hand = {"rising": 1, "falling": -1, "unrelated": 0, "weak": 0.8, "often_infinite": 0.5, "id_accuracy": 1}
@@ -185,7 +185,25 @@ def test_predictors_are_the_rank_correlations_of_scipy_strongest_first(measured)
 
 def test_predictors_of_another_detector_are_others(measured):
     assert findings.predictors(measured, "labels/cosine").empty  # its AUROC is the same in all runs
-    assert list(findings.predictors(measured, "no detector")) == ["measure", "group", "spearman", "p", "n"]
+    assert list(findings.predictors(measured, "no detector")) == [
+        *("id_dataset", "measure", "group", "spearman", "p", "n")
+    ]
+
+
+def test_predictors_are_found_within_each_id_set(make_results):
+    # within each set more is better; the set with more of the measure is the harder one
+    results = make_results(
+        lambda id_dataset, seed, **_: 0.8 + seed / 100 - 0.2 * (id_dataset == "letters32"),
+        objectives=("ce",),
+        separation=lambda id_dataset, seed, **_: 0.3 + seed / 100 + 0.2 * (id_dataset == "letters32"),
+        id_datasets=("digits", "letters32"),
+    )
+    table = findings.predictors(results, "knn")
+    table = table[table.measure == "global_separation"]
+    assert table.id_dataset.tolist() == ["digits", "digits", "letters32", "letters32"]
+    assert table.group.tolist() == ["near", "far"] * 2
+    np.testing.assert_allclose(table.spearman, 1)
+    assert set(table.n) == {3}
 
 
 def test_two_runs_predict_nothing(make_results):

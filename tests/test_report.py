@@ -321,7 +321,7 @@ def test_collect_reads_every_complete_run(studied, monkeypatch):
     history = pd.read_csv(studied.run_folder("small", run.name) / "history.csv")
     accuracy = record["evaluate"]["id_accuracy"]
     assert [run.id_accuracy, run.nearest_class_mean] == [accuracy["classifier"], accuracy["nearest_class_mean"]]
-    assert run.training_seconds == pytest.approx(history.seconds.sum())
+    assert run.training_seconds == pytest.approx(len(history) * np.median(history.seconds))
     assert run.network_inputs == 2 * 6 * 128  # two views, six whole batches of 796 images
     assert run.epochs == 1
 
