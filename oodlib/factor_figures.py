@@ -14,8 +14,6 @@ from oodlib.figures import COLORS, nothing_figure, objective_name
 from oodlib.findings import id_measures, ood_auroc
 from oodlib.report import Results, clustering_names
 
-MARKERS = "oXsD^vP*"  # of ID sets, by turns
-
 
 def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc") -> Figure:
     """Draw a measure in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.

@@ -179,6 +179,6 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert named["objective"] == ["ce", "simclr", "supcon", "joint", "cider"]
     assert {"kmeans", "gmm"} <= set(named["clusterings"])
     assert {"cosine", "mahalanobis"} <= set(named["distances"])
-    assert named["thresholds"] == ["global", "per-cluster", "conformal", "conformal-cluster"]
+    assert named["thresholds"] == ["global", "conformal", "per-cluster", "conformal-cluster"]
     assert named["choice_rules"] == ["left-out classes", "virtual outliers"]
     assert "resnet18" in named["arch"]
