@@ -28,6 +28,7 @@ FIGURES = [  # ID set, group, our objective, our detector, their method, AUROC i
     ("cifar100", "near", "cider", "knn", "CIDER + KNN", 73.1, "OpenOOD 1.5, ResNet-18"),
     ("cifar100", "far", "cider", "knn", "CIDER + KNN", 80.5, "OpenOOD 1.5, ResNet-18"),
 ]
+FAR_SETS = ("svhn", "lsun", "isun", "places365")  # that papers on CIFAR report too, and are not always at hand
 COLUMNS = ["id_dataset", "group", "objective", "detector", "method", "published", "setting"]
 
 
@@ -49,3 +50,11 @@ def comparison_table(results: Results) -> pd.DataFrame:
     return table[[*COLUMNS[:5], "published", "this study", "n", "our setting", "setting"]].rename(
         columns={"setting": "their setting"}
     )
+
+
+def absent_sets(results: Results, id_dataset: str) -> list[str]:
+    """Return which far sets of papers on CIFAR a study of it lacks; of another ID set, none."""
+    if not any(figure[0] == id_dataset for figure in FIGURES):
+        return []
+    tested = " ".join(results.metrics[results.metrics.id_dataset == id_dataset].ood_dataset.unique()).lower()
+    return [name for name in FAR_SETS if name not in tested]

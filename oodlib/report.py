@@ -205,7 +205,7 @@ def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
 
 
 def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
-    """Return a tidy table for reading: a row a setting and detector, a column an OOD set, cells "mean ± sd".
+    """Return a tidy table for reading: a row a setting and detector, n seeds, a column an OOD set, cells "mean ± sd".
 
     The best of a column, its "max" or "min" mean as `best` says, is bold; so is what equals it at one decimal.
     """
@@ -215,11 +215,11 @@ def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
     bold = (table["mean"].round(1) == top.round(1)).map({True: "**", False: ""})
     cells = bold + [mean_sd(mean, sd) for mean, sd in zip(table["mean"], table["sd"], strict=True)] + bold
     keys = [*SETTING, "detector"]
-    order = table[keys].drop_duplicates()
+    seeds = table.groupby(keys, sort=False).n.unique().map(lambda n: "–".join(str(k) for k in sorted(n)))
     spread = table.assign(cell=cells).pivot_table(
         index=keys, columns="ood_dataset", values="cell", aggfunc="first", sort=False
     )
-    return order.merge(spread[columns].reset_index(), on=keys).fillna("")
+    return seeds.reset_index().merge(spread[columns].reset_index(), on=keys).fillna("")
 
 
 def mean_sd(mean: float, sd: float) -> str:

@@ -61,7 +61,7 @@ def accuracy_figure(results: Results) -> Figure:
         style = {"hue": "objective", "palette": COLORS, "style": "id_dataset", "s": 60}
         sns.scatterplot(part, x="accuracy", y="auroc", **style, ax=axis)
         axis.set(title=f"{detector}, a point a run", xlabel="ID accuracy, %", ylabel="near AUROC, %")
-        axis.legend(fontsize=8)
+        _name_objectives(axis)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from oodlib.published import FIGURES, comparison_table
+from oodlib.published import FIGURES, absent_sets, comparison_table
 
 CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
 
@@ -33,3 +33,9 @@ def test_a_study_of_other_images_has_nothing_to_compare(make_results):
 def test_each_method_is_there_for_near_and_far_of_both_sets(method):
     found = [(id_dataset, group) for id_dataset, group, _, _, name, value, _ in FIGURES if name == method]
     assert sorted(found) == sorted((c, g) for c in ("cifar10", "cifar100") for g in ("near", "far"))
+
+
+def test_far_sets_of_the_literature_that_a_study_lacks_are_named(make_results):
+    results = make_results(id_datasets=("cifar10", "digits"), ood=CIFAR | {"folder:sets/LSUN": "far", "svhn": "far"})
+    assert absent_sets(results, "cifar10") == ["isun", "places365"]
+    assert absent_sets(results, "digits") == []

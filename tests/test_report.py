@@ -193,7 +193,8 @@ def test_main_table_of_another_measure(make_results):
 def test_wide_table_orders_sets_by_group_with_the_mean_behind_each(make_results):
     table = report.wide(report.main_table(make_results(values)))
     sets = ["digits789", "letters", "near mean", "photos", "far mean", "noise:8"]
-    assert list(table) == [*report.SETTING, "detector", *sets]
+    assert list(table) == [*report.SETTING, "detector", "n", *sets]
+    assert set(table.n) == {"3"}
     assert list(table.objective) == ["ce"] * 4 + ["supcon"] * 4
 
 
@@ -202,7 +203,7 @@ def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(mak
     metrics = results.metrics
     metrics["group"] = np.where((metrics.id_dataset == "digits") == (metrics.ood_dataset == "photos"), "near", "far")
     table = report.wide(report.main_table(replace(results, metrics=metrics)))
-    assert sorted(table.columns[4:]) == ["digits789", "far mean", "near mean", "photos"]
+    assert sorted(table.columns[5:]) == ["digits789", "far mean", "near mean", "photos"]
     assert not (table == "").any(axis=None)
 
 
@@ -233,6 +234,15 @@ def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
     assert not one.map(lambda text: "±" in text).any(axis=None)
     several = report.wide(report.main_table(make_results(values)))
     assert several[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
+
+
+def test_where_a_seed_lacks_a_set_n_is_a_range(make_results):
+    results = make_results(values)
+    metrics = results.metrics
+    metrics = metrics[(metrics.objective != "ce") | (metrics.ood_dataset != "photos") | (metrics.seed != 1)]
+    table = report.wide(report.main_table(replace(results, metrics=metrics)))
+    assert set(table[table.objective == "ce"].n) == {"2–3"}
+    assert set(table[table.objective == "supcon"].n) == {"3"}
 
 
 def test_a_combination_that_was_not_run_is_an_empty_cell(make_results):

@@ -1,0 +1,61 @@
+"""The CIFAR studies: their smallest run goes through every notebook, for one epoch on a few made-up images."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from oodlib.published import FIGURES
+from oodlib.report import collect
+from oodlib.runner import run_study
+from oodlib.study import read_study
+
+SETS = {"cifar100": 20, "tinyimagenet": 20, "dtd10": 10, "mnist": 10, "omniglot": 10}
+
+
+@pytest.fixture
+def made_up(project, monkeypatch):
+    """A data root with random images of ten classes under the names of the real sets."""
+    generator = np.random.default_rng(0)
+    root = project.root / "data"
+    root.mkdir()
+
+    def write(name: str, n: int, classes: int) -> None:
+        images = generator.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        np.savez(root / f"{name}.npz", images=images, labels=np.arange(n) % classes)
+
+    for part, n in {"train": 120, "test": 40}.items():
+        write(f"cifar10-{part}", n, 10)
+    for name, classes in SETS.items():
+        write(f"{name}-test", 40, classes)
+    monkeypatch.setenv("OODLIB_DATA", str(root))
+    return project
+
+
+@pytest.mark.parametrize(("name", "arch", "runs"), [("cifar-small", "resnet20", 24), ("cifar", "resnet18", 30)])
+def test_the_smallest_run_goes_through_every_notebook(made_up, name, arch, runs):
+    assert len(read_study(name)[0]) == runs
+    study = yaml.safe_load(made_up.read_study(name))
+    study["parameters"] |= {"seed": 0, "id_dataset": "cifar10", "objective": "ce"}
+    study["when"].append(
+        {
+            "if": {"seed": 0},
+            "set": {"epochs": 1, "batch_size": 32, "warmup_epochs": 0, "max_images": 40, "compile": False},
+        }
+    )
+    made_up.write_study("smallest", yaml.safe_dump(study))
+    assert run_study("smallest", jobs=1) == []
+    metrics = collect("smallest").metrics
+    groups = metrics.groupby("group").ood_dataset.unique().map(sorted).to_dict()
+    assert groups == {
+        "near": ["cifar100", "tinyimagenet"],
+        "far": ["dtd10", "mnist", "omniglot"],
+        "sanity": ["noise:32"],
+    }
+    assert {f"kmeans-{k}/cosine" for k in (10, 15, 18, 20, 22, 25, 30)} <= set(metrics.detector)
+    assert {"msp", "knn", "vim", "fdbd", "energy"} <= set(metrics.detector)
+    assert metrics.auroc.between(0, 1).all()
+    assert metrics.auroc[metrics.ood_dataset == "cifar100"].mean() == pytest.approx(0.5, abs=0.1)  # all are random
+    published = pd.read_csv(made_up.root / "outputs" / "smallest" / "report" / "published.csv")
+    assert len(published) == sum(figure[0] == "cifar10" and figure[2] == "ce" for figure in FIGURES)
+    assert set(published["our setting"]) == {f"{arch}, 1 epochs"}
