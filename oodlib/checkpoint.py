@@ -17,6 +17,7 @@ from torch import nn
 
 from oodlib.encoders import Encoder
 from oodlib.files import write_atomically
+from oodlib.runs import differences
 from oodlib.settings import TrainingConfig
 
 FORMAT = "oodlib-checkpoint-1"
@@ -79,8 +80,7 @@ def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConf
         before = about.pop("config")
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no checkpoint, or is cut short ({error}); delete it to train anew") from error
-    now = asdict(config)
-    if different := [f"{k}={before.get(k)!r}, not {now.get(k)!r}" for k in now | before if before.get(k) != now.get(k)]:
+    if different := differences(before, asdict(config)):
         raise ValueError(f"{path} is of a training with {'; '.join(different)}; delete it to train anew")
     tensors = _tensors(state)
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in found.items()}:

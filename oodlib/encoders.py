@@ -6,6 +6,7 @@ input form; weights and spec are one safetensors file, which holds arrays and JS
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from oodlib.data import prepare
 from oodlib.files import write_atomically
 
 try:
-    import timm
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
+        import timm
     from timm.layers import PatchEmbed
     from timm.models.resnet import BasicBlock, ResNet
 except RuntimeError as error:

@@ -33,6 +33,8 @@ ARTEFACTS = {
     ),
 }
 
+ON_THE_WAY = ("checkpoint_epochs", "snapshot_epochs")  # what training keeps on its way decides nothing
+
 
 def slug(name: str) -> str:
     """Return a name as it stands in file names: what is no letter, digit, dot or underscore becomes an underscore."""
@@ -49,6 +51,12 @@ def study_folder(study: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", study):
         raise ValueError(f"a study's name may hold letters, digits, '.', '_' and '-' only, got {study!r}")
     return resolve("outputs") / study
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """Return how parameters differ, one text each; those of ON_THE_WAY do not count."""
+    keys = [key for key in before | now if key not in ON_THE_WAY]
+    return [f"{key}={before.get(key)!r}, not {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
 
 
 class Run:
@@ -104,12 +112,7 @@ class Run:
         return record["weights"] == self.weights()
 
     def _check_same(self, step: str, before: dict, now: dict) -> None:
-        different = [
-            f"{key}={before.get(key)!r}, not {now.get(key)!r}"
-            for key in before | now
-            if before.get(key) != now.get(key)
-        ]
-        if different:
+        if different := differences(before, now):
             raise ValueError(
                 f"step {step!r} of run {self.name!r} in study {self.study!r} was made with {'; '.join(different)}. "
                 f"Give the new one another study name, or delete {self.path}"

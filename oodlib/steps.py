@@ -6,7 +6,7 @@ imported where it is used: clustering and scoring need none, and importing timm 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +45,7 @@ from oodlib.run_tables import (
     risk_table,
     shown_name,
 )
-from oodlib.runs import Run, run_name, slug
+from oodlib.runs import ON_THE_WAY, Run, run_name, slug
 from oodlib.separation import cluster_quality, embedding_quality
 
 if TYPE_CHECKING:
@@ -53,13 +53,18 @@ if TYPE_CHECKING:
 
 
 def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run:
-    """Train the run that a configuration names, or find it trained; write its weights and history; return it."""
+    """Train the run that a configuration names, or find it trained; write its weights and history; return it.
+
+    A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights.
+    """
     from oodlib import distributed
     from oodlib.checkpoint import remove_checkpoint
     from oodlib.encoders import save_encoder
     from oodlib.training import CHECKPOINT, train
 
     run = Run(study, run_name(config.id_dataset, config.arch, config.objective, config.seed))
+    before = run.record.get("train", {"parameters": {}})["parameters"]
+    config = replace(config, **{key: before[key] for key in ON_THE_WAY if key in before})
     parameters = asdict(config)
     if run.is_done("train", parameters):
         distributed.say(f"{run.name} is trained already: {run.path}")

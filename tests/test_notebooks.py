@@ -18,7 +18,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from oodlib.settings import TrainingConfig
-from oodlib.study import NOTEBOOKS, REPORT
+from oodlib.study import NOTEBOOKS, REPORT, check_runs, read_study
 
 CHECKOUT = Path(__file__).parents[1]
 PATHS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
@@ -117,6 +117,14 @@ def test_defaults_of_training_are_those_of_its_configuration():
     shown = {name: about["default"].replace('"', "'") for name, about in found.items()}
     assert {name: eval(shown[name]) for name in defaults} == {name: eval(value) for name, value in defaults.items()}
     assert shown.keys() - defaults.keys() == {"study", "data_root"}
+
+
+def test_notebooks_with_their_defaults_go_on_with_the_committed_run(project):
+    shutil.copytree(CHECKOUT / "outputs" / "digits" / "runs" / RUN, project.run_folder("digits", RUN))
+    project.write_study("digits", "parameters: {}")
+    runs, _ = read_study("digits")
+    assert [plan.run.name for plan in runs] == [RUN]
+    check_runs(runs)  # raises where a step on record has other parameters
 
 
 def test_parameters_of_the_same_name_have_the_same_default():

@@ -541,6 +541,13 @@ def test_other_parameters_are_refused_by_every_step(trained):
         steps.evaluate_step(trained, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, 0.05, CHOICE_RULES)
 
 
+def test_a_run_keeps_its_own_snapshots_and_checkpoints(copied, capsys):
+    again = steps.train_step("study", TrainingConfig(epochs=1, batch_size=128, snapshot_epochs=1, checkpoint_epochs=3))
+    assert "is trained already" in capsys.readouterr().out
+    kept = again.record["train"]["parameters"]
+    assert (kept["snapshot_epochs"], kept["checkpoint_epochs"]) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("near", "far", "sanity", "message"),
     [
