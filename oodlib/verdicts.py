@@ -73,18 +73,26 @@ def separated_clusters(results: Results, detector: str) -> Verdict:
     difference = paired_difference(per_run, "value", "supcon", "simclr")
     if difference is None:
         return _needs(claim, "pair of SupCon and SimCLR runs")
-    means = per_run.groupby("objective").value.mean()
-    purity = kmeans.groupby("objective").value.mean()
+    means, purity = (t.groupby(["id_dataset", "objective"]).value.mean().unstack() for t in (per_run, kmeans))
     verdict = _sign(difference.low, difference.high)
-    if verdict == "supported" and not means["supcon"] >= WELL_SEPARATED > means["simclr"]:
+    if verdict == "supported" and not ((means.supcon >= WELL_SEPARATED) & (means.simclr < WELL_SEPARATED)).all():
         verdict = "undecided"
-    listed = ", ".join(f"{name} {means[name]:.2f} / {purity.get(name, np.nan):.2f}" for name in means.index)
     return Verdict(
         claim,
         verdict,
         f"global separation of the classes (well separated: at least {WELL_SEPARATED}) / purity of k-means clusters: "
-        f"{listed}; separation of SupCon minus SimCLR {difference}",
+        f"{_separations(means, purity)}; separation of SupCon minus SimCLR {difference}",
     )
+
+
+def _separations(means: pd.DataFrame, purity: pd.DataFrame) -> str:
+    """Return "objective separation / purity" of all objectives, by ID set where there are several."""
+    purity = purity.reindex(index=means.index, columns=means.columns)
+    texts = []
+    for dataset, row in means.iterrows():
+        listed = ", ".join(f"{name} {row[name]:.2f} / {purity[name][dataset]:.2f}" for name in row.dropna().index)
+        texts.append(f"{dataset}: {listed}" if len(means) > 1 else listed)
+    return "; ".join(texts)
 
 
 def _against_cross_entropy(results: Results, detector: str, dataset: str, group: str) -> dict[str, Difference]:

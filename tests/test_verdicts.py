@@ -91,6 +91,26 @@ def test_c1_well_separated_clusters(make_results, separations, expected):
     assert f"simclr {separations['simclr']:.2f} / 0.40" in result.reason
 
 
+def test_c1_lists_id_sets_apart_and_is_supported_only_by_all(make_results):
+    def made(hard: float):
+        return make_results(
+            separation=lambda id_dataset, objective, seed, **_: (
+                noise(seed) + {"easy": 0.8, "hard": hard}[id_dataset] if objective == "supcon" else 0.1
+            ),
+            purity=lambda id_dataset, **_: {"easy": 0.9, "hard": 0.3}[id_dataset],
+            id_datasets=("easy", "hard"),
+            objectives=("supcon", "simclr"),
+        )
+
+    supported = verdicts.CLAIMS["C1"](made(hard=0.6), DETECTOR)
+    assert supported.verdict == "supported"
+    assert (
+        "easy: simclr 0.10 / 0.90, supcon 0.80 / 0.90; hard: simclr 0.10 / 0.30, supcon 0.60 / 0.30; "
+        in supported.reason
+    )
+    assert verdicts.CLAIMS["C1"](made(hard=0.4), DETECTOR).verdict == "undecided"
+
+
 def test_c1_counts_as_many_clusters_as_classes_and_no_pca(make_results):
     results = make_results(
         separation=lambda objective, seed, **_: (0.8 if objective == "supcon" else 0.1) + noise(seed),
