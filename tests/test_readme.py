@@ -20,9 +20,11 @@ from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.encoders import ARCHITECTURES
 from oodlib.evaluation import evaluate
+from oodlib.figures import OBJECTIVE_NAMES
 from oodlib.metrics import auroc
 from oodlib.objectives import OBJECTIVES
 from oodlib.product import Embedded, RunEmbeddings, cluster_scores
+from oodlib.report import mean_sd
 from oodlib.scoring import ClusterDetector, load_detector
 from oodlib.settings import TrainingConfig
 from oodlib.study import read_study
@@ -31,7 +33,8 @@ from oodlib.training import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-REPORT = ROOT / "outputs" / "digits" / "report"
+OUTPUTS = ROOT / "outputs"
+DETECTORS = ("labels/euclidean", "labels/cosine", "labels/mahalanobis", "knn", "msp")  # of the result tables
 
 
 def block(name: str) -> str:
@@ -80,20 +83,51 @@ def test_requirements_are_lower_bounds_and_say_where_they_are_used():
             assert "<" not in line
 
 
-def test_result_table_is_the_committed_one():
-    table = pd.read_csv(REPORT / "main_auroc.csv")
-    rows = re.findall(r"^\| (cross-entropy|SimCLR|SupCon) +\| (\S+) +\|(.+)\|$", README, re.M)
-    names = {"cross-entropy": "ce", "SimCLR": "simclr", "SupCon": "supcon"}
-    assert len(rows) >= 9
-    for objective, detector, cells in rows:
-        chosen = table[(table.objective == names[objective]) & (table.detector == detector)].set_index("ood_dataset")
-        expected = [f"{chosen['mean'][s]:.1f} ± {chosen['sd'][s]:.1f}" for s in ("digits789", "letters", "photos")]
-        assert [cell.strip().strip("*") for cell in cells.split("|")] == expected
+def rows_below(header: str) -> list[list[str]]:
+    """Return the cells of the README's table with this header, a list a row."""
+    found = re.search(rf"^{re.escape(header)}\n\|[-| ]+\|\n((?:\|.*\|\n)+)", README, re.M)
+    assert found, f"the README has no table {header!r}"
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
+
+
+def test_result_table_of_the_digits_is_the_committed_one():
+    rows = rows_below("| objective | detector | digits 7–9 (near) | letters (far) | photographs (far) |")
+    columns = [("digits", name) for name in ("digits789", "letters", "photos")]
+    assert len(rows) == 13
+    assert rows == [[name, detector, *cells("digits", name, detector, columns)[1]] for name, detector, *_ in rows]
+
+
+def test_result_table_of_cifar_is_the_committed_one():
+    rows = rows_below("| objective | detector | n | CIFAR-10 near | CIFAR-10 far | CIFAR-100 near | CIFAR-100 far |")
+    columns = [(name, f"{group} mean") for name in ("cifar10", "cifar100") for group in ("near", "far")]
+    assert {name for name, *_ in rows} == {"cross-entropy", "SimCLR", "SupCon", "joint"}
+    for name, detector, n, *shown in rows:
+        seeds, expected = cells("cifar-small", name, detector, columns)
+        assert (n, shown) == ("–".join(str(k) for k in sorted(seeds)), expected)
+
+
+def cells(study: str, objective: str, detector: str, columns: list[tuple[str, str]]) -> tuple[set[int], list[str]]:
+    """Return n, and the cells of one row: a (ID set, OOD set) each, the best of the README's table bold."""
+    table = pd.read_csv(OUTPUTS / study / "report" / "main_auroc.csv")
+    table = table[table.detector.isin(DETECTORS)].set_index(["id_dataset", "ood_dataset"])
+    names = {name: objective for objective, name in OBJECTIVE_NAMES.items()}
+    chosen = table[(table.objective == names[objective]) & (table.detector == detector)]
+    found = []
+    for column in columns:
+        if column not in chosen.index:  # not run yet
+            found.append("")
+            continue
+        cell = mean_sd(chosen["mean"][column], chosen.sd[column])
+        best = round(chosen["mean"][column], 1) == table["mean"][column].round(1).max()
+        found.append(f"**{cell}**" if best else cell)
+    return set(chosen.n), found
 
 
 def test_verdicts_are_the_committed_ones():
-    for row in pd.read_csv(REPORT / "verdicts.csv").itertuples():
-        assert f"\n| {row.claim} | {row.verdict} | {row.reason} |\n" in README
+    cifar, digits = (pd.read_csv(OUTPUTS / study / "report" / "verdicts.csv") for study in ("cifar-small", "digits"))
+    assert list(cifar.claim) == list(digits.claim)
+    expected = zip(cifar.claim, cifar.verdict, digits.verdict, cifar.reason, strict=True)
+    assert rows_below("| claim of the paper | CIFAR | digits | on CIFAR |") == [list(row) for row in expected]
 
 
 def test_speed_and_memory_are_the_measured_ones():
@@ -113,8 +147,18 @@ def test_speed_of_training_is_the_measured_one():
         assert f"\n| {what} | {rates} | {row.other} | {row.ratio:.2f} |\n" in README
 
 
+def test_speed_of_a_model_in_a_program_is_the_measured_one():
+    table = pd.read_csv(OUTPUTS / "benchmarks" / "deployment.csv").set_index(["data", "batch"])
+    ours, encoder, ratio = table.ours_milliseconds, table.other_milliseconds, table.ratio
+    text = " ".join(README.split())
+    assert f"One 32×32 image takes {ours['array', 1]:.1f} ms with a ResNet-20" in text
+    assert f"({ours['tensor', 1]:.1f} ms as a tensor, {ours['exported', 1]:.1f} ms in the exported graph" in text
+    assert f"the encoder alone {encoder['tensor', 1]:.1f} ms)" in text
+    assert f"a batch goes at {100 * ratio['tensor', 512]:.0f} % of the encoder's rate" in text
+
+
 def test_what_predicts_is_as_committed():
-    table = pd.read_csv(REPORT / "predictors.csv")
+    table = pd.read_csv(OUTPUTS / "digits" / "report" / "predictors.csv")
     quoted = re.findall(r"([a-z][a-z0-9_]+) ([+-]\d\.\d\d) near, ([+-]\d\.\d\d) far", " ".join(README.split()))
     assert len(quoted) >= 3
     for measure, near, far in quoted:
