@@ -34,7 +34,7 @@ def use_style() -> None:
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
     """Write a figure as png and svg; return it, so that a notebook shows it."""
     name = "_".join(slug(part) for part in name.split())
-    for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+    for suffix, options in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
         write_atomically(folder / f"{name}.{suffix}", lambda path, options=options: figure.savefig(path, **options))
     plt.close(figure)
     return figure
@@ -90,10 +90,11 @@ def draw_projection(axis: Axes, table: pd.DataFrame, id_dataset: str) -> None:
         for label, members in inside.groupby("label"):
             text = axis.text(members.x.median(), members.y.median(), label, ha="center", va="center", weight="bold")
             text.set(zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
-    axis.scatter(inside.x, inside.y, s=9, color=ID_COLOR, alpha=0.35, linewidth=0, label=f"{id_dataset} (ID)", zorder=2)
+    points = {"linewidth": 0, "rasterized": True}  # thousands: as circles they would make a large svg
+    axis.scatter(inside.x, inside.y, s=9, color=ID_COLOR, alpha=0.35, label=f"{id_dataset} (ID)", zorder=2, **points)
     for name, color in ood_colors([name for name in dict.fromkeys(table.dataset) if name != id_dataset]).items():
         outside = table[table.dataset == name]
-        axis.scatter(outside.x, outside.y, s=11, color=[color], alpha=0.8, linewidth=0, label=name, zorder=3)
+        axis.scatter(outside.x, outside.y, s=11, color=[color], alpha=0.8, label=name, zorder=3, **points)
 
 
 def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
