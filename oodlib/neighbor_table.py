@@ -1,7 +1,8 @@
 """Reference rows in; the same rows, sorted into cells around centres and rounded, ready for `neighbor_search`, out.
 
-A row y is kept twice: as it is, and relative to its cell's centre c and rounded to bfloat16, y' near y - c. How much
-the rounding moved it is measured, since the search rests on it.
+A row y is kept twice: as it is, and as the row of a matrix whose products tell how near it is: relative to its cell's
+centre c and rounded to bfloat16, y' near y - c, then three ones, then -|y - c|² / 2 as a sum of three bfloat16 numbers.
+How much the rounding moved y is measured, since the search rests on it.
 """
 
 from collections.abc import Iterator
@@ -17,20 +18,21 @@ CELL_ROWS = 1024  # on average
 MAX_CELLS = 64
 SAMPLE = 4096  # rows that the centres are found with; rows in a block
 GROUP = 16  # rows of which a search looks at the nearest first
-PADDING = 3e38  # half squared distance of what fills a cell's last group
+PADDING = 3e38  # half squared length of what fills a cell's last group
+PIECES = 3  # bfloat16 numbers whose sum is as good as float32
 
 
 @dataclass(frozen=True)
 class Table:
-    """Reference rows, ready to be searched. Row j G + g is member j of group g; groups of a cell are consecutive."""
+    """Reference rows, ready to be searched. Those of a cell are consecutive, and fill whole groups."""
 
-    rows: Tensor  # (n', d) float32, n' = GROUP G
+    rows: Tensor  # (n', d) float32
     ids: Tensor  # (n',) int64, places in the reference
-    rounded: Tensor  # (n', d) y', held as bfloat16 or as float32
-    cell: Tensor  # (G,) int64, of every group
+    factors: Tensor  # (n', d + 2 PIECES) [y', 1, -|y - c|² / 2], held as bfloat16 or as float32
+    starts: list[int]  # (C + 1,) rows starts[c] to starts[c + 1] are in cell c
+    counts: Tensor  # (C,) int64, rows of a cell without those that repeat to fill a group
     centers: Tensor  # (C, d) float32
     gaps: Tensor  # (C, C) float64, |c - o|
-    half_squares: Tensor  # (C, n') float32, |y - o|² / 2, PADDING where a row repeats to fill a group
     edges: Tensor  # (C, C) float64, largest |y - c|² - |y - o|² of y in cell c, at [c, o]
     radius: Tensor  # (C,) float64, largest |y - c| of y in cell c
     moved: Tensor  # (C,) float64, largest |y - c - y'| of y in cell c
@@ -57,25 +59,26 @@ def make_table(rows: Tensor, ids: Tensor) -> Table:
     occupied, own = nearest_center(rows, centers).unique(return_inverse=True)
     centers = centers[occupied]
     place, cell, repeated = _arrange(own)
-    rows, owner = rows.index_select(0, place), cell.repeat(GROUP)
+    rows = rows.index_select(0, place)
     # a GPU may add up bfloat16 products in bfloat16; bfloat16 values in float32 are exact there, even with TF32
     fast = rows.device.type == "cpu" and has_fast_bfloat16(rows.device)
-    rounded = torch.empty(rows.shape, dtype=torch.bfloat16 if fast else torch.float32, device=rows.device)
-    half_squares = rows.new_empty(len(centers), len(rows))
+    d, dtype = rows.shape[1], torch.bfloat16 if fast else torch.float32
+    factors = torch.ones(len(rows), d + 2 * PIECES, dtype=dtype, device=rows.device)
     gaps = torch.linalg.vector_norm(centers.double()[:, None] - centers.double(), dim=2)
     edges, radius, moved = torch.full_like(gaps, -torch.inf), torch.zeros_like(gaps[0]), torch.zeros_like(gaps[0])
     for start in range(0, len(rows), SAMPLE):
         part = slice(start, start + SAMPLE)
-        c = owner[part]
-        rounded[part], length, change = round_offsets(rows[part], centers[c])
-        along = (rows[part] - centers[c]) @ (centers - centers[0]).T  # (SAMPLE, C)
+        c = cell[part]
+        offset = rows[part] - centers[c]
+        factors[part, :d], length, change = round_offsets(offset)
+        factors[part, -PIECES:] = split(-(length**2 / 2).masked_fill(repeated[part], PADDING)).to(dtype)
+        along = offset @ (centers - centers[0]).T  # (SAMPLE, C)
         rise = gaps[c] ** 2 - 2 * (along - along.gather(1, c[:, None]))  # |y - o|² - |y - c|²
-        half_squares[:, part] = ((length[:, None] ** 2 + rise) / 2).T
         edges.scatter_reduce_(0, c[:, None].expand_as(rise), -rise, "amax")
         radius.scatter_reduce_(0, c, length, "amax")
         moved.scatter_reduce_(0, c, change, "amax")
-    half_squares[:, repeated] = PADDING
-    return Table(rows, ids[place], rounded, cell, centers, gaps, half_squares, edges, radius, moved)
+    starts = [0, *cell.bincount().cumsum(0).tolist()]
+    return Table(rows, ids[place], factors, starts, own.bincount(), centers, gaps, edges, radius, moved)
 
 
 def nearest_center(z: Tensor, centers: Tensor) -> Tensor:
@@ -84,13 +87,21 @@ def nearest_center(z: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([_squares(part - origin, centers - origin).argmin(dim=1) for part in z.split(SAMPLE)])
 
 
-def round_offsets(z: Tensor, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z - center (b, d) as bfloat16, its length (b,) before, how far the rounding moved it (b,) at most."""
-    offset = z - center
+def round_offsets(offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return offsets (b, d) as bfloat16, their lengths (b,) before, how far the rounding moved them (b,) at most."""
     rounded = offset.bfloat16()
     length = torch.linalg.vector_norm(offset, dim=1).double()
     moved = torch.linalg.vector_norm(offset - rounded, dim=1).double()
-    return rounded, length, moved * (1 + summing_error(z))
+    return rounded, length, moved * (1 + summing_error(offset))
+
+
+def split(values: Tensor) -> Tensor:
+    """Return values (b,) float64 as sums of PIECES bfloat16 numbers (b, PIECES)."""
+    pieces = []
+    for _ in range(PIECES):
+        pieces.append(values.bfloat16())
+        values = values - pieces[-1]
+    return torch.stack(pieces, dim=1)
 
 
 def summing_error(z: Tensor) -> float:
@@ -120,7 +131,7 @@ def _find_centers(rows: Tensor) -> Tensor:
 
 
 def _arrange(own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which row is where in a table: place (n',), the cell of every group (G,), which rows repeat one (n',).
+    """Return which row is where in a table: place (n',), the cell of each (n',), which of them repeat one (n',).
 
     own (n,): the cell of every row, each of 0..C-1 at least once.
     """
@@ -129,8 +140,7 @@ def _arrange(own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cell = torch.arange(len(count), device=own.device).repeat_interleave(slots)  # (n',)
     slot = torch.arange(len(cell), device=own.device) - (slots.cumsum(0) - slots)[cell]
     place = order[(count.cumsum(0) - count)[cell] + torch.minimum(slot, count[cell] - 1)]
-    place, repeated = (a.view(-1, GROUP).T.flatten() for a in (place, slot >= count[cell]))
-    return place, cell[::GROUP], repeated
+    return place, cell, slot >= count[cell]
 
 
 def _squares(z: Tensor, centers: Tensor) -> Tensor:

@@ -115,50 +115,60 @@ def test_order_that_bfloat16_cannot_see(small_cells, product):
 @pytest.mark.parametrize("noise", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("shift", [0, 100])
 def test_estimates_stay_within_their_bounds(noise, shift, small_cells, product):
-    """The margins are the proof: every estimate of h, and every cell's smallest distance, against float64."""
+    """The margins are the proof: every estimate of s, and every cell's smallest distance, against float64."""
     reference = torch.from_numpy(clusters(0, 2000, 96, noise=noise) + np.float32(shift))
     outside = np.random.default_rng(2).normal(size=(10, 96)).astype(np.float32)
     queries = torch.from_numpy(np.vstack([clusters(1, 15, 96, noise=noise), outside]) + np.float32(shift))
     table = neighbor_table.make_table(reference, torch.arange(len(reference)))
     assert len(table.centers) > 8
-    nearest = neighbor_table.nearest_center(queries, table.centers)
-    for o in nearest.unique().tolist():
-        block = neighbor_search._make_block(table, queries[nearest == o], o)
-        cells = torch.ones(len(table.centers), dtype=torch.bool)
-        screen = neighbor_search._screen(table, block, cells, k=2)
-        assert screen.columns.shape == (neighbor_table.GROUP, len(table.cell))
-        squares = torch.from_numpy(brute_force(block.x.numpy(), table.rows.numpy())) ** 2  # (b, n')
-        offset = block.x.double() - table.centers[o].double()
-        h = (squares - (offset**2).sum(dim=1, keepdim=True)) / 2
-        estimate = screen.base.double() - screen.product.double() - screen.shift.double()[:, None]
-        real = screen.base < neighbor_search.REACHABLE
-        error = (estimate - h.view(estimate.shape)).abs()[:, real]
-        assert (error <= (screen.error + screen.rounding)[:, None]).all()
-        possible = neighbor_search._smallest_possible(table, block)
-        for c in range(len(cells)):
-            rows = (table.cell == c).repeat(neighbor_table.GROUP)
-            assert (possible[:, c] <= squares[:, rows].min(dim=1).values.sqrt()).all()
+    block = neighbor_search._make_block(table, queries, neighbor_table.nearest_center(queries, table.centers))
+    everything = neighbor_search._certain_reach(table, block, len(reference))
+    squares = torch.from_numpy(brute_force(queries.numpy(), table.rows.numpy())) ** 2  # (b, n')
+    assert (squares.sqrt() <= everything[:, None]).all()
+    for reach in (everything, squares.sqrt().median(dim=1).values):
+        screen = neighbor_search._screen(table, block, list(range(len(table.centers))), reach)
+        estimates = torch.cat([screen.as_numbers(part.flatten(1)) for part in screen.by_cell()], dim=1)
+        s = (reach[:, None] ** 2 - squares) / 2
+        rounding = neighbor_search.ROUNDING * estimates.abs()
+        for c, (start, stop) in enumerate(zip(table.starts[:-1], table.starts[1:], strict=True)):
+            assert (block.possible[:, c] <= squares[:, start:stop].min(dim=1).values.sqrt()).all()
+            real = slice(start, start + int(table.counts[c]))
+            wanted = block.possible[:, c] <= reach
+            assert (s[wanted, real] <= (estimates + rounding)[wanted, real]).all()
+            assert (s[wanted, real] >= (estimates - rounding - screen.error[:, None])[wanted, real]).all()
+            assert (estimates[~wanted, start:stop] < -1e37).all()
+            assert (estimates[:, real.stop : stop] < -1e37).all()  # what fills a group
 
 
 def test_margins_are_needed(monkeypatch):
     """Without them the estimates lose neighbours, so the other tests can tell."""
-    monkeypatch.setattr(neighbor_search, "_errors", lambda table, block, cells: (0 * block.length, 0 * block.length))
-    monkeypatch.setattr(neighbor_search, "OUTPUT_ROUNDING", 0)
+
+    def claims_no_error(offset):
+        rounded, length, moved = neighbor_table.round_offsets(offset)
+        return rounded, length, 0 * moved
+
+    queries, reference = clusters(1, 200, 48, noise=1.0), clusters(0, 2000, 48, noise=1.0)
+    table = NeighborIndex(reference)
+    object.__setattr__(table.table, "moved", 0 * table.table.moved)
+    monkeypatch.setattr(neighbor_search, "round_offsets", claims_no_error)
+    monkeypatch.setattr(neighbor_search, "summing_error", lambda z: 0)
+    monkeypatch.setattr(neighbor_search, "ROUNDING", 0)
     with pytest.raises(AssertionError):
-        check(clusters(1, 200, 48, noise=1.0), clusters(0, 2000, 48, noise=1.0), 10)
+        check(queries, reference, 10, table.kneighbors(queries, 10))
 
 
 def test_far_cells_are_left_out(small_cells, monkeypatch):
     seen = []
     screen = neighbor_search._screen
 
-    def spy(table, block, cells, k):
-        seen.append(len(block.x) * int(cells[table.cell].sum()) * neighbor_table.GROUP)
-        return screen(table, block, cells, k)
+    def spy(table, block, cells, reach):
+        seen.append(len(block.x) * int(table.counts[cells].sum()))
+        return screen(table, block, cells, reach)
 
     monkeypatch.setattr(neighbor_search, "_screen", spy)
-    kneighbors(clusters(1, 200, 48, noise=0.1), clusters(0, 4000, 48, noise=0.1), 10)
-    assert sum(seen) < 0.3 * 200 * 4000  # eight clusters, and a first look at the own cell
+    monkeypatch.setattr(neighbor_search, "LARGEST_BLOCK", 64)
+    kneighbors(clusters(1, 2000, 48, noise=0.1), clusters(0, 4000, 48, noise=0.1), 10)
+    assert sum(seen) < 0.35 * 2000 * 4000  # eight clusters, and a first look at the cells that queries are in
 
 
 @pytest.mark.parametrize("k", [3, 70])
