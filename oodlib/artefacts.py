@@ -54,6 +54,6 @@ def run_embeddings(run: Run) -> RunEmbeddings:
     )
 
 
-def write_csv(table: pd.DataFrame, path) -> None:
-    """Write a table to a csv file, whole or not at all, to seven digits, which is what float32 holds."""
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.7g"))
+def write_csv(table: pd.DataFrame, path, digits: int = 7) -> None:
+    """Write a table to a csv file, whole or not at all, to seven digits, which is what float32 holds, or to fewer."""
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format=f"%.{digits}g"))

@@ -51,7 +51,16 @@ def array_module(z):
 def to_unit_norm(z: np.ndarray) -> np.ndarray:
     """Return the rows of z (n, d), array or tensor, at unit length; a zero row stays zero, at distance 1 of all."""
     norms = array_module(z).linalg.norm(z, axis=1, keepdims=True)
+    if isinstance(z, np.ndarray) and not ((norms > 1e-15) & (norms < 1e15)).all():
+        z, norms = _at_largest_one(z)  # their squares left the range of float32, or were zero
     return z / (norms + (norms == 0))
+
+
+def _at_largest_one(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of z (n, d), each divided by its largest value, and their norms (n, 1)."""
+    largest = np.abs(z).max(axis=1, keepdims=True)
+    z = z / (largest + (largest == 0))
+    return z, np.linalg.norm(z, axis=1, keepdims=True)
 
 
 class UnitRows:

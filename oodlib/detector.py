@@ -80,6 +80,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """Return +1 (in-distribution) or -1 (out-of-distribution) for each row of z, (n,) int."""
         return np.where(self.decision_function(z) < 0, -1, 1)
 
+    def fit_predict(self, z: np.ndarray, y: np.ndarray | None = None, **held_out) -> np.ndarray:
+        """Return +1 or -1 for each row of the embeddings z (n, d) that it is fitted to; see `fit`."""
+        return self.fit(z, y, **held_out).predict(z)
+
     def p_values(self, z: np.ndarray) -> np.ndarray:
         """Return the p-value (n,) in (0, 1] of each row of z: the share of reference images as little normal or less.
 

@@ -16,6 +16,7 @@ from oodlib.blocks import UnitRows, array_module, read_blocks, to_unit_norm, wor
 from oodlib.moments import Moments
 
 State = dict[str, np.ndarray]
+LEAST = 2  # members a dimension that a cluster needs for a covariance of its own
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,18 @@ def measure_mahalanobis(z: np.ndarray, state: State) -> np.ndarray:
 def fit_per_cluster(moments: Moments, shrink: bool = False) -> State:
     """Fit one covariance a cluster, as a factor in the space that the tied covariance makes white.
 
-    There the tied covariance is the identity, so neither unit nor redundant dimensions matter. A cluster that has no
-    more members than this space has dimensions takes the tied covariance, because its own is singular. With `shrink`
-    every covariance is drawn towards a multiple of the tied one, as far as Ledoit and Wolf (2004) say.
+    There the tied covariance is the identity, so neither unit nor redundant dimensions matter. A cluster of less than
+    LEAST members a dimension of this space takes the tied covariance: its own is singular, or so nearly that new
+    members would be far from all its old ones. With `shrink` every covariance is drawn towards a multiple of the tied
+    one, as far as Ledoit and Wolf (2004) say.
     """
     tied = fit_mahalanobis(moments)
     n_clusters, rank = tied["centers"].shape
-    factors, volumes = np.tile(np.eye(rank), (n_clusters, 1, 1)), np.zeros(n_clusters)
+    dtype = working_dtype(moments.z)
+    factors, volumes = np.tile(np.eye(rank, dtype=dtype), (n_clusters, 1, 1)), np.zeros(n_clusters)
     for k in range(n_clusters):
         rows = np.flatnonzero(moments.assignments == k)
-        if len(rows) > rank or (shrink and len(rows) > 1):
+        if len(rows) >= LEAST * rank or (shrink and len(rows) > 1):
             factors[k], volumes[k] = _inverse_root(*_cluster_covariance(moments.z, rows, tied, k), len(rows), shrink)
     return {**tied, "factors": factors, "log_weights": np.log(moments.weights) - volumes - rank / 2 * np.log(2 * np.pi)}
 
@@ -186,7 +189,9 @@ DISTANCES = {
     "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster, state=_PER_CLUSTER),
     "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster, state=_PER_CLUSTER),
     "relative-mahalanobis": Distance(fit_relative, measure_relative, state=_TIED | {"background": "d s"}),
-    # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that
+    # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that. It takes
+    # the pseudo-inverse of each cluster's covariance; here small clusters take the tied one, and what a cluster lacks
+    # has a millionth of the tied variance, so that to leave its directions is no distance of zero.
     "ssd": Distance(fit_per_cluster, measure_per_cluster, unit=True, state=_PER_CLUSTER),
     "log-density": Distance(
         fit_per_cluster, measure_per_cluster, finish=to_log_density, joint=True, state=_PER_CLUSTER

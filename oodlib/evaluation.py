@@ -1,4 +1,4 @@
-"""Scores of one detector in; one row of metrics for every threshold and OOD set out, with intervals.
+"""Scores of one detector in; one row of metrics for every threshold and OOD set, and intervals, out.
 
 Everything that depends on the order of the scores alone comes from one sort. An ID input counts as right or wrong by
 the run's own classifier, an OOD input always as wrong: so the metrics of `oodlib.selective` ask whether the score
@@ -11,13 +11,12 @@ import numpy as np
 
 from oodlib import counts
 from oodlib.counts import METRICS, count_groups
-from oodlib.metrics import bootstrap_interval
+from oodlib.metrics import bootstrap_interval, check_scores
 from oodlib.product import Scored
-from oodlib.selective import aurc, aurc_interval
+from oodlib.selective import aurc_interval
 from oodlib.thresholds import THRESHOLDS, cluster_p_values, truncated_auroc
 
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
-INTERVALS = ("auroc_low", "auroc_high", "error_auroc_low", "error_auroc_high", "oscr_low", "oscr_high")
 
 
 def evaluate(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float) -> Iterator[dict]:
@@ -73,27 +72,36 @@ def _shares(p_values: np.ndarray, nearest: np.ndarray, reference_nearest: np.nda
 
 
 def rank_metrics(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> dict[str, float]:
-    """Return what the order of ID scores (n,) and OOD scores (m,) decides, AUROC and the like with 95 % intervals."""
-    right, wrong, ood = count_groups(inside[correct], inside[~correct], outside)
+    """Return what the order of ID scores (n,) and OOD scores (m,) decides; correct (n,) bool. NaN raises ValueError."""
+    right, wrong, ood = _count(inside, outside, correct)
     id_ = right + wrong
     values = {name: metric(id_, ood) for name, metric in METRICS.items()}
-    values |= {"n_id": len(inside), "n_ood": len(outside)} | dict.fromkeys(INTERVALS, np.nan)
+    values |= {"n_id": len(inside), "n_ood": len(outside)}
     values |= {"error_auroc": counts.auroc(right, wrong + ood) if right.any() else np.nan}
-    values |= {"aurc": counts.aurc(right, wrong + ood), "oscr": counts.oscr(right, wrong, ood)}
-    if min(len(inside), len(outside)) > 1:  # an interval needs a variance
-        values["auroc_low"], values["auroc_high"] = counts.auroc_interval(id_, ood)
-        values["oscr_low"], values["oscr_high"] = counts.oscr_interval(right, wrong, ood)
+    return values | {"aurc": counts.aurc(right, wrong + ood), "oscr": counts.oscr(right, wrong, ood)}
+
+
+def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:
+    """Yield measure, value, low and high, a 95 % interval, of every metric of `rank_metrics`.
+
+    Those that count pairs have DeLong's, none where a group has less than two scores; the others a bootstrap's.
+    """
+    values = rank_metrics(inside, outside, correct)
+    right, wrong, ood = _count(inside, outside, correct)
+    intervals = {}
+    if min(len(inside), len(outside)) > 1:
+        intervals["auroc"] = counts.auroc_interval(right + wrong, ood)
+        intervals["oscr"] = counts.oscr_interval(right, wrong, ood)
         if right.sum() > 1:
-            values["error_auroc_low"], values["error_auroc_high"] = counts.auroc_interval(right, wrong + ood)
-    return values
-
-
-def bootstrap_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:
-    """Yield measure, value, low and high for the metrics whose intervals need a bootstrap."""
+            intervals["error_auroc"] = counts.auroc_interval(right, wrong + ood)
     for name in ("aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive"):
-        low, high = bootstrap_interval(name, inside, outside, n_resamples)
-        yield {"measure": name, "value": METRICS[name](*count_groups(inside, outside)), "low": low, "high": high}
-    scores = np.concatenate([inside, outside])
+        intervals[name] = bootstrap_interval(name, inside, outside, n_resamples)
     answers = np.concatenate([correct, np.zeros(len(outside), dtype=bool)])
-    low, high = aurc_interval(scores, answers, n_resamples)
-    yield {"measure": "aurc", "value": aurc(scores, answers), "low": low, "high": high}
+    intervals["aurc"] = aurc_interval(np.concatenate([inside, outside]), answers, n_resamples)
+    for name, (low, high) in intervals.items():
+        yield {"measure": name, "value": values[name], "low": low, "high": high}
+
+
+def _count(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> list[np.ndarray]:
+    inside, outside = check_scores("ID scores", inside), check_scores("OOD scores", outside)
+    return count_groups(inside[correct], inside[~correct], outside)

@@ -80,5 +80,6 @@ def whitening(covariance: np.ndarray, resolution: float = 0.0) -> np.ndarray:
     eigenvalues, vectors = np.linalg.eigh(covariance)
     kept = eigenvalues > max(1e-10 * eigenvalues[-1], resolution)
     if not kept.any():
-        raise ValueError("embeddings do not vary within clusters, so Mahalanobis distances are not defined")
+        about = f"n_features = {len(covariance)}"
+        raise ValueError(f"embeddings do not vary within clusters ({about}), so Mahalanobis distances are not defined")
     return vectors[:, kept] / np.sqrt(eigenvalues[kept])

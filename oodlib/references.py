@@ -228,7 +228,8 @@ def fdbd(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) 
         logits = logits_of(block, weight, bias)
         predicted = logits.argmax(axis=1)
         gaps = logits.max(axis=1, keepdims=True) - logits  # (b, C), 0 for the predicted class
-        boundary = np.divide(gaps, normals[predicted], out=np.zeros_like(gaps), where=gaps > 0).sum(axis=1)
+        normal = normals[predicted]  # 0 to itself, and where two classes differ by their biases alone: no boundary
+        boundary = np.divide(gaps, normal, out=np.zeros_like(gaps), where=normal > 0).sum(axis=1)
         radius = np.linalg.norm(block - mean, axis=1) * (len(weight) - 1)
         scores[part] = np.divide(boundary, radius, out=np.full(len(block), np.inf), where=radius > 0)
     return scores

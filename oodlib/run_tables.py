@@ -5,12 +5,12 @@ import pandas as pd
 
 from oodlib.distances import fit_distances
 from oodlib.embedding import linear_probe, load_embeddings
-from oodlib.evaluation import bootstrap_rows
+from oodlib.evaluation import interval_rows
 from oodlib.product import Scored
 from oodlib.runs import Run
 from oodlib.scoring import nearest_cluster
 from oodlib.selective import risk_coverage
-from oodlib.thresholds import conformal_threshold, rate_band, realised_rates
+from oodlib.thresholds import conformal_threshold, rate_band, realised_by_cluster, realised_rates
 
 GROUPS = ("near", "far", "sanity")
 ID_SPLITS = ("train", "calibration", "test")
@@ -76,13 +76,24 @@ def shown_name(scored: Scored) -> str:
     return "/".join([*parts, *([] if scored.clustering == "none" else [scored.clustering]), scored.distance])
 
 
-def bootstrap_table(scored: Scored, ood_sets: list[str], correct: np.ndarray) -> pd.DataFrame:
-    """Return the metrics of a detector whose intervals need a bootstrap: ood_dataset, measure, value, low, high."""
-    rows = [
-        {"detector": shown_name(scored), "ood_dataset": ood} | row
-        for ood in ood_sets
-        for row in bootstrap_rows(scored.scores["test"], scored.scores[ood], correct, N_RESAMPLES)
-    ]
+def interval_table(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float) -> pd.DataFrame:
+    """Return the metrics of a detector with 95 % intervals: detector, ood_dataset, measure, value, low, high.
+
+    Beside those of the order of scores: the shares of ID and OOD images that the conformal threshold at `alpha` rejects
+    (Clopper and Pearson 1934; given the threshold).
+    """
+    from scipy.stats import binomtest
+
+    limit = conformal_threshold(scored.scores["calibration"], alpha)
+    rows = []
+    for ood in ood_sets:
+        inside, outside = scored.scores["test"], scored.scores[ood]
+        about = {"detector": shown_name(scored), "ood_dataset": ood}
+        rows += [about | row for row in interval_rows(inside, outside, correct, N_RESAMPLES)]
+        for measure, scores in (("id_rejected", inside), ("ood_rejected", outside)):
+            low, high = binomtest(int((scores < limit).sum()), len(scores)).proportion_ci()
+            value = float((scores < limit).mean())
+            rows.append(about | {"measure": measure, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -91,7 +102,8 @@ def false_alarm_table(scored: Scored) -> pd.DataFrame:
 
     Calibration and test images, which no training has seen, are mixed and split again into as many. Columns: detector,
     threshold, alpha, rate (mean over the splits), low and high (95 % of the splits), band_low and band_high (where 95 %
-    are expected), n_reference, n_new. The global threshold comes from the training images and has no splits.
+    are expected), worst (the largest mean rate of a cluster, where the promise is for each), n_reference, n_new. The
+    global threshold comes from the training images and has no splits.
     """
     held_out = np.concatenate([scored.scores["calibration"], scored.scores["test"]])
     n_reference, n_new = len(scored.scores["calibration"]), len(scored.scores["test"])
@@ -100,17 +112,22 @@ def false_alarm_table(scored: Scored) -> pd.DataFrame:
     for alpha in ALPHAS:
         rate = float((held_out < conformal_threshold(scored.scores["train"], alpha)).mean())
         rows.append(about | {"threshold": "global", "alpha": alpha, "rate": rate})
-    kinds = {"conformal": None}
+    for alpha, column in zip(ALPHAS, realised_rates(held_out, n_reference, ALPHAS).T, strict=True):
+        band = dict(zip(("band_low", "band_high"), rate_band(alpha, n_reference, n_new), strict=True))
+        rows.append(about | {"threshold": "conformal", "alpha": alpha} | _spread(column) | band)
     if scored.nearest is not None:
-        kinds["conformal-cluster"] = np.concatenate([scored.nearest["calibration"], scored.nearest["test"]])
-    for threshold, nearest in kinds.items():
-        rates = realised_rates(held_out, n_reference, ALPHAS, nearest)
-        for alpha, column in zip(ALPHAS, rates.T, strict=True):
-            low, high = np.quantile(column, [0.025, 0.975])
-            row = {"threshold": threshold, "alpha": alpha, "rate": column.mean(), "low": low, "high": high}
-            band = rate_band(alpha, n_reference, n_new) if nearest is None else (np.nan, np.nan)
-            rows.append(about | row | {"band_low": band[0], "band_high": band[1]})
+        nearest = np.concatenate([scored.nearest["calibration"], scored.nearest["test"]])
+        realised = realised_by_cluster(held_out, nearest, n_reference, ALPHAS)
+        for alpha, rates, expected, by_cluster in zip(ALPHAS, *realised, strict=True):
+            low, high = np.quantile(expected, [0.025, 0.975])
+            band = {"band_low": low, "band_high": high, "worst": by_cluster.max()}
+            rows.append(about | {"threshold": "conformal-cluster", "alpha": alpha} | _spread(rates) | band)
     return pd.DataFrame(rows)
+
+
+def _spread(rates: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return {"rate": rates.mean(), "low": low, "high": high}
 
 
 def risk_table(scored: Scored, ood_sets: list[str], correct: np.ndarray) -> pd.DataFrame:

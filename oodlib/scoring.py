@@ -159,9 +159,18 @@ def _check_choice(what: str, value: str, allowed: dict | tuple) -> None:
 
 
 def _hold_out(z: np.ndarray, y: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return (z, y, z_calibration) with a random fifth of the rows held out."""
+    """Return (z, y, z_calibration) with a random fifth of the rows, of every class where there are labels, held out."""
     order = np.random.default_rng(seed).permutation(len(z))
-    held, kept = order[: len(z) // 5], order[len(z) // 5 :]
+    if y is None:
+        held = order[: len(z) // 5]
+    else:
+        members = (order[y[order] == c] for c in np.unique(y))
+        held = np.concatenate([own[: len(own) // 5] for own in members])
+    if not len(held):
+        raise ValueError(
+            f"a held-out threshold needs z_calibration, or 5 embeddings (of some class), got {len(z)} embeddings"
+        )
+    kept = np.setdiff1d(order, held)
     return z[kept], None if y is None else y[kept], z[held]
 
 

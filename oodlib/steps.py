@@ -34,10 +34,10 @@ from oodlib.product import (
 )
 from oodlib.run_tables import (
     SHOWN,
-    bootstrap_table,
     extreme_table,
     false_alarm_table,
     id_embeddings,
+    interval_table,
     is_correct,
     ood_groups,
     project_tests,
@@ -161,7 +161,7 @@ def cluster_step(
                         rows += _quality_rows(cluster_quality(z, assigned, data["y"]), p, name, k)
             save_assignments(run, assignments)
             write_csv(project_tests(run), run.path / "projection.csv")
-            write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv")
+            write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv", digits=5)
     return pd.read_csv(run.path / "clusters.csv")
 
 
@@ -197,8 +197,8 @@ def evaluate_step(
     clusters of every clustering of step `cluster`, and the references. `known_outliers` are the numbers of OOD images
     a class that outlier-exposed heads see, `alpha` the false-alarm rate of the thresholds. Of some detectors (SHOWN) it
     also writes what figures are drawn from: quantiles of scores (scores.csv), most and least normal images
-    (extremes.csv), bootstrap intervals (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and realised
-    false-alarm rates (false_alarms.csv).
+    (extremes.csv), intervals of metrics (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and
+    realised false-alarm rates (false_alarms.csv).
     """
     parameters = {
         "distances": distances,
@@ -224,8 +224,8 @@ def evaluate_step(
                 rows += evaluate(scored, list(data.ood), correct, alpha)
                 if shown_name(scored) in SHOWN:
                     shown.append(scored)
-            write_csv(_metrics(run, rows), run.path / "metrics.csv")
-            _write_shown(run, shown, correct)
+            write_csv(_metrics(run, rows), run.path / "metrics.csv", digits=5)
+            _write_shown(run, shown, correct, alpha)
             seed = run.record["train"]["parameters"]["seed"]
             choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
             write_csv(choices.assign(run=run.name), run.path / "choices.csv")
@@ -242,13 +242,13 @@ def _metrics(run: Run, rows: list[dict]) -> pd.DataFrame:
     )
 
 
-def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray) -> None:
+def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: float) -> None:
     ood_sets = list(ood_groups(run))
     sets = {"test": run.record["train"]["parameters"]["id_dataset"]} | {name: name for name in ood_sets}
     tables = {
         "scores": [quantile_table(scored, sets) for scored in shown],
         "extremes": [extreme_table(scored, sets) for scored in shown],
-        "intervals": [bootstrap_table(scored, ood_sets, correct) for scored in shown],
+        "intervals": [interval_table(scored, ood_sets, correct, alpha) for scored in shown],
         "risk_coverage": [risk_table(scored, ood_sets, correct) for scored in shown],
         "false_alarms": [false_alarm_table(scored) for scored in shown],
     }

@@ -7,13 +7,15 @@ holds for every cluster (Mondrian). It holds for held-out reference images ("con
 training images themselves ("global", "per-cluster") the scores are too good, and more is rejected than promised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from oodlib.metrics import check_scores
+
+N_SPLITS = 200  # of held-out images
 
 
 @dataclass(frozen=True)
@@ -95,30 +97,62 @@ def truncated_auroc(id_shares: np.ndarray, ood_shares: np.ndarray) -> float:
 
 
 def realised_rates(
-    scores: np.ndarray,
-    n_reference: int,
-    alphas: np.ndarray,
-    nearest: np.ndarray | None = None,
-    n_splits: int = 200,
-    seed: int = 0,
+    scores: np.ndarray, n_reference: int, alphas: Sequence[float], n_splits: int = N_SPLITS, seed: int = 0
 ) -> np.ndarray:
     """Return the false-alarm rates (n_splits, len(alphas)) that conformal p-values reach on held-out ID images.
 
     Each split draws n_reference of the scores (n,) of ID images as reference; the rate is the share of the others with
-    p <= alpha, within their own clusters where nearest (n,) int names these. Raises ValueError unless
-    1 <= n_reference < n.
+    p <= alpha. Raises ValueError unless 1 <= n_reference < n.
     """
+    rates = []
+    for old, new in _splits(scores, n_reference, n_splits, seed):
+        p_values = conformal_p_values(scores[new], scores[old])
+        rates.append((p_values[:, None] <= np.asarray(alphas) + 1e-12).mean(axis=0))
+    return np.array(rates)
+
+
+def realised_by_cluster(
+    scores: np.ndarray,
+    nearest: np.ndarray,
+    n_reference: int,
+    alphas: Sequence[float],
+    n_splits: int = N_SPLITS,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what conformal p-values within clusters reach on held-out ID images, scores (n,) nearest to (n,) int.
+
+    Of `realised_rates`: the rates over all clusters (len(alphas), n_splits); as many that the theory draws for splits
+    with the same numbers of reference and new images in each cluster, where alarms are beta-binomial as `rate_band`
+    says; the rate of each cluster over all splits (len(alphas), K), which the promise is about.
+    """
+    rng = np.random.default_rng([seed, 1])
+    alphas = np.asarray(alphas)[:, None]  # (A, 1)
+    n_clusters = int(nearest.max()) + 1
+    alarms, expected, total = [], [], np.zeros(n_clusters)
+    for old, new in _splits(scores, n_reference, n_splits, seed):
+        p_values = cluster_p_values(scores[new], nearest[new], scores[old], nearest[old])
+        hits = p_values <= alphas + 1e-12  # (A, n')
+        alarms.append(np.stack([np.bincount(nearest[new], weights=row, minlength=n_clusters) for row in hits]))
+        m, n = (np.bincount(nearest[part], minlength=n_clusters) for part in (old, new))  # (K,)
+        ranks = np.floor(alphas * (m + 1) + 1e-9)  # (A, K)
+        chances = np.where(ranks > 0, rng.beta(np.maximum(ranks, 1), np.maximum(m + 1 - ranks, 1)), 0)
+        expected.append(rng.binomial(n, chances).sum(axis=1) / n.sum())
+        total += n
+    alarms = np.array(alarms)  # (splits, A, K)
+    n_new = len(scores) - n_reference
+    by_cluster = alarms.sum(axis=0) / np.maximum(total, 1)
+    return alarms.sum(axis=2).T / n_new, np.array(expected).T, by_cluster
+
+
+def _splits(scores: np.ndarray, n_reference: int, n_splits: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers of reference and of new scores, drawn anew for each split."""
     scores = check_scores("scores", scores)
     if not 1 <= n_reference < len(scores):
         raise ValueError(f"n_reference must be between 1 and n - 1 = {len(scores) - 1}, got {n_reference}")
-    nearest = np.zeros(len(scores), dtype=np.int64) if nearest is None else nearest
-    rng, rates = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
     for _ in range(n_splits):
         order = rng.permutation(len(scores))
-        old, new = order[:n_reference], order[n_reference:]
-        p_values = cluster_p_values(scores[new], nearest[new], scores[old], nearest[old])
-        rates.append((p_values[:, None] <= np.asarray(alphas) + 1e-12).mean(axis=0))
-    return np.array(rates)
+        yield order[:n_reference], order[n_reference:]
 
 
 def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -> tuple[float, float]:

@@ -54,3 +54,13 @@ def test_plain_inverse_of_a_singular_covariance_is_missing_or_wrong(data):
     plain, before = (t.query("mistake == 'plain inverse'") for t in (table, ablation_table(data)))
     np.testing.assert_allclose(plain.right, before.right, atol=1e-3)
     assert plain.wrong.isna().all()
+
+
+def test_plain_inverse_of_classes_smaller_than_the_space_is_wrong():
+    """Forty dimensions and 32 images a class: the right distance falls back on the tied covariance."""
+    sets = [draw(n, seed, shift, dim=40) for n, seed, shift in ((300, 0, 0), (30, 1, 0), (90, 2, 0), (60, 3, 1.5))]
+    table = ablation_table(RunEmbeddings(*sets[:3], {"near": sets[3]}))
+    few = table[table.mistake == "plain inverse, 32 images a class"]
+    assert few.distance.tolist() == ["mahalanobis-cluster"]
+    assert few.right.item() > 0.85
+    assert np.isnan(few.wrong.item()) or few.wrong.item() < few.right.item() - 0.1

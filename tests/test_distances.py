@@ -115,6 +115,22 @@ def test_a_cluster_without_members_enough_takes_the_tied_covariance():
     assert not np.allclose(own[:, 1], tied[:, 1], rtol=1e-2)
 
 
+@pytest.mark.parametrize("distance", ["mahalanobis-cluster", "ssd", "log-density"])
+@pytest.mark.parametrize("n_members", [5, 20, 21, 25, 39, 40, 60])
+def test_new_members_of_a_small_cluster_are_no_outliers(n_members, distance):
+    """In 20 dimensions a covariance of 21 members is regular, and all new members are hundreds of sigma away."""
+    rng = np.random.default_rng(0)
+    means = 4 * rng.normal(size=(3, 20))
+    assignments = np.repeat(np.arange(3), [400, 400, n_members])
+    z = means[assignments] + rng.normal(size=(len(assignments), 20))
+    queries = means[[2]] + rng.normal(size=(300, 20))
+    distances = measured(distance, z, assignments, queries)
+    assert (distances.argmin(axis=1) == 2).mean() > 0.8
+    to_tied = measured("mahalanobis", z, assignments, queries)[:, 2]
+    if distance == "mahalanobis-cluster":
+        assert np.median(distances[:, 2]) < 3 * np.median(to_tied)
+
+
 def test_a_joint_score_is_the_density_of_the_mixture():
     z, id_, _, assignments = overlapping()
     state = fitted("log-density", z, assignments)
@@ -151,6 +167,7 @@ INVARIANT = {
     "cosine": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
     "mahalanobis": list(CHANGES),
     "mahalanobis-cluster": list(CHANGES),
+    "mahalanobis-shrunk": list(CHANGES),
     "relative-mahalanobis": list(CHANGES),
     "log-density": list(CHANGES),
     "ssd": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
@@ -162,7 +179,9 @@ INVARIANT = {
 def test_scores_do_not_change_with(distance, change, dtype):
     z, id_, ood, assignments = overlapping()
     changed = [CHANGES[change](part).astype(dtype) for part in (z, id_, ood)]
-    expected = reference(distance, z, assignments, np.concatenate([id_, ood])).min(axis=1)
+    queries = np.concatenate([id_, ood])
+    exact = measured if distance == "mahalanobis-shrunk" else reference  # whose formula another test has
+    expected = exact(distance, z, assignments, queries).min(axis=1)
     found = measured(distance, changed[0], assignments, np.concatenate(changed[1:])).min(axis=1)
     is_ood = np.repeat([0, 1], [len(id_), len(ood)])
     auroc = roc_auc_score(is_ood, expected)
@@ -194,6 +213,19 @@ def test_full_rank_with_fewer_embeddings_than_dimensions_is_the_pseudo_inverse()
     np.testing.assert_allclose(found, reference("mahalanobis", z, assignments, queries), rtol=1e-6)
     single = measured("mahalanobis", z.astype(np.float32), assignments, queries.astype(np.float32))
     assert spearmanr(single.min(axis=1), found.min(axis=1)).statistic >= 0.999
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_fewer_embeddings_than_dimensions_change_no_invariance(distance, dtype):
+    z, id_, ood, assignments = overlapping(n=100, d=128)
+    queries = np.concatenate([id_, ood])
+    expected = measured(distance, z, assignments, queries).min(axis=1)
+    assert np.isfinite(expected).all()
+    for change in ("times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice"):
+        changed = [CHANGES[change](part).astype(dtype) for part in (z, queries)]
+        found = measured(distance, changed[0], assignments, changed[1]).min(axis=1)
+        assert spearmanr(found, expected).statistic >= 0.999
 
 
 # Degenerate clusters and rows
@@ -228,7 +260,10 @@ def test_cluster_of_one_member(distance):
 def test_mahalanobis_is_not_defined_where_clusters_do_not_vary(dtype, copies):
     z = np.repeat(overlapping(n=10)[0], copies, axis=0).astype(dtype)
     assignments = np.repeat(np.arange(10), copies)
-    with pytest.raises(ValueError, match="embeddings do not vary within clusters, so Mahalanobis distances are not"):
+    with pytest.raises(
+        ValueError,
+        match=r"embeddings do not vary within clusters \(n_features = 24\), so Mahalanobis distances are not",
+    ):
         fitted("mahalanobis", z, assignments)
     for distance in ("euclidean", "cosine"):
         assert measured(distance, z, assignments, z).argmin(axis=1).tolist() == assignments.tolist()
@@ -243,6 +278,16 @@ def test_state_is_arrays(distance):
     state = fitted(distance, z.astype(np.float32), assignments)
     assert all(type(array) is np.ndarray and array.dtype.kind == "f" for array in state.values())
     assert DISTANCES[distance].measure(id_.astype(np.float32), state).shape == (300, K)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1, 1e20, 1e30])
+def test_unit_norm_of_any_unit(unit, dtype):
+    z = np.random.default_rng(0).normal(size=(5, 7))
+    z[2] = 0
+    with np.errstate(all="ignore"):
+        found = to_unit_norm((z * unit).astype(dtype))
+    np.testing.assert_allclose(found, to_unit_norm(z), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

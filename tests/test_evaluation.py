@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from oodlib.evaluation import bootstrap_rows, evaluate, rank_metrics
+from oodlib.evaluation import evaluate, interval_rows, rank_metrics
 from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, ood_metrics
 from oodlib.product import Scored
 from oodlib.selective import aurc, aurc_interval, error_auroc, error_auroc_interval, oscr, oscr_interval
@@ -13,7 +13,6 @@ ALPHA, K = 0.1, 3
 ABOUT = ["ood_dataset", "clustering", "n_clusters", "pca", "distance", "seen", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 ERRORS = ["error_auroc", "aurc", "oscr"]
-ENDS = [f"{name}_{end}" for name in ("auroc", "error_auroc", "oscr") for end in ("low", "high")]
 
 
 def draw_scores(seed: int = 0, digits: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,6 +35,10 @@ def draw_scored(per_cluster: int = 101) -> Scored:
     return Scored("kmeans", K, 0, "euclidean", scores, nearest)
 
 
+def intervals_of(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> dict[str, tuple[float, float]]:
+    return {row["measure"]: (row["low"], row["high"]) for row in interval_rows(inside, outside, correct, 20)}
+
+
 CORRECT = np.random.default_rng(2).random(90) < 0.8
 
 
@@ -53,8 +56,9 @@ def test_order_metrics_are_those_of_scores(digits):
     assert found["aupr_in"] == pytest.approx(average_precision_score(is_id, scores), abs=1e-12)
     assert found["aupr_out"] == pytest.approx(average_precision_score(1 - is_id, -scores), abs=1e-12)
     assert {name: found[name] for name in MEASURES} == ood_metrics(inside, outside)
-    assert (found["auroc_low"], found["auroc_high"]) == auroc_interval(inside, outside)
-    assert found["auroc_low"] < found["auroc"] < found["auroc_high"]
+    low, high = intervals_of(inside, outside, correct)["auroc"]
+    assert (low, high) == auroc_interval(inside, outside)
+    assert low < found["auroc"] < high
 
 
 @pytest.mark.parametrize("digits", [0, 1, 12])
@@ -66,10 +70,10 @@ def test_error_metrics_are_those_of_all_scores_together_with_every_ood_answer_wr
     assert found["error_auroc"] == pytest.approx(roc_auc_score(answers, scores), abs=1e-12)
     assert found["aurc"] == aurc(scores, answers)
     assert found["oscr"] == oscr(inside, correct, outside)
-    assert (found["error_auroc_low"], found["error_auroc_high"]) == error_auroc_interval(scores, answers)
-    assert (found["oscr_low"], found["oscr_high"]) == oscr_interval(inside, correct, outside)
-    assert found["error_auroc_low"] < found["error_auroc"] < found["error_auroc_high"]
-    assert found["oscr_low"] < found["oscr"] < found["oscr_high"]
+    intervals = intervals_of(inside, outside, correct)
+    assert intervals["error_auroc"] == error_auroc_interval(scores, answers)
+    assert intervals["oscr"] == oscr_interval(inside, correct, outside)
+    assert all(intervals[name][0] < found[name] < intervals[name][1] for name in ("error_auroc", "oscr"))
 
 
 def test_by_hand():
@@ -85,19 +89,28 @@ def test_by_hand():
 
 
 def test_a_score_of_minus_infinity_and_infinity_is_the_least_and_the_most_normal():
-    found = rank_metrics(np.array([np.inf, 1.0]), np.array([-np.inf, 2.0]), np.array([True, True]))
-    assert found["auroc"] == 3 / 4
-    assert np.isfinite([found["auroc_low"], found["auroc_high"]]).all()
+    scores = np.array([np.inf, 1.0]), np.array([-np.inf, 2.0]), np.array([True, True])
+    assert rank_metrics(*scores)["auroc"] == 3 / 4
+    assert np.isfinite(intervals_of(*scores)["auroc"]).all()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_is_no_score(place):
+    scores = [np.array([2.0, 1.0]), np.array([0.0, 1.5])]
+    scores[place] = np.array([np.nan, 1.0])
+    with pytest.raises(ValueError, match="scores must not hold NaN, got 1 of 2"):
+        rank_metrics(*scores, np.array([True, True]))
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 3])
-def test_intervals_are_nan_where_there_is_no_variance_to_estimate(right):
+def test_there_is_no_interval_where_there_is_no_variance_to_estimate(right):
     correct = np.arange(3) < right
     for n_ood in (1, 2):
-        found = rank_metrics(np.array([2.0, 1, 0]), np.arange(n_ood) + 0.5, correct)
-        assert np.isnan([found["auroc_low"], found["oscr_low"]]).tolist() == [n_ood == 1] * 2
+        scores = np.array([2.0, 1, 0]), np.arange(n_ood) + 0.5, correct
+        found, intervals = rank_metrics(*scores), intervals_of(*scores)
+        assert ["auroc" in intervals, "oscr" in intervals] == [n_ood == 2] * 2
         assert np.isnan(found["error_auroc"]) == (right == 0)
-        assert np.isnan(found["error_auroc_low"]) == (n_ood == 1 or right < 2)
+        assert ("error_auroc" in intervals) == (n_ood == 2 and right > 1)
         assert found["oscr"] <= right / 3
         assert list(found) == list(rank_metrics(*draw_scores()))  # the columns are always the same
 
@@ -110,11 +123,10 @@ def test_rows_and_columns():
     for row in rows:
         assert [*row][: len(ABOUT + MEASURES)] == ABOUT + MEASURES
         last = ["auroc_101"] if row["threshold"] == "per-cluster" else []
-        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, *ENDS, "id_rejected", "ood_rejected", *last}
+        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, "id_rejected", "ood_rejected", *last}
         assert (row["clustering"], row["n_clusters"], row["distance"]) == ("kmeans", K, "euclidean")
         assert row["n_ood"] == {"near": 70, "far": 60}[row["ood_dataset"]]
-        assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
-        assert row["oscr_low"] <= row["oscr"] <= row["oscr_high"] <= 1
+        assert row["oscr"] <= row["auroc"]
 
 
 def test_a_detector_without_clusters_has_two_thresholds_and_no_truncated_auroc():
@@ -180,7 +192,6 @@ def test_thresholds_a_cluster_come_from_its_own_images_and_rank_by_p_values():
             scores, answers = np.concatenate([inside, outside]), np.concatenate([CORRECT, np.zeros(len(outside))])
             is_id = np.arange(len(scores)) < len(inside)
             assert row["auroc"] == pytest.approx(roc_auc_score(is_id, scores), abs=1e-12)
-            assert (row["auroc_low"], row["auroc_high"]) == auroc_interval(inside, outside)
             assert row["error_auroc"] == pytest.approx(roc_auc_score(answers, scores), abs=1e-12)
             assert row["aurc"] == aurc(scores, answers)
     # clusters on other scales: one threshold for all is worse at telling them apart
@@ -232,10 +243,11 @@ def test_a_detector_that_has_seen_outliers_has_id_scores_of_its_own_for_each_set
         assert row == {**expected[key], "seen": 5}
 
 
-def test_bootstrap_rows_are_the_bootstraps_of_metrics_and_of_aurc():
+def test_resampled_intervals_are_the_bootstraps_of_metrics_and_of_aurc():
     inside, outside, correct = draw_scores()
-    rows = {row["measure"]: row for row in bootstrap_rows(inside, outside, correct, 50)}
-    assert list(rows) == ["aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "aurc"]
+    rows = {row["measure"]: row for row in interval_rows(inside, outside, correct, 50)}
+    resampled = ["aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "aurc"]
+    assert list(rows) == ["auroc", "oscr", "error_auroc", *resampled]
     values = ood_metrics(inside, outside)
     for name in METRICS.keys() - {"auroc"}:
         assert rows[name]["value"] == values[name]
@@ -248,6 +260,6 @@ def test_bootstrap_rows_are_the_bootstraps_of_metrics_and_of_aurc():
 
 def test_one_ood_image_has_a_bootstrap():
     inside, _, correct = draw_scores()
-    rows = list(bootstrap_rows(inside, np.array([0.05]), correct, 20))
+    rows = list(interval_rows(inside, np.array([0.05]), correct, 20))
     assert len(rows) == 5
     assert all(0 <= row["low"] <= row["high"] <= 1 for row in rows)

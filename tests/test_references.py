@@ -151,6 +151,12 @@ def test_fdbd_is_its_formula(monkeypatch):
     np.testing.assert_allclose(fdbd(BOTH, WEIGHT, BIAS, mean), expected, rtol=1e-9)
 
 
+def test_fdbd_of_classes_that_differ_by_their_bias_alone_has_no_boundary_between_them():
+    weight, z = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([[3.0, 1], [-1, 2]])
+    found = fdbd(z, weight, np.array([0.0, -5, 0]), np.zeros(2))
+    assert found == pytest.approx([2 / np.sqrt(2) / np.sqrt(10) / 2, (3 + 8) / np.sqrt(2) / np.sqrt(5) / 2])
+
+
 def test_fdbd_by_hand():
     weight, bias, mean = np.array([[1.0, 0], [-1, 0], [1, 2]]), np.array([0.0, 0, -4]), np.array([0.0, 2])
     # at (3, 0): logits 3, -3, -1; distances 6 / 2 and 4 / 2, radius √13; (0, 4): 0, 0, 4 and 4 / 2, 4 / √8, radius 2

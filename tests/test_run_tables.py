@@ -6,17 +6,17 @@ import pytest
 from scipy import stats
 
 from oodlib.embedding import linear_probe, save_embeddings
-from oodlib.metrics import bootstrap_interval, ood_metrics
+from oodlib.metrics import auroc_interval, bootstrap_interval, ood_metrics
 from oodlib.product import Scored
 from oodlib.run_tables import (
     ALPHAS,
     ID_SPLITS,
     SHOWN,
-    bootstrap_table,
     describe_embeddings,
     extreme_table,
     false_alarm_table,
     id_embeddings,
+    interval_table,
     is_correct,
     ood_groups,
     project_tests,
@@ -26,7 +26,7 @@ from oodlib.run_tables import (
 )
 from oodlib.runs import Run
 from oodlib.selective import aurc, aurc_interval, risk_coverage
-from oodlib.thresholds import rate_band
+from oodlib.thresholds import conformal_threshold, rate_band
 
 OOD = {"letters": "near", "photos": "far", "noise:8": "sanity"}
 SIZES = {"train": 120, "calibration": 40, "test": 300}
@@ -215,11 +215,11 @@ def test_a_set_of_two_images_has_two_extremes():
     assert table[table.dataset == "photos"].groupby("extreme").size().to_dict() == {"least": 2, "most": 2}
 
 
-def test_intervals_are_those_of_the_bootstrap():
+def test_intervals_are_delongs_the_bootstraps_and_clopper_and_pearsons():
     scored, correct = draw_scored(), np.arange(300) % 4 > 0
-    table = bootstrap_table(scored, list(OOD), correct)
+    table = interval_table(scored, list(OOD), correct, 0.1)
     assert list(table) == ["detector", "ood_dataset", "measure", "value", "low", "high"]
-    assert len(table) == 5 * len(OOD)
+    assert len(table) == 10 * len(OOD)
     assert (table.low <= table.value).all()
     assert (table.value <= table.high).all()
     rows = table.set_index(["ood_dataset", "measure"])
@@ -231,6 +231,12 @@ def test_intervals_are_those_of_the_bootstrap():
         scores, answers = np.concatenate([inside, outside]), np.concatenate([correct, np.zeros(50, dtype=bool)])
         assert rows.loc[(ood, "aurc"), "value"] == aurc(scores, answers)
         assert tuple(rows.loc[(ood, "aurc"), ["low", "high"]]) == aurc_interval(scores, answers, 200)
+        assert tuple(rows.loc[(ood, "auroc"), ["low", "high"]]) == auroc_interval(inside, outside)
+        k = int((outside < conformal_threshold(scored.scores["calibration"], 0.1)).sum())
+        found = rows.loc[(ood, "ood_rejected")]
+        expected = stats.beta.ppf([0.025, 0.975], [max(k, 1e-9), k + 1], [51 - k, max(50 - k, 1e-9)])
+        assert found.value == k / 50
+        np.testing.assert_allclose([found.low, found.high], expected, atol=1e-6)
 
 
 def test_risk_is_the_share_of_wrong_answers_among_the_most_normal():
@@ -253,7 +259,7 @@ def test_columns_and_rows_of_false_alarms():
     columns = ["detector", "threshold", "alpha", "rate", "low", "high", "band_low", "band_high", "n_reference", "n_new"]
     for nearest, kinds in ((False, ["global", "conformal"]), (True, ["global", "conformal", "conformal-cluster"])):
         table = false_alarm_table(draw_scored(nearest))
-        assert set(table) == set(columns)
+        assert set(table) == {*columns, "worst"} if nearest else set(columns)
         assert list(zip(table.threshold, table.alpha, strict=True)) == [(k, a) for k in kinds for a in ALPHAS]
         assert set(table.n_reference) == {40}
         assert set(table.n_new) == {300}
@@ -264,7 +270,10 @@ def test_columns_and_rows_of_false_alarms():
         ]
         assert (conformal.low <= conformal.rate).all()
         assert (conformal.rate <= conformal.high).all()
-        assert table[table.threshold == "conformal-cluster"].band_low.isna().all()
+        if nearest:
+            mondrian = table[table.threshold == "conformal-cluster"]
+            assert (mondrian.rate.between(mondrian.band_low, mondrian.band_high)).all()
+            assert (mondrian.worst <= mondrian.alpha + 0.02).all()
 
 
 @pytest.mark.parametrize("nearest", [False, True])

@@ -14,6 +14,7 @@ from oodlib.thresholds import (
     conformal_threshold,
     per_cluster_thresholds,
     rate_band,
+    realised_by_cluster,
     realised_rates,
     truncated_auroc,
 )
@@ -198,7 +199,8 @@ def test_realised_rates_of_one_split_counted_by_hand():
         lower = np.array([sum(scores[order[:5]] <= s) for s in scores[order[5:]]])
         expected.append([(lower == 0).mean(), (lower <= 2).mean(), (lower <= 4).mean()])
     np.testing.assert_allclose(rates, expected)
-    assert np.array_equal(rates, realised_rates(scores, 5, alphas, np.full(10, 7), n_splits=20, seed=3))
+    one = realised_by_cluster(scores, np.full(10, 7), 5, alphas, n_splits=20, seed=3)[0]  # (A, splits)
+    np.testing.assert_allclose(one.T, rates)
     assert not np.array_equal(rates, realised_rates(scores, 5, alphas, n_splits=20, seed=4))
 
 
@@ -208,8 +210,33 @@ def test_realised_rates_within_clusters_are_those_of_a_plain_loop():
     order = np.random.default_rng(0).permutation(80)
     old, new = order[:50], order[50:]
     p = np.array(p_values_by_loop(scores[new], nearest[new], scores[old], nearest[old]))
-    found = realised_rates(scores, 50, alphas, nearest, n_splits=1)
-    np.testing.assert_allclose(found, [[(p <= alpha).mean() for alpha in alphas]])
+    rates, _, by_cluster = realised_by_cluster(scores, nearest, 50, alphas, n_splits=1)
+    np.testing.assert_allclose(rates, [[(p <= alpha).mean()] for alpha in alphas])
+    expected = [[(p[nearest[new] == k] <= alpha).mean() for k in range(3)] for alpha in alphas]
+    np.testing.assert_allclose(by_cluster, expected)
+
+
+def test_mondrian_promises_hold_in_every_cluster_and_rates_in_their_band():
+    """Clusters of very different scores and sizes; the band is drawn for the numbers in each of them."""
+    rng, alphas = np.random.default_rng(0), [0.05, 0.2]
+    nearest = rng.choice(3, size=1500, p=[0.6, 0.3, 0.1])
+    scores = rng.normal(size=1500) * np.array([1, 5, 0.1])[nearest] - 10 * nearest
+    rates, expected, by_cluster = realised_by_cluster(scores, nearest, 600, alphas, n_splits=1000)
+    assert (by_cluster <= np.array(alphas)[:, None] + 0.01).all()
+    for own, drawn in zip(rates, expected, strict=True):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert 0.93 <= ((low <= own) & (own <= high)).mean() <= 0.99
+        assert own.mean() == pytest.approx(drawn.mean(), abs=0.003)
+    naive = realised_rates(scores, 600, alphas, n_splits=50).mean(axis=0)  # one threshold for all keeps its rate …
+    np.testing.assert_allclose(naive, alphas, atol=0.01)
+    limit = np.quantile(scores, 0.05)
+    assert max((scores[nearest == k] < limit).mean() for k in range(3)) > 0.4  # … and breaks the promise in one
+
+
+def test_a_cluster_without_reference_images_raises_no_alarm():
+    rates, expected, by_cluster = realised_by_cluster(np.arange(40.0), np.arange(40) // 39, 39, [0.5], n_splits=40)
+    assert by_cluster[0, 1] == 0  # its one image never has a reference
+    assert expected.max() <= 1
 
 
 @pytest.mark.parametrize(("alpha", "n_reference", "n_new"), [(0.05, 99, 400), (0.1, 60, 150), (0.2, 500, 100)])
