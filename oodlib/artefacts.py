@@ -3,37 +3,53 @@
 import numpy as np
 import pandas as pd
 
+from oodlib.clustering import MIXTURES, Clusters
 from oodlib.embedding import load_embeddings
 from oodlib.files import write_atomically
+from oodlib.mixture import Gaussians
 from oodlib.product import Embedded, Key, RunEmbeddings
 from oodlib.run_tables import ID_SPLITS, ood_groups
 from oodlib.runs import Run
 
+MIXTURE_PARTS = ("weights", "means", "covariances")
 
-def save_assignments(run: Run, assignments: dict[Key, np.ndarray]) -> None:
-    """Write the assignments (n,) of the training embeddings for every PCA, clustering and K (clusters.npz)."""
-    arrays = {"/".join(map(str, key)): assigned.astype(np.int32) for key, assigned in assignments.items()}
+
+def save_clusters(run: Run, found: dict[Key, Clusters]) -> None:
+    """Write clusters.npz: for every PCA, clustering and K the assignments (n,) of the training rows, and mixtures."""
+    arrays = {}
+    for key, clusters in found.items():
+        name = "/".join(map(str, key))
+        arrays[name] = clusters.assignments.astype(np.int32)
+        if clusters.mixture is not None:
+            arrays |= {f"{name}/{part}": getattr(clusters.mixture, part) for part in MIXTURE_PARTS}
     write_atomically(run.path / "clusters.npz", lambda temporary: np.savez(temporary, **arrays))
 
 
-def load_assignments(run: Run, n: int) -> dict[Key, np.ndarray]:
-    """Return the assignments (n,) of the training embeddings for every PCA, clustering and K that step `cluster` found.
+def load_clusters(run: Run, n: int) -> tuple[dict[Key, np.ndarray], dict[Key, Gaussians]]:
+    """Return what step `cluster` found for every PCA, clustering and K: assignments (n,), and mixtures where there are.
 
     Raises FileNotFoundError, or ValueError when clusters.npz is cut short or foreign.
     """
     path = run.path / "clusters.npz"
+    assignments, parts = {}, {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            keys = {name: name.split("/") for name in file.files}
-            found = {(int(pca), method, int(k)): file[name] for name, (pca, method, k) in keys.items()}
+            for name in file.files:
+                pca, method, k, *part = name.split("/")
+                key = int(pca), method, int(k)
+                if part:
+                    parts.setdefault(key, {})[part[0]] = file[name]
+                else:
+                    assignments[key] = file[name]
+        mixtures = {key: Gaussians(MIXTURES[key[1]], **arrays) for key, arrays in parts.items()}
     except FileNotFoundError:
         raise
     except Exception as error:  # a file cut short fails in zipfile, zlib or NumPy, each with errors of its own
         raise ValueError(f"{path} holds no cluster assignments, or is cut short: {error}") from error
-    for (_, _, k), assigned in found.items():
+    for (_, _, k), assigned in assignments.items():
         if assigned.shape != (n,) or assigned.dtype.kind != "i" or not np.isin(assigned, np.arange(k)).all():
             raise ValueError(f"{path} is of another run: its assignments do not fit {n} embeddings; delete it")
-    return found
+    return assignments, mixtures
 
 
 def run_embeddings(run: Run) -> RunEmbeddings:

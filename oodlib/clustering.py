@@ -1,6 +1,7 @@
 """Clustering: training embeddings, and labels where there are any, in; a cluster for each embedding, and centres, out.
 
-Every clustering is a function (z, y, n_clusters, seed) -> assignments in CLUSTERINGS. Centres are the means of the
+Every clustering is a function (z, y, n_clusters, seed) -> assignments in CLUSTERINGS; one that rests on a mixture of
+Gaussians may return (assignments, mixture). Centres are the means of the
 members, unit vectors where the clustering works on directions; OOD data has no part in any choice.
 """
 
@@ -20,7 +21,7 @@ from oodlib.kmeans import (
     kmeans,
     standardize,
 )
-from oodlib.mixture import fit_mixture
+from oodlib.mixture import Gaussians, fit_mixture
 from oodlib.moments import cluster_means
 
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)  # what "auto" chooses from
@@ -35,6 +36,7 @@ class Clusters:
 
     assignments: np.ndarray  # (n,) int64 in 0 … K - 1
     centers: np.ndarray  # (K, d) float32
+    mixture: Gaussians | None = None  # whose likeliest components the clusters are, for mixtures
 
 
 def cluster(
@@ -64,10 +66,12 @@ def cluster(
         if n_clusters == "auto":
             n_clusters = choose_n_clusters(z, method, seed=seed)
         check_n_clusters(n_clusters, len(z))
-    assignments = CLUSTERINGS[method](z, y, n_clusters, seed)
+    found = CLUSTERINGS[method](z, y, n_clusters, seed)
+    assignments, mixture = found if isinstance(found, tuple) else (found, None)
     members = to_unit_norm(z) if method in ON_DIRECTIONS else z
     centers = cluster_means(members, assignments, int(assignments.max()) + 1)
-    return Clusters(assignments, (to_unit_norm(centers) if method in ON_DIRECTIONS else centers).astype(np.float32))
+    centers = (to_unit_norm(centers) if method in ON_DIRECTIONS else centers).astype(np.float32)
+    return Clusters(assignments, centers, mixture)
 
 
 def choose_n_clusters(z: np.ndarray, method: str, candidates: Sequence[int] = CANDIDATES, seed: int = 0) -> int:
@@ -142,12 +146,13 @@ def _spherical_kmeans(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed
 
 
 def _mixture(covariance: str) -> Callable:
-    def assignments(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:
-        most_likely = fit_mixture(z, n_clusters, covariance, seed).log_joint(z).argmax(axis=1)
+    def likeliest(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> tuple[np.ndarray, Gaussians]:
+        mixture = fit_mixture(z, n_clusters, covariance, seed)
         # a component that is nowhere the likeliest has no cluster
-        return np.unique(most_likely, return_inverse=True)[1]
+        components, assignments = np.unique(mixture.log_joint(z).argmax(axis=1), return_inverse=True)
+        return assignments, mixture.take(components)
 
-    return assignments
+    return likeliest
 
 
 def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: int) -> np.ndarray:

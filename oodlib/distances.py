@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from oodlib.blocks import UnitRows, array_module, read_blocks, to_unit_norm, working_dtype
+from oodlib.mixture import Gaussians
 from oodlib.moments import Moments
 
 State = dict[str, np.ndarray]
@@ -23,7 +24,8 @@ LEAST = 2  # members a dimension that a cluster needs for a covariance of its ow
 class Distance:
     """A distance: how it is fitted and measured, and how distances make a score.
 
-    `fit(moments)` returns the state, `base(z, state)` the (n, K) distances, which `finish(distances,
+    `fit(moments)` returns the state; where the clusters are the components of a mixture and `of_mixture` is given,
+    `of_mixture(mixture)` does. `base(z, state)` the (n, K) distances, which `finish(distances,
     state)` turns into others where it is given. `unit`: of embeddings at unit norm. `joint`: the distances are minus
     log densities, and a score is the log of the sum of all, not that of the largest alone. `state`: the shape of each
     array of the state, a letter a size, k the clusters and d the width; without it a detector cannot be saved.
@@ -32,6 +34,7 @@ class Distance:
     fit: Callable[[Moments], State]
     base: Callable[[np.ndarray, State], np.ndarray]
     finish: Callable[[np.ndarray, State], np.ndarray] | None = None
+    of_mixture: Callable[[Gaussians], State] | None = None
     unit: bool = False
     joint: bool = False
     state: dict[str, str] = field(default_factory=dict)
@@ -46,24 +49,28 @@ class Distance:
         return self.finish(distances, state) if self.finish else distances
 
 
-def fit_distances(names: list[str], z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> dict[str, State]:
+def fit_distances(
+    names: list[str], z: np.ndarray, assignments: np.ndarray, n_clusters: int, mixture: Gaussians | None = None
+) -> dict[str, State]:
     """Fit distances to the clusters of z (n, d), assignments (n,) in 0 … K - 1; what they share is computed once.
 
+    mixture: the Gaussians of z whose likeliest components the assignments are; "log-density" is then theirs.
     Distances with the same fit share one state. Raises ValueError for an unknown name, an empty cluster, and where a
     distance is not defined: no variation within clusters (Mahalanobis), one cluster (relative).
     """
     if unknown := [name for name in names if name not in DISTANCES]:
         raise ValueError(f"unknown distance {unknown[0]!r}; known: {', '.join(DISTANCES)}")
-    moments, states = {}, {}
+    moments, states, keys = {}, {}, {}
     for name in names:
         distance = DISTANCES[name]
         if distance.unit not in moments:
             moments[distance.unit] = Moments(UnitRows(z) if distance.unit else z, assignments, n_clusters)
-        key = distance.fit, distance.unit
+        of_mixture = mixture is not None and distance.of_mixture is not None
+        keys[name] = key = distance.of_mixture if of_mixture else distance.fit, distance.unit
         if key not in states:
-            state = distance.fit(moments[distance.unit])
+            state = distance.of_mixture(mixture) if of_mixture else distance.fit(moments[distance.unit])
             states[key] = {part: array.astype(working_dtype(z)) for part, array in state.items()}
-    return {name: states[DISTANCES[name].fit, DISTANCES[name].unit] for name in names}
+    return {name: states[keys[name]] for name in names}
 
 
 def squared_distances(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -160,7 +167,7 @@ def measure_per_cluster(z: np.ndarray, state: State) -> np.ndarray:
 
 
 def to_log_density(distances: np.ndarray, state: State) -> np.ndarray:
-    """Return minus the log of weight times density (n, K) of each cluster's Gaussian, up to a common constant."""
+    """Return minus the log of weight times density (n, K) of each Gaussian; up to a common constant for clusters."""
     return distances / 2 - state["log_weights"]
 
 
@@ -194,6 +201,11 @@ DISTANCES = {
     # has a millionth of the tied variance, so that to leave its directions is no distance of zero.
     "ssd": Distance(fit_per_cluster, measure_per_cluster, unit=True, state=_PER_CLUSTER),
     "log-density": Distance(
-        fit_per_cluster, measure_per_cluster, finish=to_log_density, joint=True, state=_PER_CLUSTER
+        fit_per_cluster,
+        measure_per_cluster,
+        finish=to_log_density,
+        of_mixture=Gaussians.whitened,
+        joint=True,
+        state=_PER_CLUSTER,
     ),
 }

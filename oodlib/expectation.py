@@ -30,7 +30,7 @@ def log_joint(
         factors = 1 / np.sqrt(covariances)  # (K, d)
         log_determinants = np.log(factors).sum(axis=1)
     else:
-        factors = _precision_factors(covariances)
+        factors = precision_factors(covariances)
         log_determinants = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
     peaks = np.log(weights) + log_determinants - x.shape[1] / 2 * np.log(2 * np.pi)  # (K,) the values at the means
     if covariance == "full":
@@ -46,7 +46,7 @@ def log_sum(values: np.ndarray) -> np.ndarray:
     return largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
 
 
-def _precision_factors(covariances: np.ndarray) -> np.ndarray:
+def precision_factors(covariances: np.ndarray) -> np.ndarray:
     """Return upper triangular P with P Pᵀ the inverse of each covariance, (K, d, d) or (d, d)."""
     each = covariances.reshape(-1, *covariances.shape[-2:])
     with threadpool_limits(1):  # SciPy's threads, apart from NumPy's, would wait busily on the cores that it needs

@@ -24,21 +24,13 @@ NEGLIGIBLE = 40.0  # nats: float64 loses what is added to e^40 times as much
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """A Gaussian mixture: float64 arrays in the units of the embeddings.
-
-    log_likelihood is the mean natural log density of the samples it was fitted to, bic their Bayesian information
-    criterion (Schwarz 1978; smaller is better).
-    """
+class Gaussians:
+    """Weighted Gaussians: float64 arrays in the units of the embeddings."""
 
     covariance: str
     weights: np.ndarray  # (K,)
     means: np.ndarray  # (K, d)
     covariances: np.ndarray  # full (K, d, d), tied (d, d), diag (K, d)
-    log_likelihood: float
-    bic: float
-    n_iterations: int
-    converged: bool
 
     def log_joint(self, z: np.ndarray) -> np.ndarray:
         """Return log(weight × density), (n, K) float64, of every component at z (n, d).
@@ -48,16 +40,59 @@ class Mixture:
         z = check_matrix("z", z)
         if z.shape[1] != self.means.shape[1]:
             raise ValueError(f"z must have the width of the mixture, {self.means.shape[1]}, got {z.shape[1]}")
-        origin = self.weights @ self.means
-        offsets = self.means - origin
-        frame = _frame(origin, _total(self.weights, offsets, self.covariances, self.covariance))
-        covariances = _map(self.covariances, frame.enter, self.covariance)
-        x, means = _enter(z, frame), offsets @ frame.enter
-        return expectation.log_joint(x, self.weights, means, covariances, self.covariance) - frame.log_volume
+        frame, means, covariances = self._in_frame()
+        joint = expectation.log_joint(_enter(z, frame), self.weights, means, covariances, self.covariance)
+        return joint - frame.log_volume
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Return the natural log density (n,) float64 at z (n, d); higher is more normal. Raises as `log_joint`."""
         return expectation.log_sum(self.log_joint(z))
+
+    def take(self, components: np.ndarray) -> "Gaussians":
+        """Return some of the components (k,) int, with the weights that they have."""
+        covariances = self.covariances if self.covariance == "tied" else self.covariances[components]
+        return Gaussians(self.covariance, self.weights[components], self.means[components], covariances)
+
+    def whitened(self) -> dict[str, np.ndarray]:
+        """Return origin (d,), whiten (d, d), centers (K, d), factors (K, d, d) and log_weights (K,), all float64.
+
+        With x = (z - origin) whiten, log(weight × density) is log_weights - |(x - center) factor|² / 2.
+        """
+        frame, centers, covariances = self._in_frame()
+        if self.covariance == "diag":
+            factors = np.stack([np.diag(1 / np.sqrt(variances)) for variances in covariances])
+        else:
+            factors = np.broadcast_to(expectation.precision_factors(covariances), (len(centers), *frame.enter.shape))
+        volumes = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        log_weights = np.log(self.weights) + volumes - centers.shape[1] / 2 * np.log(2 * np.pi) - frame.log_volume
+        return {
+            "origin": frame.origin,
+            "whiten": frame.enter,
+            "centers": centers,
+            "factors": np.array(factors),
+            "log_weights": log_weights,
+        }
+
+    def _in_frame(self) -> tuple["_Frame", np.ndarray, np.ndarray]:
+        """Return a frame in which the mixture as a whole is white, and its means and covariances there."""
+        origin = self.weights @ self.means / self.weights.sum()
+        offsets = self.means - origin
+        frame = _frame(origin, _total(self.weights, offsets, self.covariances, self.covariance))
+        return frame, offsets @ frame.enter, _map(self.covariances, frame.enter, self.covariance)
+
+
+@dataclass(frozen=True)
+class Mixture(Gaussians):
+    """A Gaussian mixture that was fitted.
+
+    log_likelihood is the mean natural log density of the samples it was fitted to, bic their Bayesian information
+    criterion (Schwarz 1978; smaller is better).
+    """
+
+    log_likelihood: float
+    bic: float
+    n_iterations: int
+    converged: bool
 
 
 class _Frame(NamedTuple):

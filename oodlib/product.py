@@ -5,13 +5,15 @@ What detectors share is done once: a projection for all its clusterings, a fit f
 measurement for all that rest on it. Embeddings are read in blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from oodlib.blocks import read_blocks, working_dtype
 from oodlib.distances import DISTANCES, fit_distances
+from oodlib.mixture import Gaussians
 from oodlib.moments import mean_of, scatter_around
 from oodlib.references import LOGIT_SCORES, KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
 from oodlib.scoring import nearest_clusters
@@ -95,29 +97,43 @@ def check_detectors(distances: list[str], n_neighbors: int, known: list[int]) ->
 
 
 def all_scores(
-    data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], n_neighbors: int, known: list[int]
+    data: RunEmbeddings,
+    assignments: dict[Key, np.ndarray],
+    distances: list[str],
+    n_neighbors: int,
+    known: list[int],
+    mixtures: Mapping[Key, Gaussians] = MappingProxyType({}),
 ) -> Iterator[Scored]:
     """Yield the scores of every detector: `cluster_scores`, then the references.
 
-    n_neighbors: k of KNN. known: numbers of OOD images a class that the outlier-exposed heads see. Raises ValueError as
-    `check_detectors`, before anything is computed.
+    n_neighbors: k of KNN. known: numbers of OOD images a class that the outlier-exposed heads see. mixtures: as of
+    `cluster_scores`. Raises ValueError as `check_detectors`, before anything is computed.
     """
     check_detectors(distances, n_neighbors, known)
-    yield from cluster_scores(data, assignments, distances)
+    yield from cluster_scores(data, assignments, distances, mixtures)
     yield from reference_scores(data, n_neighbors)
     for n_known in known:
         yield exposed_scores(data, n_known)
 
 
-def cluster_scores(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str]) -> Iterator[Scored]:
-    """Yield the scores of every distance to the clusters of every clustering of the training embeddings (n,)."""
+def cluster_scores(
+    data: RunEmbeddings,
+    assignments: dict[Key, np.ndarray],
+    distances: list[str],
+    mixtures: Mapping[Key, Gaussians] = MappingProxyType({}),
+) -> Iterator[Scored]:
+    """Yield the scores of every distance to the clusters of every clustering of the training embeddings (n,).
+
+    mixtures: of the clusterings that rest on one, whose log density "log-density" is.
+    """
     for pca in dict.fromkeys(key[0] for key in assignments):
         basis = pca_basis(data.train.z, pca) if pca else None
         sets = {name: project(embedded.z, basis) for name, embedded in data.sets().items()}
         for (own_pca, clustering, k), assigned in assignments.items():
             if own_pca == pca:
                 names = _fitting(distances, assigned)
-                states = fit_distances(names, sets["train"], assigned, int(assigned.max()) + 1)
+                mixture = mixtures.get((own_pca, clustering, k))
+                states = fit_distances(names, sets["train"], assigned, int(assigned.max()) + 1, mixture)
                 found = {name: nearest_clusters(z, states) for name, z in sets.items()}
                 for distance in names:
                     scores, nearest = ({s: by_name[distance][i] for s, by_name in found.items()} for i in (0, 1))

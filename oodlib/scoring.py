@@ -118,7 +118,8 @@ class ClusterDetector(Detector):
             z, y, z_calibration = _hold_out(z, y, self.seed)
         clusters = cluster(z, y, self.clustering, self.n_clusters, self.seed)
         self.n_clusters_ = len(clusters.centers)
-        self.state_ = fit_distances([self.distance], z, clusters.assignments, self.n_clusters_)[self.distance]
+        states = fit_distances([self.distance], z, clusters.assignments, self.n_clusters_, clusters.mixture)
+        self.state_ = states[self.distance]
         reference = self._score(self._check(z_calibration) if threshold.held_out else z)
         offset = threshold.set(*reference, self.n_clusters_, self.alpha)
         self.offset_ = below_rounding(offset, reference[0], working_dtype(z))

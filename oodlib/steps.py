@@ -14,9 +14,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from oodlib.ablations import ablation_table
-from oodlib.artefacts import load_assignments, run_embeddings, save_assignments, write_csv
+from oodlib.artefacts import load_clusters, run_embeddings, save_clusters, write_csv
 from oodlib.choices import check_rules, choice_table
-from oodlib.clustering import OWN_SIZE, cluster
+from oodlib.clustering import OWN_SIZE, Clusters, cluster
 from oodlib.data import ImageSet, load_images, take
 from oodlib.detector import check_alpha
 from oodlib.device import default_device, describe_machine
@@ -152,14 +152,14 @@ def cluster_step(
         with run.doing("cluster", parameters):
             data = id_embeddings(run)["train"]
             seed = run.record["train"]["parameters"]["seed"]
-            assignments, rows = {}, _quality_rows(embedding_quality(data["z"], data["y"]), 0, "none", 0)
+            found, rows = {}, _quality_rows(embedding_quality(data["z"], data["y"]), 0, "none", 0)
             for p in dict.fromkeys(pca):
                 z = project(data["z"], pca_basis(data["z"], p) if p else None)
-                for name, k, assigned in _clusterings(z, data["y"], clusterings, n_clusters, seed):
-                    if (p, name, k) not in assignments:
-                        assignments[p, name, k] = assigned
-                        rows += _quality_rows(cluster_quality(z, assigned, data["y"]), p, name, k)
-            save_assignments(run, assignments)
+                for name, k, clusters in _clusterings(z, data["y"], clusterings, n_clusters, seed):
+                    if (p, name, k) not in found:
+                        found[p, name, k] = clusters
+                        rows += _quality_rows(cluster_quality(z, clusters.assignments, data["y"]), p, name, k)
+            save_clusters(run, found)
             write_csv(project_tests(run), run.path / "projection.csv")
             write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv", digits=5)
     return pd.read_csv(run.path / "clusters.csv")
@@ -167,14 +167,14 @@ def cluster_step(
 
 def _clusterings(
     z: np.ndarray, y: np.ndarray, clusterings: list[str], n_clusters: list[int], seed: int
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield name, K and assignments (n,) of every clustering, each K once."""
+) -> Iterator[tuple[str, int, Clusters]]:
+    """Yield name, K and clusters of every clustering, each K once."""
     n_classes = len(np.unique(y))
     sizes = dict.fromkeys({0: n_classes, -1: "auto"}.get(k, k) for k in n_clusters)  # in order
     for name in clusterings:
         for k in [None] if name in OWN_SIZE else sizes:
             clusters = cluster(z, y, name, k, seed)
-            yield name, k if isinstance(k, int) else len(clusters.centers), clusters.assignments
+            yield name, k if isinstance(k, int) else len(clusters.centers), clusters
 
 
 def _quality_rows(quality: list[dict], pca: int, clustering: str, k: int) -> list[dict]:
@@ -215,11 +215,11 @@ def evaluate_step(
         with run.doing("evaluate", parameters) as about:
             correct, about["id_accuracy"] = is_correct(run)
             data = run_embeddings(run)
-            assignments = load_assignments(run, len(data.train.z))
+            assignments, mixtures = load_clusters(run, len(data.train.z))
             distances = distances or list(DISTANCES)
             total = n_detectors(data, assignments, distances, known_outliers)
             rows, shown = [], []
-            detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers)
+            detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
             for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
                 rows += evaluate(scored, list(data.ood), correct, alpha)
                 if shown_name(scored) in SHOWN:

@@ -63,12 +63,16 @@ def projection(data: RunEmbeddings, pca: int) -> dict[str, np.ndarray]:
     return {name: project(part.z, basis) for name, part in data.sets().items()}
 
 
-def assign(data: RunEmbeddings, pcas: tuple[int, ...] = (0, 4)) -> dict:
+def found_clusters(data: RunEmbeddings, pcas: tuple[int, ...] = (0, 4)) -> dict:
     return {
-        (pca, name, k): cluster(projection(data, pca)["train"], data.train.y, name, k, SEED).assignments
+        (pca, name, k): cluster(projection(data, pca)["train"], data.train.y, name, k, SEED)
         for pca in pcas
         for name, k in WAYS
     }
+
+
+def assign(data: RunEmbeddings, pcas: tuple[int, ...] = (0, 4)) -> dict:
+    return {key: clusters.assignments for key, clusters in found_clusters(data, pcas).items()}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,8 @@ def rows(data):
     """Every row that the product gives, by PCA, clustering, K, distance, threshold and OOD set."""
     correct = np.arange(N_TEST) % 5 > 0
     found = {}
-    for scored in all_scores(data, assign(data), list(DISTANCES), N_NEIGHBORS, [1, 5]):
+    mixtures = {key: clusters.mixture for key, clusters in found_clusters(data).items() if clusters.mixture}
+    for scored in all_scores(data, assign(data), list(DISTANCES), N_NEIGHBORS, [1, 5], mixtures):
         for row in evaluate(scored, ["near", "far"], correct, ALPHA):
             key = tuple(row[part] for part in ("pca", "clustering", "n_clusters", "distance", "threshold"))
             assert (*key, row["ood_dataset"]) not in found

@@ -8,10 +8,12 @@ from scipy import special, stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from oodlib import blocks
-from oodlib.clustering import CLUSTERINGS
+from oodlib.clustering import CLUSTERINGS, MIXTURES, cluster
 from oodlib.distances import DISTANCES, Distance, fit_distances
 from oodlib.scoring import (
     LOGIT_SCORES,
@@ -518,3 +520,22 @@ def test_calibration_embeddings_that_do_not_fit():
         detector.fit(Z, Y, CALIBRATION[:, :5])
     with pytest.raises(ValueError, match="contains NaN"):
         detector.fit(Z, Y, np.where(CALIBRATION > 9, np.nan, CALIBRATION))
+
+
+@pytest.mark.parametrize(("clustering", "covariance"), MIXTURES.items())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_density_of_a_mixture_is_scikit_learns(clustering, covariance, dtype):
+    """Overlapping classes of very different spread: the clusters' own covariances are not the mixture's."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 1200)
+    z = (2 * rng.normal(size=(4, 8))[y] + rng.normal(size=(1200, 8)) * np.geomspace(0.2, 3, 8)).astype(dtype)
+    detector = ClusterDetector(clustering, 5, "log-density").fit(z)
+    mixture = cluster(z, None, clustering, 5).mixture
+    peer = GaussianMixture(len(mixture.weights), covariance_type=covariance)
+    peer.weights_, peer.means_ = mixture.weights, mixture.means
+    peer.precisions_cholesky_ = _compute_precision_cholesky(mixture.covariances, covariance)
+    queries = np.concatenate([z[:300], 3 * rng.normal(size=(300, 8))]).astype(dtype)
+    expected = peer.score_samples(queries.astype(np.float64))
+    found = detector.score_samples(queries)
+    np.testing.assert_allclose(found, expected, rtol=1e-3 if dtype == np.float32 else 1e-6)
+    assert stats.spearmanr(found, expected).statistic > 0.9999

@@ -173,7 +173,7 @@ def test_splits_that_differ_in_classes_are_refused():
 
 def test_choices_are_those_of_the_rules_on_id_embeddings(trained):
     data = run_embeddings(trained)
-    keys = list(steps.load_assignments(trained, len(data.train.z)))
+    keys = list(steps.load_clusters(trained, len(data.train.z))[0])
     expected = choice_table(data, CHOICE_RULES, keys, DISTANCE_NAMES, N_NEIGHBORS, seed=0)
     found = read(trained, "choices")
     assert list(found) == [*expected, "run"]
@@ -201,7 +201,7 @@ def test_clusters_csv(trained):
 
 def test_assignments_are_of_the_embeddings_in_the_space_of_the_training_embeddings_pca(trained):
     data = embedded(trained, "digits", "train")
-    found = steps.load_assignments(trained, len(data["z"]))
+    found = steps.load_clusters(trained, len(data["z"]))[0]
     assert sorted(found) == sorted((pca, *way) for pca in PCAS for way in WAYS)
     assert sorted(np.load(trained.path / "clusters.npz").files) == sorted("/".join(map(str, key)) for key in found)
     for (pca, method, k), assigned in found.items():
@@ -209,12 +209,25 @@ def test_assignments_are_of_the_embeddings_in_the_space_of_the_training_embeddin
         np.testing.assert_array_equal(assigned, steps.cluster(z, data["y"], method, k, seed=0).assignments)
 
 
+def test_a_mixture_is_kept_with_its_assignments(trained):
+    z = embedded(trained, "digits", "train")["z"]
+    run = steps.Run("elsewhere", NAME)
+    run.path.mkdir(parents=True)
+    found = {(0, name, 5): steps.cluster(z, None, name, 5) for name in ("kmeans", "gmm", "gmm-tied", "gmm-diag")}
+    steps.save_clusters(run, found)
+    assignments, mixtures = steps.load_clusters(run, len(z))
+    assert assignments.keys() == found.keys()
+    assert set(mixtures) == set(found) - {(0, "kmeans", 5)}
+    for key, mixture in mixtures.items():
+        np.testing.assert_array_equal(mixture.log_density(z), found[key].mixture.log_density(z))
+
+
 def test_minus_one_is_the_number_of_clusters_that_training_embeddings_suggest(copied):
     change_record(copied, lambda record: [record.pop(step) for step in ("cluster", "evaluate")])
     table = steps.cluster_step(copied, ["kmeans", "one"], [-1], [0])
     z = embedded(copied, "digits", "train")["z"]
     k = choose_n_clusters(z, "kmeans", seed=0)
-    assert sorted(steps.load_assignments(copied, len(z))) == [(0, "kmeans", k), (0, "one", 1)]
+    assert sorted(steps.load_clusters(copied, len(z))[0]) == [(0, "kmeans", k), (0, "one", 1)]
     assert set(table[table.clustering == "kmeans"].n_clusters) == {k}
 
 
@@ -234,14 +247,13 @@ def test_cluster_measures_are_recomputed(trained):
     assigned = np.load(trained.path / "clusters.npz")["0/kmeans/12"]
     rows = table.sort_index().loc[(0, "kmeans", 12, "cluster_purity")]
     expected = [np.bincount(data["y"][assigned == k]).max() / (assigned == k).sum() for k in range(12)]
-    np.testing.assert_allclose(rows.value, expected, rtol=1e-6)
+    np.testing.assert_allclose(rows.value, expected, rtol=2e-5)  # the file has five digits
     np.testing.assert_array_equal(rows["size"], np.bincount(assigned))
 
 
 def test_metrics_csv_has_the_columns_relied_on_in_their_order(trained):
     metrics = read(trained, "metrics")
     assert [column for column in metrics if column in METRICS] == METRICS
-    assert {*METRICS, *ERRORS} < set(metrics)
     assert set(metrics) == {*METRICS, *ERRORS}
     about = metrics[["run", "id_dataset", "arch", "objective", "seed"]].drop_duplicates()
     assert about.to_numpy().tolist() == [[NAME, "digits", "resnet20", "ce", 0]]
@@ -295,7 +307,7 @@ def test_images_that_outlier_exposure_has_seen_are_not_scored(trained):
         inside, outside = embedded(trained, "digits")["z"], np.delete(data["z"], known, axis=0)
         is_id = np.arange(len(inside) + len(outside)) < len(inside)
         expected = roc_auc_score(is_id, detector.score_samples(np.concatenate([inside, outside])))
-        assert rows.auroc.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+        assert rows.auroc.tolist() == pytest.approx([expected] * 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -479,7 +491,7 @@ def test_fresh_clone_trains_again_and_leaves_the_later_text_as_it_is(copied, cap
     metrics = evaluate(copied)
     assert copied.weights() == weights
     assert {name: (copied.path / name).stat().st_mtime_ns for name in text} == text
-    assert {*METRICS, *ERRORS} < set(metrics)
+    assert {*METRICS, *ERRORS} == set(metrics)
     printed = capsys.readouterr().out
     for step in ("train", "embed", "cluster"):
         assert f"{NAME}: step '{step}' is done first, its artefacts are not there" in printed
