@@ -45,6 +45,18 @@ def embed_images(encoder: "Encoder", images: Images) -> tuple[np.ndarray, np.nda
     return np.concatenate(z), None if logits[0] is None else np.concatenate(logits)
 
 
+def embed_views(encoder: "Encoder", images: Images, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings (n, d) of two random views each of images (n, h, w[, c]) uint8, by the views of SimCLR.
+
+    The same views for every encoder, however it was trained: what they are compared by (`oodlib.collapse.alignment`).
+    """
+    from oodlib.views import Views
+
+    prepared, generator = encoder.prepare(images), torch.Generator().manual_seed(seed)
+    first, second = (embed(encoder, Views()(prepared, generator).mul(255).round().byte())[0] for _ in range(2))
+    return first, second
+
+
 def knn_accuracy(
     z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray, y: np.ndarray, n_neighbors: int = 20
 ) -> float:

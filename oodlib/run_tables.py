@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
+from oodlib.collapse import alignment, id_ood_separation
 from oodlib.distances import fit_distances
 from oodlib.embedding import linear_probe, load_embeddings
 from oodlib.evaluation import interval_rows
-from oodlib.product import Scored
+from oodlib.product import RunEmbeddings, Scored
 from oodlib.runs import Run
 from oodlib.scoring import nearest_cluster
 from oodlib.selective import risk_coverage
@@ -14,6 +15,7 @@ from oodlib.thresholds import conformal_threshold, rate_band, realised_by_cluste
 
 GROUPS = ("near", "far", "sanity")
 ID_SPLITS = ("train", "calibration", "test")
+VIEWS, N_VIEWED = "views", 1000  # the split of embeddings of two views each, and of how many held-out images
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
 N_QUANTILES, N_EXTREMES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 12, 250, 200, 50
@@ -29,6 +31,20 @@ def ood_groups(run: Run) -> dict[str, str]:
     """Return the run's OOD sets, each with its group: near, far or sanity."""
     parameters = run.record["embed"]["parameters"]
     return {name: group for group in GROUPS for name in parameters[f"{group}_ood"]}
+
+
+def aligned(run: Run) -> dict:
+    """Return the alignment of two views of held-out ID images, as a row of `oodlib.separation.cluster_quality`."""
+    id_dataset = run.record["train"]["parameters"]["id_dataset"]
+    views = np.split(load_embeddings(run.embeddings_path(id_dataset, VIEWS))["z"], 2)
+    return {"cluster": "all", "size": len(views[0]), "measure": "alignment", "value": alignment(*views)}
+
+
+def ood_separation_table(data: RunEmbeddings) -> pd.DataFrame:
+    """Return by how many degrees OOD images are farther from the nearest class mean than ID images: by OOD set."""
+    test = data.test
+    values = {name: id_ood_separation(test.z, test.y, ood.z) for name, ood in data.ood.items()}
+    return pd.DataFrame(values.items(), columns=["ood_dataset", "id_ood_separation"])
 
 
 def project_tests(run: Run) -> pd.DataFrame:

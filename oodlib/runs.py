@@ -30,6 +30,7 @@ ARTEFACTS = {
         "false_alarms.csv",
         "choices.csv",
         "ablations.csv",
+        "ood_separation.csv",
     ),
 }
 

@@ -21,7 +21,7 @@ from oodlib.data import ImageSet, load_images, take
 from oodlib.detector import check_alpha
 from oodlib.device import default_device, describe_machine
 from oodlib.distances import DISTANCES
-from oodlib.embedding import embed_images, save_embeddings
+from oodlib.embedding import embed_images, embed_views, save_embeddings
 from oodlib.epochs import epoch_table
 from oodlib.evaluation import evaluate
 from oodlib.product import (
@@ -33,13 +33,17 @@ from oodlib.product import (
     project,
 )
 from oodlib.run_tables import (
+    N_VIEWED,
     SHOWN,
+    VIEWS,
+    aligned,
     extreme_table,
     false_alarm_table,
     id_embeddings,
     interval_table,
     is_correct,
     ood_groups,
+    ood_separation_table,
     project_tests,
     quantile_table,
     risk_table,
@@ -108,6 +112,9 @@ def embed_step(
         for split, (images, index) in splits.items():
             z, logits = embed_images(encoder, take(images.images, index))
             save_embeddings(run.embeddings_path(id_dataset, split), z, images.labels[index].astype(np.int64), logits)
+        some = held_out[:N_VIEWED]
+        z = np.concatenate(embed_views(encoder, take(training.images, some), config["seed"]))
+        save_embeddings(run.embeddings_path(id_dataset, VIEWS), z, np.tile(training.labels[some].astype(np.int64), 2))
         for _, ood in ood_sets:
             z, logits = embed_images(encoder, take(ood.images, slice(max_images or None)))
             own = ood.labels[: len(z)].astype(np.int64)
@@ -152,7 +159,7 @@ def cluster_step(
         with run.doing("cluster", parameters):
             data = id_embeddings(run)["train"]
             seed = run.record["train"]["parameters"]["seed"]
-            found, rows = {}, _quality_rows(embedding_quality(data["z"], data["y"]), 0, "none", 0)
+            found, rows = {}, _quality_rows([*embedding_quality(data["z"], data["y"]), aligned(run)], 0, "none", 0)
             for p in dict.fromkeys(pca):
                 z = project(data["z"], pca_basis(data["z"], p) if p else None)
                 for name, k, clusters in _clusterings(z, data["y"], clusterings, n_clusters, seed):
@@ -230,6 +237,7 @@ def evaluate_step(
             choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
             write_csv(choices.assign(run=run.name), run.path / "choices.csv")
             write_csv(ablation_table(data).assign(run=run.name), run.path / "ablations.csv")
+            write_csv(ood_separation_table(data).assign(run=run.name), run.path / "ood_separation.csv")
     return pd.read_csv(run.path / "metrics.csv")
 
 

@@ -17,6 +17,7 @@ from oodlib.ablations import ablation_table
 from oodlib.artefacts import run_embeddings
 from oodlib.choices import choice_table
 from oodlib.clustering import choose_n_clusters
+from oodlib.collapse import id_ood_separation
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.embedding import embed, load_embeddings, save_embeddings
@@ -41,7 +42,17 @@ DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
 ERRORS = ["error_auroc", "aurc", "oscr", "id_rejected", "ood_rejected", "seen", "pca", "auroc_101"]
-EVALUATED = ["metrics", "scores", "extremes", "intervals", "risk_coverage", "false_alarms", "choices", "ablations"]
+EVALUATED = [
+    "metrics",
+    "scores",
+    "extremes",
+    "intervals",
+    "risk_coverage",
+    "false_alarms",
+    "choices",
+    "ablations",
+    "ood_separation",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -184,6 +195,25 @@ def test_ablations_and_epochs_csv(trained):
     expected = ablation_table(run_embeddings(trained))
     pd.testing.assert_frame_equal(read(trained, "ablations")[list(expected)], expected, rtol=1e-6)
     assert read(trained, "epochs").empty  # no snapshots
+
+
+def test_alignment_is_of_two_views_of_held_out_images(trained):
+    row = read(trained, "clusters").query("measure == 'alignment'").squeeze()
+    views = embedded(trained, "digits", "views")
+    first, second = np.split(views["z"], 2)
+    assert row["size"] == len(first) == min(1000, len(embedded(trained, "digits", "calibration")["z"]))
+    np.testing.assert_array_equal(*np.split(views["y"], 2))
+    first, second = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (first, second))
+    assert row.value == pytest.approx(2 - 2 * (first * second).sum(axis=1).mean(), rel=1e-4)
+    assert 0 < row.value < 2 - 2 * (first * np.roll(second, 1, axis=0)).sum(axis=1).mean()
+
+
+def test_ood_images_are_farther_from_the_class_means_by_so_much(trained):
+    found = read(trained, "ood_separation").set_index("ood_dataset").id_ood_separation
+    data = run_embeddings(trained)
+    assert list(found.index) == list(data.ood)
+    for name, ood in data.ood.items():
+        assert found[name] == pytest.approx(id_ood_separation(data.test.z, data.test.y, ood.z), rel=1e-5)
 
 
 def test_clusters_csv(trained):
