@@ -17,7 +17,7 @@ from oodlib.expectation import BLOCK
 from oodlib.kmeans import assign, check_matrix, check_n_clusters, count_distinct, kmeans
 
 COVARIANCES = ("full", "tied", "diag")
-SAMPLE = 10_000  # rows that k-means sees, from where EM goes on with all; at least 100 a component
+SAMPLE = 5000  # rows that k-means sees, from where EM goes on with all; at least 100 a component
 N_INIT = 4  # starts of k-means
 RIDGE = 1e-6  # added to every variance, in units of the mean variance of the data
 NEGLIGIBLE = 40.0  # nats: float64 loses what is added to e^40 times as much

@@ -8,6 +8,8 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import deployment
@@ -71,6 +73,7 @@ TABLES = {
         ],
     },
 }
+PEERS = ("faiss-cpu", "pytorch-ood", "kornia", "torchvision")
 TABLE_OF = {benchmark: name for name, table in TABLES.items() for benchmark in table["benchmarks"]}
 
 
@@ -113,11 +116,20 @@ def write(name: str, rows: pd.DataFrame) -> None:
     table = pd.concat([before[~is_new], rows]).reindex(columns=key + TABLES[name]["columns"])
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     readable = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else cell)
-    machine = describe_machine(default_device() if name == "training" else torch.device("cpu"))
+    machine = describe_machine(default_device() if name == "training" else torch.device("cpu")) | peers()
     text = f"{readable.to_markdown(index=False, disable_numparse=True)}\n\n{json.dumps(machine)}\n"
     write_text(folder / f"{name}.md", text)
     if name == "factors":
         draw(table[table.ratio.notna()], folder)
+
+
+def peers() -> dict[str, str]:
+    """Return the versions of what is compared with, where it is installed."""
+    found = {}
+    for name in PEERS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def draw(table: pd.DataFrame, folder: Path) -> None:
