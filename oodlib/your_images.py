@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from oodlib.choices import choice_table
+from oodlib.choices import OF_NOTEBOOK, choose_candidate, rank_candidates
 from oodlib.clustering import cluster
 from oodlib.data import ImageSet
 from oodlib.detector import Detector, check_alpha
@@ -37,9 +37,8 @@ from oodlib.your_weights import encoder_of_state, has_small_stem, own_encoder, r
 
 SIDE = 32  # that the network sees where it is trained here
 EPOCH = 1000  # views: an epoch goes through a smaller folder several times
-DISTANCES = ("mahalanobis", "relative-mahalanobis", "cosine", "euclidean")  # a covariance a cluster needs more images
 N_NEIGHBORS = 5  # k of KNN
-FALLBACK = "knn"  # the detector where classes are too few to choose one; it assumes least of the clusters
+FALLBACK = "knn"  # see `oodlib.choices`
 
 
 def check_settings(side: int, epochs: int, alpha: float) -> None:
@@ -185,21 +184,45 @@ def cluster_table(data: dict[str, Embedded], classes: tuple[str, ...]) -> pd.Dat
 
 
 def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
-    """Return the detectors, best first, by their AUROC against classes that are left out in turn: detector, auroc.
+    """Return the detectors, best first, by their AUROC against classes left out in turn: detector, auroc, ahead, noise.
 
-    The images are those of the part choice. Where no class can be left out, of two classes or of too few images, the
-    table is FALLBACK alone, its AUROC nan.
+    The images are those of the part choice; ahead and noise are of `choices.rank_candidates`. Where no class can be
+    left out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan.
     """
-    train, choice = data["train"], data["choice"]
-    keys = [(0, method, len(np.unique(train.y))) for method in ("labels", "kmeans")]
-    found = choice_table(
-        RunEmbeddings(train, choice, choice, {}), ["left-out classes"], keys, list(DISTANCES), N_NEIGHBORS
-    )
-    names = found.distance.where(found.clustering == "none", found.clustering + "/" + found.distance)
-    found = found.assign(detector=names)[(found.clustering != "none") | (found.distance == "knn")]
+    found = rank_candidates(RunEmbeddings(data["train"], data["choice"], data["choice"], {}), N_NEIGHBORS)
     if found.empty:
-        return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan]})
-    return found[["detector", "auroc"]].sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+        return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
+    names = [_name(*candidate) for candidate in zip(found.clustering, found.distance, strict=True)]
+    return found.assign(detector=names)[["detector", "auroc", "ahead", "noise"]]
+
+
+def choose_detector(ranking: pd.DataFrame) -> str:
+    """Return the first of `rank_detectors`, or FALLBACK where it is not ahead of that by more than noise."""
+    parts = ranking.detector.str.rpartition("/")
+    return _name(*choose_candidate(ranking.assign(clustering=parts[0].replace("", "none"), distance=parts[2])))
+
+
+def _name(clustering: str, distance: str) -> str:
+    return distance if clustering == "none" else f"{clustering}/{distance}"
+
+
+def regret_sentence() -> str:
+    """Say what choosing as here has cost in the studies of this project, as their reports measured it."""
+    said = []
+    for path in sorted(resolve("outputs").glob("*/report/regret.csv")):
+        table = pd.read_csv(path)
+        table = table[table.rule.isin([OF_NOTEBOOK, f"always {FALLBACK}"]) & table.group.isin(["near", "far"])]
+        if OF_NOTEBOOK in set(table.rule):
+            mean = table.groupby(["rule", "group"]).regret.mean()
+            here, always = (
+                " and ".join(f"{mean[rule, g]:.1f} ({g})" for g in ("near", "far") if (rule, g) in mean.index)
+                for rule in (OF_NOTEBOOK, f"always {FALLBACK}")
+            )
+            said.append(
+                f"{path.parents[1].name}, {table.run.nunique()} runs: {here} AUROC points below the best of all "
+                f"detectors, which nobody could have known; always {FALLBACK}: {always}."
+            )
+    return "\n".join(said) or "No report of a study here has measured what choosing like this costs."
 
 
 def fit_detector(data: dict[str, Embedded], name: str, alpha: float, classes: tuple[str, ...] = ()) -> Detector:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
 
 from oodlib import gallery, your_folder, your_images
+from oodlib.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
 from oodlib.data import ImageSet, load_images
 from oodlib.decoding import decode
 from oodlib.detector_file import encoder_fingerprint
@@ -428,7 +429,7 @@ def test_clusters_are_measured_on_held_out_images():
 def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
     data = drawn()
     ranking = your_images.rank_detectors(data)
-    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in your_images.DISTANCES]
+    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES]
     assert sorted(ranking.detector) == sorted([*kinds, "knn"])
     assert ranking.auroc.is_monotonic_decreasing
     assert ranking.auroc[0] > 0.99
@@ -439,11 +440,34 @@ def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
     assert tied == sorted(tied, key=[*kinds, "knn"].index)  # the first of the best is always the same
 
 
+def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
+    ranking = your_images.rank_detectors(drawn())
+    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.05)) == ranking.detector[0]
+    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == "knn"
+
+
+def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert your_images.regret_sentence() == "No report of a study here has measured what choosing like this costs."
+    for study, rule in (("mine", OF_NOTEBOOK), ("other", "left-out classes")):
+        (tmp_path / "outputs" / study / "report").mkdir(parents=True)
+        rows = [(r, name, group, regret) for r in "ab" for name, group, regret in (
+            (rule, "near", 1 if r == "a" else 2), (rule, "far", 4), ("always knn", "near", 3), ("always knn", "far", 5),
+        )]  # fmt: skip
+        table = pd.DataFrame(rows, columns=["run", "rule", "group", "regret"])
+        table.to_csv(tmp_path / "outputs" / study / "report" / "regret.csv", index=False)
+    assert your_images.regret_sentence() == (
+        "mine, 2 runs: 1.5 (near) and 4.0 (far) AUROC points below the best of all detectors, which nobody could have "
+        "known; always knn: 3.0 (near) and 5.0 (far)."
+    )
+
+
 @pytest.mark.parametrize("n_classes", [1, 2])
 def test_of_two_classes_none_can_be_left_out(n_classes):
     ranking = your_images.rank_detectors(drawn(n_classes))
     assert ranking.detector.tolist() == ["knn"]
     assert ranking.auroc.isna().all()
+    assert your_images.choose_detector(ranking) == "knn"
 
 
 def test_too_few_images_leave_no_choice():
@@ -609,9 +633,10 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
 @pytest.mark.usefixtures("figure_style")
 def test_ranking_is_drawn_best_first_or_said_to_be_none():
     ranking = your_images.rank_detectors(drawn())
-    (axis,) = gallery.ranking_figure(ranking).axes
+    (axis,) = gallery.ranking_figure(ranking, "knn").axes
     np.testing.assert_allclose(axis.lines[0].get_xdata(), 100 * ranking.auroc)
-    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}))
+    np.testing.assert_allclose(axis.lines[1].get_xdata(), 100 * ranking.auroc[ranking.detector == "knn"])
+    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}), "knn")
     assert figure.axes[0].get_title() == "too few classes or images to leave one out: knn, chosen beforehand"
 
 
