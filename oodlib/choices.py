@@ -6,6 +6,8 @@ are the calibration images, which no training has seen; test images are not touc
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,16 @@ from oodlib.scoring import nearest_cluster
 
 MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
 MAX_FOLDS = 5  # parts that the classes are left out in
+MAX_TURNS = 20  # the same where there are few candidates: up to so many classes each has its turn
+CANDIDATE_DISTANCES = (
+    "mahalanobis",
+    "relative-mahalanobis",
+    "cosine",
+    "euclidean",
+)  # others need many images a cluster
+CANDIDATES = [*((c, d) for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES), ("none", "knn")]  # of notebook 06
+FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise; it assumes least of the clusters
+OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
 N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
 QUANTILE = 0.99  # of the calibration images' distances: where virtual outliers lie
 COLUMNS = ["rule", "clustering", "n_clusters", "pca", "distance", "auroc"]
@@ -39,10 +51,14 @@ def choice_table(
 ) -> pd.DataFrame:
     """Return the AUROC of every detector against the unknowns of each rule of RULES, a mean over the left-out parts.
 
-    `clusterings` are (PCA, method, K), found again where classes are left out. Higher is better.
+    `clusterings` are (PCA, method, K), found again where classes are left out. Higher is better. Of OF_NOTEBOOK there
+    is one row, its choice, whatever the clusterings and distances are.
     """
     rows = []
     for rule in rules:
+        if rule == OF_NOTEBOOK:
+            rows.append((rule, *_chosen_row(_reduced(data, seed), n_neighbors, seed)))
+            continue
         for part in RULES[rule](_reduced(data, seed), seed):
             assignments = {key: _clustered(part, key, seed) for key in clusterings}
             for scored in all_scores(part, assignments, distances, n_neighbors, []):
@@ -50,6 +66,46 @@ def choice_table(
                 rows.append((rule, *detector, auroc(scored.scores["test"], scored.scores["unknown"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.groupby(COLUMNS[:-1], sort=False).auroc.mean().reset_index()
+
+
+def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0) -> pd.DataFrame:
+    """Return CANDIDATES, best first, by their AUROC against left-out classes.
+
+    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `ahead` is the mean lead over FALLBACK, `noise` its standard error
+    over the classes that were left out. The table is empty where no class can be left out.
+    """
+    turns = []
+    for part in left_out_classes(data, seed, MAX_TURNS):
+        keys = [(0, method, len(np.unique(part.train.y))) for method in ("labels", "kmeans")]
+        assignments = {key: _clustered(part, key, seed) for key in keys}
+        part = replace(part, weight=None, bias=None)  # no candidate needs the classifier
+        found = all_scores(part, assignments, list(CANDIDATE_DISTANCES), n_neighbors, [])
+        auc = {(s.clustering, s.distance): auroc(s.scores["test"], s.scores["unknown"]) for s in found}
+        turns.append([auc[candidate] for candidate in CANDIDATES])
+    if not turns:
+        return pd.DataFrame(columns=["clustering", "distance", "auroc", "ahead", "noise"])
+    turns = np.array(turns)  # (classes, candidates)
+    leads = turns - turns[:, [CANDIDATES.index(FALLBACK)]]
+    noise = leads.std(axis=0, ddof=1) / np.sqrt(len(turns)) if len(turns) > 1 else np.full(len(CANDIDATES), np.inf)
+    table = pd.DataFrame(CANDIDATES, columns=["clustering", "distance"])
+    table = table.assign(auroc=turns.mean(axis=0), ahead=leads.mean(axis=0), noise=noise)
+    return table.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+
+
+def choose_candidate(ranking: pd.DataFrame) -> tuple[str, str]:
+    """Return the best of `rank_candidates`, clustering and distance; FALLBACK where its lead is within the noise."""
+    if ranking.empty or not ranking.ahead[0] > ranking.noise[0]:
+        return FALLBACK
+    return ranking.clustering[0], ranking.distance[0]
+
+
+def _chosen_row(data: RunEmbeddings, n_neighbors: int, seed: int) -> tuple[str, int, int, str, float]:
+    """Return clustering, K, PCA, distance and AUROC of the candidate that is chosen; K as in a study, all classes."""
+    ranking = rank_candidates(data, n_neighbors, seed)
+    clustering, distance = choose_candidate(ranking)
+    own = ranking[(ranking.clustering == clustering) & (ranking.distance == distance)]
+    n_clusters = 0 if clustering == "none" else len(np.unique(data.train.y))
+    return clustering, n_clusters, 0, distance, own.auroc.iloc[0] if len(own) else np.nan
 
 
 def _reduced(data: RunEmbeddings, seed: int) -> RunEmbeddings:
@@ -70,13 +126,13 @@ def _clustered(data: RunEmbeddings, key: Key, seed: int) -> np.ndarray:
     return cluster(z, data.train.y, method, None if method in OWN_SIZE else min(k, len(z)), seed).assignments
 
 
-def left_out_classes(data: RunEmbeddings, seed: int) -> Iterator[RunEmbeddings]:
-    """Yield the data once for each part of the classes: known are the others, unknown the images of the part.
+def left_out_classes(data: RunEmbeddings, seed: int, n_parts: int = MAX_FOLDS) -> Iterator[RunEmbeddings]:
+    """Yield the data once for each of n_parts of the classes: known are the others, unknown the images of the part.
 
     The network has seen all classes, so its embeddings of the unknown are better than those of a truly new class.
     """
     classes = np.unique(data.train.y)
-    for part in np.array_split(np.random.default_rng(seed).permutation(classes), min(MAX_FOLDS, len(classes))):
+    for part in np.array_split(np.random.default_rng(seed).permutation(classes), min(n_parts, len(classes))):
         known = np.setdiff1d(classes, part)
         train, test = (_of_classes(embedded, known, known) for embedded in (data.train, data.test))
         unknown = _of_classes(data.test, part, known)
@@ -117,4 +173,5 @@ def virtual_outliers(data: RunEmbeddings, seed: int) -> Iterator[RunEmbeddings]:
 RULES: dict[str, Callable[[RunEmbeddings, int], Iterator[RunEmbeddings]]] = {
     "left-out classes": left_out_classes,
     "virtual outliers": virtual_outliers,
+    OF_NOTEBOOK: partial(left_out_classes, n_parts=MAX_TURNS),
 }

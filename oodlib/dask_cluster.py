@@ -79,7 +79,7 @@ def do_run_on(client: "Client", tell: Tell) -> Callable[[PlannedRun], str]:
 
     def do_one(plan: PlannedRun) -> str:
         key = f"{plan.run.name}-{uuid4().hex}"  # as it stands in dask's dashboard
-        about = (plan.run.study, plan.run.name, plan.parameters)
+        about = (plan.run.study, plan.run.name, plan.parameters, plan.plugins)
         try:
             return client.submit(begin, *where, *about, key=key, pure=False).result()
         except CancelledError:
@@ -88,7 +88,9 @@ def do_run_on(client: "Client", tell: Tell) -> Callable[[PlannedRun], str]:
     return do_one
 
 
-def do_run_of(root: str, data_root: str, topic: str, study: str, name: str, parameters: dict[str, dict]) -> str:
+def do_run_of(
+    root: str, data_root: str, topic: str, study: str, name: str, parameters: dict[str, dict], plugins: tuple[str, ...]
+) -> str:
     """Bring a run through its steps on this worker, in the project at `root`; return what failed, empty where none."""
     from distributed import get_worker
     from filelock import FileLock
@@ -101,4 +103,4 @@ def do_run_of(root: str, data_root: str, topic: str, study: str, name: str, para
     run.path.mkdir(parents=True, exist_ok=True)
     # a worker that dask has given up, or whose caller was stopped, may still be at this run
     with FileLock(run.path / "run.lock"):
-        return do_run(PlannedRun(run, parameters), lambda event: worker.log_event(topic, event), data_root)
+        return do_run(PlannedRun(run, parameters, plugins), lambda event: worker.log_event(topic, event), data_root)

@@ -50,19 +50,19 @@ def data_root(root: str | Path | None = None) -> Path:
     return resolve(root or os.environ.get("OODLIB_DATA") or "data")
 
 
-def load_images(name: str, split: str = "test", root: str | Path | None = None) -> ImageSet:
+def load_images(name: str, split: str = "test", root: str | Path | None = None, flat: bool = False) -> ImageSet:
     """Load one split, "train" or "test", of an image set by its name.
 
     `root` is where the npz files are (see `data_root`). Of a folder, a line is printed where files were skipped or
-    converted. Raises ValueError for an unknown name or split, for a file that is damaged or not of the form that
-    `readers.read_npz` says and for a folder without an image, FileNotFoundError for a set that is neither there nor can
-    be fetched.
+    converted; with `flat`, its images need no sub-folders, as OOD images have no classes. Raises ValueError for an
+    unknown name or split, for a file that is damaged or not of the form that `readers.read_npz` says and for a folder
+    without an image, FileNotFoundError for a set that is neither there nor can be fetched.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: allowed are {' and '.join(SPLITS)}")
     kind, colon, argument = name.partition(":")
     if kind == "folder" and argument:
-        return _load_folder(name, split)
+        return _load_folder(name, split, flat)
     if name in BUNDLED or kind == "noise":
         _check_split(kind, split, BUNDLED[kind])
         build = BUNDLED[kind][split]
@@ -82,9 +82,9 @@ def load_images(name: str, split: str = "test", root: str | Path | None = None) 
     return ImageSet(*read_npz(path, CLASSES.get(name)), name)
 
 
-def _load_folder(name: str, split: str) -> ImageSet:
+def _load_folder(name: str, split: str, flat: bool) -> ImageSet:
     path, side = re.fullmatch(r"folder:(.+?)(?:@([0-9]+))?", name, re.DOTALL).groups()
-    images, labels, classes, *about = read_folder(resolve(path), split, int(side or FOLDER_SIDE))
+    images, labels, classes, *about = read_folder(resolve(path), split, int(side or FOLDER_SIDE), flat)
     skipped, converted, _ = about
     notes = []
     if skipped:

@@ -4,6 +4,7 @@ The detectors follow scikit-learn's outlier detectors: `fit`, `score_samples`, `
 out-of-distribution) and `predict` (+1 in-distribution, -1 out-of-distribution). Higher scores are more normal.
 """
 
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:  # it brings torch and timm
 class Detector(OutlierMixin, BaseEstimator):
     """A detector: `fit` sets reference_ (m,), the scores its threshold rests on, and offset_, the threshold.
 
+    held_out_: whether these scores are of images that took no part in the fit: only then may new images be compared.
     encoder_: the fingerprint of the encoder whose embeddings it takes where `load_detector` found one, else "".
+    class_names_: the names of the labels 0 … C - 1 that it was fitted with, where whoever fitted it has set them.
     """
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -44,7 +47,7 @@ class Detector(OutlierMixin, BaseEstimator):
         """Return z (n, d) as checked embeddings; half precision, as large files have, stays what and where it is."""
         least = 2 if reset else 1
         if reset:
-            self.encoder_ = ""
+            self.encoder_, self.class_names_, self.held_out_ = "", (), False
             vars(self).pop("reference_", None)
         if getattr(z, "dtype", None) != np.float16 or np.ndim(z) != 2:
             return validate_data(self, z, dtype=[np.float32, np.float64], reset=reset, ensure_min_samples=least)
@@ -57,8 +60,9 @@ class Detector(OutlierMixin, BaseEstimator):
         """Return the scores (n,) float64 of checked embeddings, and each one's nearest cluster (n,)."""
         raise NotImplementedError
 
-    def _set_threshold(self, scores: np.ndarray, dtype: type = np.float64) -> None:
-        """Take the threshold from scores (m,) of in-distribution embeddings, computed in dtype."""
+    def _set_threshold(self, scores: np.ndarray, held_out: bool, dtype: type = np.float64) -> None:
+        """Take the threshold from scores (m,) of in-distribution embeddings, perhaps held out, computed in dtype."""
+        self.held_out_ = held_out
         self.offset_ = below_rounding(conformal_threshold(scores, self.alpha), scores, dtype)
         self.reference_ = np.sort(scores)
 
@@ -95,9 +99,9 @@ class Detector(OutlierMixin, BaseEstimator):
 
 
 def check_alpha(alpha: float) -> None:
-    """Raise ValueError unless a false-alarm rate lies between 0 and 1."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    """Raise ValueError unless a false-alarm rate is a number between 0 and 1."""
+    if not isinstance(alpha, Real) or not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
 
 
 def below_rounding(threshold: float | np.ndarray, scores: np.ndarray, dtype: type) -> float | np.ndarray:

@@ -1,7 +1,8 @@
 """Detector files: a fitted detector in, one safetensors file out; and back again, scoring the same to the last bit.
 
 A file holds arrays and JSON, which cannot run code. The JSON says which of `oodlib.scoring.DETECTORS` it is, with which
-parameters, and of which encoder's embeddings; the arrays are those that the detector's `layout` names.
+parameters, of which encoder's embeddings and which classes, and whether its reference scores are held out; the arrays
+are those that the detector's `layout` names.
 
 A layout gives the dtype and shape of every array, as in "float k d". A letter stands for one size and "float" for one
 of float32 and float64, the same wherever it stands. A name with a dot is that of an entry of a dictionary.
@@ -24,8 +25,10 @@ from oodlib.files import write_atomically
 if TYPE_CHECKING:  # it brings torch and timm
     from oodlib.encoders import Encoder
 
-FORMAT = "oodlib-detector-1"
-HEADER = {"class": str, "parameters": dict, "fortran_order": list, "encoder": str}
+FORMAT = "oodlib-detector-2"
+HEADER = {
+    "class": str, "parameters": dict, "fortran_order": list, "encoder": str, "held_out": bool, "classes": list
+}  # fmt: skip
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 ATTRIBUTES = {"d": "n_features_in_", "k": "n_clusters_"}  # sizes that are attributes
 MAY_BE_ZERO = ("o", "r")  # known outliers, dimensions outside a subspace
@@ -55,6 +58,7 @@ def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder |
     # a product with a matrix may differ in its last bits by the matrix's order in memory
     fortran_order = [name for name, array in arrays.items() if array.flags.fnc]
     header = {"class": kind.__name__, "parameters": stored, "fortran_order": fortran_order, "encoder": fingerprint}
+    header |= {"held_out": detector.held_out_, "classes": list(detector.class_names_)}
     arrays = {name: np.asarray(a.T if name in fortran_order else a, order="C") for name, a in arrays.items()}
     # one entry of metadata: safetensors writes several in any order
     write_atomically(path, lambda temporary: save_file(arrays, temporary, {FORMAT: json.dumps(header)}))
@@ -149,8 +153,15 @@ def _restore(text: str, arrays: dict[str, np.ndarray]) -> BaseEstimator:
         _set(detector, name, arrays[name])
     for letter in ATTRIBUTES.keys() & sizes:
         setattr(detector, ATTRIBUTES[letter], sizes[letter])
-    detector.encoder_ = _fingerprint_of(header["encoder"] or None)
+    detector.encoder_, detector.held_out_ = _fingerprint_of(header["encoder"] or None), header["held_out"]
+    detector.class_names_ = _class_names(header["classes"])
     return detector
+
+
+def _class_names(names: list) -> tuple[str, ...]:
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"classes must be names, got {wrong[0]!r}")
+    return tuple(names)
 
 
 def _as_json(name: str, value):

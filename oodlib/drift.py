@@ -10,6 +10,9 @@ from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from oodlib.detector import Detector
 
 POWERS = (1.0, 0.8, 0.6, 0.4, 0.2)  # κ of the bets κ p^(κ-1); 1 does not bet
 SWITCH = 0.01  # share of the capital that is spread anew over the bets at each step
@@ -30,13 +33,18 @@ class Drift:
         return int(reached[0]) if len(reached) else None
 
 
-def drift_test(calibration_scores: np.ndarray, stream_scores: np.ndarray, alpha: float = 0.01, seed: int = 0) -> Drift:
+def drift_test(
+    calibration_scores: np.ndarray | Detector, stream_scores: np.ndarray, alpha: float = 0.01, seed: int = 0
+) -> Drift:
     """Test a stream of scores (n,), in order of arrival, for drift away from the calibration scores (m,).
 
-    Higher scores are more normal; only drift to lower ones is looked for. An alarm is false, ever, with probability at
-    most `alpha`, if calibration and stream images are exchangeable. Raises ValueError for no calibration scores, NaN,
-    or an alpha outside (0, 1).
+    The calibration scores are those of images that took no part in training, or a detector that keeps such
+    (`held_out_`). Higher scores are more normal; only drift to lower ones is looked for. An alarm is false, ever, with
+    probability at most `alpha`, if calibration and stream images are exchangeable. Raises ValueError for a detector
+    that was calibrated on its training images, no calibration scores, NaN, or an alpha outside (0, 1).
     """
+    if isinstance(calibration_scores, Detector):
+        calibration_scores = _held_out_scores(calibration_scores)
     calibration, stream = (np.asarray(scores, dtype=np.float64) for scores in (calibration_scores, stream_scores))
     for name, scores in (("calibration_scores", calibration), ("stream_scores", stream)):
         if scores.ndim != 1 or np.isnan(scores).any():
@@ -45,6 +53,16 @@ def drift_test(calibration_scores: np.ndarray, stream_scores: np.ndarray, alpha:
         raise ValueError(f"needs calibration scores and alpha in (0, 1), got {len(calibration)} and {alpha}")
     p_values = _online_p_values(calibration, stream, np.random.default_rng(seed))
     return Drift(_log_capital(p_values), p_values, alpha)
+
+
+def _held_out_scores(detector: Detector) -> np.ndarray:
+    check_is_fitted(detector)
+    if not detector.held_out_:
+        raise ValueError(
+            "the detector's reference scores are those of its training images, which are too good: every stream would "
+            "seem to drift. Fit it with z_calibration (a ClusterDetector with threshold='conformal', too)"
+        )
+    return detector.reference_
 
 
 def _online_p_values(calibration: np.ndarray, stream: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oodlib.files import project_root
+from oodlib.plugins import hand_on
 from oodlib.study import NOTEBOOKS, PlannedRun
 
 # what happens to a run: "start" or "end" of a step, and the seconds it took, None where it was done already
@@ -18,6 +19,7 @@ Tell = Callable[[tuple[str, str, str, float | None]], object]
 def do_run(plan: PlannedRun, tell: Tell, data_root: str = "") -> str:
     """Bring a run through its steps and tell of each; return what failed at the first that did, empty where none."""
     run = plan.run
+    hand_on(plan.plugins)
     for step, notebook in NOTEBOOKS.items():
         try:
             if run.is_done(step, plan.parameters[step]):

@@ -4,7 +4,9 @@ Objectives always have the same colours, ID is always dark grey. Score figures a
 run keeps. A figure of one seed shows the runs of the study's first architecture.
 """
 
+import os
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,7 +28,15 @@ ID_COLOR = "0.25"
 
 
 def use_style() -> None:
-    """Set the style all figures share: white ground, readable type, ids that stay, so that an svg does too."""
+    """Set the style all figures share: white ground, readable type, ids that stay, so that an svg does too.
+
+    Objectives that a plugin has added take the colours that are left.
+    """
+    if os.environ.get("OODLIB_PLUGINS"):
+        from oodlib.objectives import OBJECTIVES
+
+        free = sns.color_palette("colorblind")[len(OBJECTIVE_NAMES) :]
+        COLORS.update(zip([name for name in OBJECTIVES if name not in OBJECTIVE_NAMES], cycle(free), strict=False))
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
     plt.rcParams.update({"figure.dpi": 90, "savefig.bbox": "tight", "svg.hashsalt": "oodlib", "svg.fonttype": "none"})
 

@@ -57,11 +57,12 @@ Images = np.ndarray | FolderImages
 FolderSet = tuple[Images, np.ndarray, tuple[str, ...], tuple[tuple[str, str], ...], dict[str, int], np.ndarray]
 
 
-def read_folder(folder: Path, split: str, side: int) -> FolderSet:
+def read_folder(folder: Path, split: str, side: int, flat: bool = False) -> FolderSet:
     """Read an image folder: images (n, side, side, 3) uint8, labels (n,) int64, classes, skipped, converted, files.
 
     Its sub-folders are the classes, with whatever is below them, in the order of torchvision's ImageFolder. The folders
-    train and test are the splits; where there is neither, the folder itself is the split "test". The images are
+    train and test, or val where there is no test, are the splits; where there is none, the folder itself is the split
+    "test". `flat`: files that are in no sub-folder count, too, as a class of the folder's name. The images are
     `FolderImages` where they would fill more than IN_MEMORY_BYTES.
     `skipped` holds (path in the folder, reason) of files, hidden folders and classes without an image; `converted`
     counts the images that were no upright RGB of 8 bit, by what their headers tell (see `decoding.read_headers`);
@@ -72,10 +73,11 @@ def read_folder(folder: Path, split: str, side: int) -> FolderSet:
     if not 1 <= side <= MAX_SIDE:
         raise ValueError(f"the images of a folder have a side from 1 to {MAX_SIDE} pixels, not {side}")
     root = _split_folder(folder, split)
-    paths, skipped = _files(root)
+    paths, skipped = _files(root, flat)
     conversions, no_images = read_headers(paths)
     images, paths, broken = _load(list(conversions), side)
-    owners = [path[len(root) + 1 :].split(os.sep)[0] for path in paths]
+    parents = [os.path.dirname(path)[len(root) + 1 :] for path in paths]
+    owners = [parent.split(os.sep)[0] or folder.name for parent in parents]
     number = {name: i for i, name in enumerate(sorted(set(owners)))}
     empty = {f"{root}/{name}": "a class without an image" for name in _class_folders(root) if name not in number}
     skipped = empty | skipped | no_images | broken
@@ -92,20 +94,24 @@ def read_folder(folder: Path, split: str, side: int) -> FolderSet:
 def _split_folder(folder: Path, split: str) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: expected is one sub-folder of images for each class")
-    is_split = {name: (folder / name).is_dir() for name in ("train", "test")}
-    if not is_split[split] and (split == "train" or is_split["train"]):
-        raise ValueError(f"{folder} has no {split!r} split: expected are the folders {folder}/train and {folder}/test")
-    return str(folder / split if is_split[split] else folder)
+    names = {"train": ("train",), "test": ("test", "val")}
+    there = {split: [name for name in known if (folder / name).is_dir()] for split, known in names.items()}
+    if not there[split] and (split == "train" or there["train"]):
+        raise ValueError(
+            f"{folder} has no {split!r} split: expected are the folders {folder}/train and {folder}/test (or val)"
+        )
+    return str(folder / there[split][0] if there[split] else folder)
 
 
 def _class_folders(root: str) -> list[str]:
     return [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _files(root: str) -> tuple[list[str], dict[str, str]]:
+def _files(root: str, flat: bool) -> tuple[list[str], dict[str, str]]:
     """Return the files in the class folders, sorted by folder, then name, and the reason for each that is left out."""
     found = dict(_walk(root, ()))
-    outside = {path: "in no class folder" for path in found if not found[path] and os.path.dirname(path) == root}
+    loose = [path for path in found if not found[path] and os.path.dirname(path) == root]
+    outside = {} if flat else dict.fromkeys(loose, "in no class folder")
     skipped = {path: reason for path, reason in found.items() if reason} | outside
     return sorted(found.keys() - skipped.keys(), key=os.path.split), skipped
 

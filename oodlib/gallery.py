@@ -157,13 +157,15 @@ def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
     return figure
 
 
-def ranking_figure(ranking: pd.DataFrame) -> Figure:
-    """Draw the AUROC of each detector against classes that are left out in turn, best first."""
+def ranking_figure(ranking: pd.DataFrame, chosen: str) -> Figure:
+    """Draw the AUROC of each detector against classes that are left out in turn, best first, and which is chosen."""
     if ranking.auroc.isna().any():
         return nothing_figure(f"too few classes or images to leave one out: {ranking.detector[0]}, chosen beforehand")
     figure, axis = plt.subplots(figsize=(6.5, 0.3 * len(ranking) + 0.9), layout="constrained")
     axis.plot(100 * ranking.auroc, ranking.detector, "o", color=ID_COLOR)
-    axis.plot(100 * ranking.auroc[:1], ranking.detector[:1], "o", color="C2", markersize=10)
+    own = ranking[ranking.detector == chosen]
+    axis.plot(100 * own.auroc, own.detector, "o", color="C2", markersize=10, label="chosen")
+    axis.legend()
     axis.invert_yaxis()
     axis.set(xlabel="AUROC % against the classes left out")
     plt.close(figure)

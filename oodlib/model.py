@@ -52,18 +52,21 @@ class OODModel(nn.Module):
     """An encoder and a detector of its embeddings in one graph, which agrees with `embed` and the detector's methods.
 
     encoder: is put into evaluation mode. detector: one of SCORES, fitted; its arrays are copied.
-    The class is that of the encoder's classifier; without one it is that of the nearest cluster, where the clusters
-    are the labels and as many as the encoder has classes, else it is -1.
-    Raises NotFittedError, TypeError for another detector, and ValueError for one of embeddings of another width or,
-    where it knows its encoder, of another encoder.
+    classes: the names that class indices stand for. The class is that of the encoder's classifier; without one it is
+    that of the nearest cluster, where the clusters are the labels and the detector knows their names, else it is -1.
+    Raises NotFittedError, TypeError for another detector, and ValueError for one of embeddings of another width, of
+    another encoder where it knows its own, and of other classes than those of the encoder's classifier.
     """
 
     def __init__(self, encoder: Encoder, detector: Detector):
         super().__init__()
         _check_fit(encoder, detector)
         self.encoder = encoder
-        by_label = getattr(detector, "clustering", "") == "labels"
-        self.nearest_is_class = by_label and detector.n_clusters_ == len(encoder.spec.classes)
+        names = detector.class_names_
+        by_label = getattr(detector, "clustering", "") == "labels" and detector.n_clusters_ == len(names)
+        self.nearest_is_class = by_label and encoder.classifier is None
+        knows = encoder.classifier is not None or by_label
+        self.classes = (names or encoder.spec.classes) if knows else ()
         self.by_cluster = np.ndim(detector.offset_) > 0
         state, self.score = SCORES[type(detector)](detector)
         self.state = _as_buffers(state)
@@ -124,7 +127,7 @@ class OODModel(nn.Module):
         found = dict(zip(OUTPUTS, outputs, strict=True))
         if not np.isfinite(found["normality"]).all():
             raise FloatingPointError("the encoder gives embeddings that are not finite; was its training cut short?")
-        names = np.array([*self.encoder.spec.classes, ""])  # the last one is that of -1
+        names = np.array([*self.classes, ""])  # the last one is that of -1
         return Predictions(class_name=names[found["class_index"]], **found)
 
     def _as_array(self, images: "np.ndarray | list[Image.Image]") -> np.ndarray:
@@ -202,6 +205,12 @@ def _check_fit(encoder: Encoder, detector: Detector) -> None:
     width, known = detector.n_features_in_, detector.encoder_
     if width != encoder.dim:
         raise ValueError(f"the detector takes embeddings of width {width}, the encoder's have {encoder.dim}")
+    names = detector.class_names_
+    if encoder.classifier is not None and names and names != encoder.spec.classes:
+        raise ValueError(
+            f"the encoder's classifier tells {', '.join(encoder.spec.classes)}, the detector's classes are "
+            f"{', '.join(names)}: give the encoder a classifier of these"
+        )
     if known and (given := encoder_fingerprint(encoder)) != known:
         raise ValueError(f"the detector is for embeddings of another encoder: {known[:12]}…, not {given[:12]}…")
 

@@ -42,11 +42,11 @@ class KNNDetector(Detector):
         z = self._check(z, reset=True)
         self.embeddings_ = UnitRows(z)
         if z_calibration is not None:
-            self._set_threshold(self._score(self._check(z_calibration))[0], np.float32)
+            self._set_threshold(self._score(self._check(z_calibration))[0], True, np.float32)
             return self
         sample = np.sort(np.random.default_rng(0).permutation(len(z))[:JUDGED])
         # a training embedding is its own nearest neighbour, which a new one is not
-        self._set_threshold(self._kth(z[sample], self.n_neighbors + 1), np.float32)
+        self._set_threshold(self._kth(z[sample], self.n_neighbors + 1), False, np.float32)
         return self
 
     @property
@@ -119,7 +119,8 @@ class ViMDetector(Detector):
             largest += logits_of(block, self.weight_, self.bias_).max(axis=1).sum()
         lengths = max(lengths, LEAST_RESIDUAL * np.sqrt(n * max(eigenvalues[-1], 0)))
         self.scale_ = 1.0 if self.weight is None else largest / lengths if lengths > 0 else 0.0
-        self._set_threshold(self._score(z if z_calibration is None else self._check(z_calibration))[0])
+        held_out = z_calibration is not None
+        self._set_threshold(self._score(self._check(z_calibration) if held_out else z)[0], held_out)
         return self
 
     def layout(self) -> dict[str, str]:
@@ -175,7 +176,8 @@ class OutlierExposureDetector(Detector):
             kinds = _codes(x, y_outliers)
             self.outlier_centers_ = cluster_means(x, kinds, int(kinds.max()) + 1)
             self.widths_ = 1 + 1 / np.bincount(kinds)
-        self._set_threshold(self._score(z if z_calibration is None else self._check(z_calibration))[0])
+        held_out = z_calibration is not None
+        self._set_threshold(self._score(self._check(z_calibration) if held_out else z)[0], held_out)
         return self
 
     def layout(self) -> dict[str, str]:

@@ -123,6 +123,7 @@ class ClusterDetector(Detector):
         reference = self._score(self._check(z_calibration) if threshold.held_out else z)
         offset = threshold.set(*reference, self.n_clusters_, self.alpha)
         self.offset_ = below_rounding(offset, reference[0], working_dtype(z))
+        self.held_out_ = threshold.held_out
         self.reference_, self.reference_nearest_ = reference
         return self
 

@@ -6,6 +6,8 @@ parameter is a list. `when` changes parameters for some of the runs, later entri
     parameters: {objective: [ce, supcon], seed: [0, 1, 2], epochs: 30}
     when: [{if: {objective: supcon}, set: {epochs: 60}}]
 
+`plugins` are Python files of the project, imported by every process that takes part: they add objectives and the like.
+
 Everything is checked before anything starts.
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from oodlib.files import project_root
+from oodlib.plugins import hand_on, load_plugins
 from oodlib.runs import Run, run_name
 
 NOTEBOOKS = {"train": "01_train", "embed": "02_embed", "cluster": "03_clusters", "evaluate": "04_evaluate"}
@@ -26,10 +29,11 @@ NOT_STUDIED = ("study", "run", "data_root")  # parameters that say where things 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a study: its folder and record, and the parameters of each of its steps."""
+    """A run of a study: its folder and record, the parameters of each of its steps, and the study's plugins."""
 
     run: Run
     parameters: dict[str, dict]
+    plugins: tuple[str, ...] = ()
 
 
 class StudyError(ValueError):
@@ -112,7 +116,8 @@ def check_when(entries: object, known: dict[str, tuple[str, object]], where: str
 def read_study(study: str) -> tuple[list[PlannedRun], dict]:
     """Return a study's runs, and the parameters of its report.
 
-    Raises StudyError for an unknown study, a file that is not in the study's form, an unknown name or a wrong type.
+    Its plugins are imported. Raises StudyError for an unknown study, a file that is not in the study's form, an unknown
+    name or a wrong type, and a plugin that fails.
     """
     path = study_path(study)
     try:
@@ -122,9 +127,10 @@ def read_study(study: str) -> tuple[list[PlannedRun], dict]:
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("parameters"), dict)
-        or content.keys() - {"parameters", "when"}
+        or content.keys() - {"parameters", "when", "plugins"}
     ):
-        raise StudyError(f"{path.name} must hold 'parameters' and may hold 'when', nothing else")
+        raise StudyError(f"{path.name} must hold 'parameters' and may hold 'when' and 'plugins', nothing else")
+    plugins = _loaded_plugins(content.get("plugins") or [], path.name)
     by_step = {step: notebook_parameters(notebook) for step, notebook in {**NOTEBOOKS, "report": REPORT}.items()}
     known = {name: about for parameters in by_step.values() for name, about in parameters.items()}
     defaults = {name: default for name, (_, default) in known.items() if name not in NOT_STUDIED}
@@ -142,13 +148,25 @@ def read_study(study: str) -> tuple[list[PlannedRun], dict]:
                 f"{path.name}: two runs would be called {run.name}; a name holds ID set, arch, objective, seed"
             )
         steps = {step: {k: values[k] for k in by_step[step] if k not in NOT_STUDIED} for step in by_step}
-        planned[run.name] = PlannedRun(run, steps)
+        planned[run.name] = PlannedRun(run, steps, plugins)
     if not planned:
         raise StudyError(f"{path.name}: a parameter has an empty list of values, so there is no run")
     reports = [plan.parameters["report"] for plan in planned.values()]
     if any(report != reports[0] for report in reports):
         raise StudyError(f"{path.name}: the parameters of {REPORT} must be the same for all runs")
     return list(planned.values()), reports[0]
+
+
+def _loaded_plugins(names: object, where: str) -> tuple[str, ...]:
+    """Import a study's plugins, which may add to what it names; return their paths."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StudyError(f"{where}: 'plugins' must be a list of Python files, got {names!r}")
+    try:
+        load_plugins(names)
+        hand_on(names)
+    except ValueError as error:
+        raise StudyError(f"{where}: {' '.join(str(error).split())}") from error
+    return tuple(names)
 
 
 def check_runs(runs: list[PlannedRun]) -> None:

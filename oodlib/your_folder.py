@@ -6,6 +6,7 @@ its threshold and so can promise a false-alarm rate, "test" shows what that is w
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from oodlib.folders import FolderImages, printable
 from oodlib.training import split_calibration
 
 TEST_SHARE, CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.25, 0.2  # each of the images that are left
+OOD_DIGITS = "digits789"  # what the bundled digits, the default, are shown against
 HELD_OUT = ("choice", "calibration", "test")  # parts that no encoder has seen
 
 
@@ -44,14 +46,17 @@ class Part:
 def read_parts(id_folder: str, ood_folder: str, side: int, data_root: str = "") -> dict[str, Part]:
     """Return the parts train, choice, calibration, test and, where a folder is given, ood.
 
-    A folder, or the name of an image set, is read as `load_images` does; what has no train and test is split, every
-    class in the same shares. Raises as `load_images`, and ValueError for too few images and for classes that only the
-    test images have.
+    A folder, or the name of an image set, is read as `load_images` does; what has no train and test (or val) is split,
+    every class in the same shares. The images of the folder ood need no sub-folders; of the bundled digits these are
+    OOD_DIGITS where no folder is given. Raises as `load_images`, and ValueError for too few images and for classes
+    that only the test images have.
     """
     if not id_folder:
         raise ValueError("id_folder is empty: give a folder with one sub-folder of images a class, or an image set")
-    whole = resolve(id_folder)
-    if whole.is_dir() and not any((whole / split).is_dir() for split in SPLITS):
+    whole = _folder(id_folder)
+    if not whole and id_folder == "digits":
+        ood_folder = ood_folder or OOD_DIGITS
+    if whole and not any((whole / split).is_dir() for split in (*SPLITS, "val")):
         everything = _read(id_folder, "test", side, data_root)
         train, test = (everything.take(index) for index in split_calibration(everything.images, TEST_SHARE))
     else:
@@ -62,15 +67,25 @@ def read_parts(id_folder: str, ood_folder: str, side: int, data_root: str = "") 
     parts = {"train": fitted, "choice": choice, "calibration": calibration, "test": test}
     if not all(len(part) for part in parts.values()):
         raise ValueError(f"{id_folder} is too small: {len(train) + len(test)} images; a class needs five or more")
-    return parts | ({"ood": _read(ood_folder, "test", side, data_root)} if ood_folder else {})
+    return parts | ({"ood": _read(ood_folder, "test", side, data_root, flat=True)} if ood_folder else {})
 
 
-def _read(name: str, split: str, side: int, data_root: str) -> Part:
-    folder = resolve(name)
-    if not folder.is_dir() and "/" not in name and os.sep not in name:
-        images = load_images(name, split, data_root or None)
+def _folder(name: str) -> Path | None:
+    """Return the folder that a name stands for, PATH or folder:PATH; None where it is the name of an image set."""
+    path = name.removeprefix("folder:")
+    folder = resolve(path)
+    return folder if folder.is_dir() or path != name or "/" in name or os.sep in name else None
+
+
+def _read(name: str, split: str, side: int, data_root: str, flat: bool = False) -> Part:
+    folder = _folder(name)
+    if not folder:
+        try:
+            images = load_images(name, split, data_root or None)
+        except ValueError as error:
+            raise ValueError(f"there is no folder {resolve(name)}, and of image sets: {error}") from error
         return Part(images, np.array([f"{split} {i}" for i in range(len(images))], dtype=object))
-    images = load_images(f"folder:{folder}@{side}", split)
+    images = load_images(f"folder:{folder}@{side}", split, flat=flat)
     names = [printable(os.path.relpath(path, folder)) for path in images.files]
     return Part(replace(images, name=folder.name), np.array(names, dtype=object))
 

@@ -6,17 +6,25 @@ the parts of one folder (`oodlib.your_folder`) and in a minute.
 
 import math
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
-from oodlib.choices import choice_table
+from oodlib.choices import OF_NOTEBOOK, choose_candidate, rank_candidates
 from oodlib.clustering import cluster
 from oodlib.data import ImageSet
-from oodlib.detector import Detector
-from oodlib.embedding import embed
-from oodlib.encoders import Encoder, EncoderSpec, check_arch, load_encoder, pretrained_config
+from oodlib.detector import Detector, check_alpha
+from oodlib.embedding import embed_images
+from oodlib.encoders import Encoder, EncoderSpec, check_arch, pretrained_config
 from oodlib.files import resolve
+from oodlib.folders import MAX_SIDE
 from oodlib.product import Embedded, RunEmbeddings
 from oodlib.scoring import ClusterDetector, KNNDetector
 from oodlib.separation import cluster_purity, global_separation
@@ -25,30 +33,43 @@ from oodlib.thresholds import rate_band
 from oodlib.trainer import Trainer, print_header
 from oodlib.training import encoder_spec
 from oodlib.your_folder import HELD_OUT, Part
+from oodlib.your_weights import encoder_of_state, has_small_stem, own_encoder, read_state, set_classifier
 
 SIDE = 32  # that the network sees where it is trained here
 EPOCH = 1000  # views: an epoch goes through a smaller folder several times
-DISTANCES = ("mahalanobis", "relative-mahalanobis", "cosine", "euclidean")  # a covariance a cluster needs more images
 N_NEIGHBORS = 5  # k of KNN
-FALLBACK = "knn"  # the detector where classes are too few to choose one; it assumes least of the clusters
+FALLBACK = "knn"  # see `oodlib.choices`
+
+
+def check_settings(side: int, epochs: int, alpha: float) -> None:
+    """Raise ValueError for a setting that nothing can be done with, before anything is read or trained."""
+    check_alpha(alpha)
+    for name, value, least in (("side", side, 0), ("epochs", epochs, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if side > MAX_SIDE:
+        raise ValueError(f"side must be at most {MAX_SIDE} pixels, got {side}")
 
 
 def image_side(backbone: str, weights: str, side: int) -> int:
     """Return the side in pixels that the images of a folder are brought to; side 0 takes what the encoder needs.
 
-    Raises ValueError for weights that are neither "", "pretrained" nor a file, and for a side that is not the file's.
+    Raises ValueError for an unknown backbone, weights that are neither "", "pretrained" nor a file that can be read,
+    and for a side or a backbone that is not the file's.
     """
-    if weights not in ("", "pretrained"):
-        if not resolve(weights).is_file():
-            raise ValueError(
-                f"weights must be empty (train here), 'pretrained' (timm's) or a file of 01: no file {weights!r}"
-            )
-        own = load_encoder(resolve(weights)).spec.side
-        if side not in (0, own):
-            raise ValueError(f"the encoder in {weights!r} takes images of side {own}, not {side}; leave side at 0")
-        return own
     check_arch(backbone)
-    return side or (pretrained_config(backbone).get("input_size", (3, SIDE, SIDE))[-1] if weights else SIDE)
+    small = not weights
+    if weights not in ("", "pretrained"):
+        path = resolve(weights)
+        if not path.is_file():
+            raise ValueError(f"weights must be empty (train here), 'pretrained' (timm's) or a file: there is no {path}")
+        if encoder := own_encoder(path, backbone):
+            own = encoder.spec.side
+            if side not in (0, own):
+                raise ValueError(f"the encoder in {weights!r} takes images of side {own}, not {side}; leave side at 0")
+            return own
+        small = has_small_stem(read_state(path), backbone)
+    return side or (SIDE if small else pretrained_config(backbone).get("input_size", (3, SIDE, SIDE))[-1])
 
 
 def make_encoder(
@@ -56,15 +77,20 @@ def make_encoder(
 ) -> tuple[Encoder, pd.DataFrame]:
     """Return an encoder for these images and the history of its training, empty where it was not trained here.
 
-    weights: "" trains with cross-entropy on the part train, "pretrained" takes timm's, a path takes a file. Raises
-    ConnectionError where pretrained weights cannot be fetched, ValueError where there are none, for an unknown backbone
-    and for less than two classes to train on.
+    weights: "" trains with cross-entropy on the part train, "pretrained" takes timm's, a path takes a file, see
+    `oodlib.your_weights`. In every case the encoder has a classifier of the classes of the part train, fitted to it
+    unless the file brings one of the same names. Raises ConnectionError where pretrained weights cannot be fetched,
+    ValueError where there are none or they do not fit, for an unknown backbone and for less than two classes to train.
     """
-    if weights == "pretrained":
-        return _pretrained(parts["train"].images, backbone, side), pd.DataFrame()
-    if weights:
-        return load_encoder(resolve(weights)).eval(), pd.DataFrame()
     images, held_out = parts["train"].images, parts["choice"].images
+    if weights:
+        encoder = _pretrained(images, backbone, side) if weights == "pretrained" else None
+        encoder = encoder or own_encoder(resolve(weights), backbone)
+        encoder = encoder or _of_state(images, backbone, side, resolve(weights))
+        if encoder.classifier is None or encoder.spec.classes != images.classes:
+            z, _ = embed_images(encoder, images.images)
+            set_classifier(encoder, images.classes, *_probe(z, images.labels))
+        return encoder, pd.DataFrame()
     if len(images.classes) < 2:
         raise ValueError("an encoder is trained to tell classes apart: one class needs weights='pretrained' or a file")
     # grey images are taken for signs: a mirrored digit is no digit
@@ -74,8 +100,6 @@ def make_encoder(
 
 
 def _train(config: TrainingConfig, images: ImageSet, held_out: ImageSet) -> tuple[Encoder, pd.DataFrame]:
-    import torch
-
     torch.manual_seed(config.seed)
     encoder = Encoder(encoder_spec(config, images))
     repeats = max(1, EPOCH // len(images))
@@ -93,10 +117,8 @@ def _pretrained(images: ImageSet, backbone: str, side: int) -> Encoder:
     about = pretrained_config(backbone)
     if not about.get("mean"):
         raise ValueError(f"{backbone!r} has no pretrained weights: take another backbone, or leave weights empty")
-    own, channels = min(images.images.shape[1:3]), 1 if images.images.ndim == 3 else 3
-    look = (own, channels, side, tuple(about["mean"]), tuple(about["std"]))
     try:
-        return Encoder(EncoderSpec(backbone, images.classes, (), *look, small_stem=False), pretrained=True).eval()
+        return Encoder(replace(_timm_spec(images, backbone, side), small_stem=False), pretrained=True).eval()
     except ConnectionError as error:
         raise ConnectionError(
             f"the pretrained weights of {backbone!r} are not on this machine and could not be fetched: leave weights "
@@ -104,11 +126,35 @@ def _pretrained(images: ImageSet, backbone: str, side: int) -> Encoder:
         ) from error
 
 
+def _of_state(images: ImageSet, backbone: str, side: int, path: Path) -> Encoder:
+    return encoder_of_state(path, read_state(path), _timm_spec(images, backbone, side))
+
+
+def _timm_spec(images: ImageSet, backbone: str, side: int) -> EncoderSpec:
+    """Return the spec of a backbone without heads, with the colours that timm trained it with."""
+    own, channels = min(images.images.shape[1:3]), 1 if images.images.ndim == 3 else 3
+    about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | pretrained_config(backbone)
+    return EncoderSpec(backbone, images.classes, (), own, channels, side, tuple(about["mean"]), tuple(about["std"]))
+
+
+def _probe(z: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight (C, d) and bias (C,) of the usual linear probe (see `oodlib.embedding`) of z (n, d), y (n,)."""
+    scaler, n_classes = StandardScaler().fit(z.astype(np.float64)), int(y.max()) + 1
+    if n_classes == 1:
+        return torch.zeros(1, z.shape[1]), torch.zeros(1)
+    fitted = LogisticRegression(max_iter=1000).fit(scaler.transform(z), y)
+    weight, bias = fitted.coef_ / scaler.scale_, fitted.intercept_
+    bias = bias - weight @ scaler.mean_
+    if n_classes == 2:  # scikit-learn has one row for two classes
+        weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    return torch.from_numpy(weight), torch.from_numpy(bias)
+
+
 def embed_parts(encoder: Encoder, parts: dict[str, Part]) -> dict[str, Embedded]:
     """Return the embeddings of every part by its name; labels of OOD images are -1."""
     found = {}
     for name, part in parts.items():
-        z, _ = embed(encoder, encoder.prepare(part.images.images))
+        z, _ = embed_images(encoder, part.images.images)
         found[name] = Embedded(z, np.full(len(z), -1) if name == "ood" else part.images.labels)
     return found
 
@@ -138,32 +184,61 @@ def cluster_table(data: dict[str, Embedded], classes: tuple[str, ...]) -> pd.Dat
 
 
 def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
-    """Return the detectors, best first, by their AUROC against classes that are left out in turn: detector, auroc.
+    """Return the detectors, best first, by their AUROC against classes left out in turn: detector, auroc, ahead, noise.
 
-    The images are those of the part choice. Where no class can be left out, of two classes or of too few images, the
-    table is FALLBACK alone, its AUROC nan.
+    The images are those of the part choice; ahead and noise are of `choices.rank_candidates`. Where no class can be
+    left out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan.
     """
-    train, choice = data["train"], data["choice"]
-    keys = [(0, method, len(np.unique(train.y))) for method in ("labels", "kmeans")]
-    found = choice_table(
-        RunEmbeddings(train, choice, choice, {}), ["left-out classes"], keys, list(DISTANCES), N_NEIGHBORS
-    )
-    names = found.distance.where(found.clustering == "none", found.clustering + "/" + found.distance)
-    found = found.assign(detector=names)[(found.clustering != "none") | (found.distance == "knn")]
+    found = rank_candidates(RunEmbeddings(data["train"], data["choice"], data["choice"], {}), N_NEIGHBORS)
     if found.empty:
-        return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan]})
-    return found[["detector", "auroc"]].sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+        return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
+    names = [_name(*candidate) for candidate in zip(found.clustering, found.distance, strict=True)]
+    return found.assign(detector=names)[["detector", "auroc", "ahead", "noise"]]
 
 
-def fit_detector(data: dict[str, Embedded], name: str, alpha: float) -> Detector:
-    """Fit the detector of this name, CLUSTERING/DISTANCE or knn, with a conformal threshold at alpha."""
+def choose_detector(ranking: pd.DataFrame) -> str:
+    """Return the first of `rank_detectors`, or FALLBACK where it is not ahead of that by more than noise."""
+    parts = ranking.detector.str.rpartition("/")
+    return _name(*choose_candidate(ranking.assign(clustering=parts[0].replace("", "none"), distance=parts[2])))
+
+
+def _name(clustering: str, distance: str) -> str:
+    return distance if clustering == "none" else f"{clustering}/{distance}"
+
+
+def regret_sentence() -> str:
+    """Say what choosing as here has cost in the studies of this project, as their reports measured it."""
+    said = []
+    for path in sorted(resolve("outputs").glob("*/report/regret.csv")):
+        table = pd.read_csv(path)
+        table = table[table.rule.isin([OF_NOTEBOOK, f"always {FALLBACK}"]) & table.group.isin(["near", "far"])]
+        if OF_NOTEBOOK in set(table.rule):
+            mean = table.groupby(["rule", "group"]).regret.mean()
+            here, always = (
+                " and ".join(f"{mean[rule, g]:.1f} ({g})" for g in ("near", "far") if (rule, g) in mean.index)
+                for rule in (OF_NOTEBOOK, f"always {FALLBACK}")
+            )
+            said.append(
+                f"{path.parents[1].name}, {table.run.nunique()} runs: {here} AUROC points below the best of all "
+                f"detectors, which nobody could have known; always {FALLBACK}: {always}."
+            )
+    return "\n".join(said) or "No report of a study here has measured what choosing like this costs."
+
+
+def fit_detector(data: dict[str, Embedded], name: str, alpha: float, classes: tuple[str, ...] = ()) -> Detector:
+    """Fit the detector of this name, CLUSTERING/DISTANCE or knn, with a conformal threshold at alpha.
+
+    classes: the names of the labels, which the detector's file keeps.
+    """
     train = data["train"]
     if name == "knn":
         unfitted = KNNDetector(min(N_NEIGHBORS, len(train.z) - 1), alpha)
     else:
         clustering, distance = name.split("/")
         unfitted = ClusterDetector(clustering, distance=distance, threshold="conformal", alpha=alpha)
-    return unfitted.fit(train.z, train.y, data["calibration"].z)
+    detector = unfitted.fit(train.z, train.y, data["calibration"].z)
+    detector.class_names_ = classes
+    return detector
 
 
 def promise(n_calibration: int, alpha: float) -> str:

@@ -3,14 +3,26 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from oodlib import choices
-from oodlib.choices import choice_table, left_out_classes, virtual_outliers
+from oodlib.choices import (
+    CANDIDATES,
+    OF_NOTEBOOK,
+    choice_table,
+    choose_candidate,
+    left_out_classes,
+    rank_candidates,
+    virtual_outliers,
+)
+from oodlib.metrics import auroc
 from oodlib.product import Embedded, RunEmbeddings
+from oodlib.scoring import ClusterDetector, KNNDetector
 
 KEYS = [(0, "labels", 4), (0, "one", 1), (0, "kmeans", 4), (2, "kmeans", 3)]
 DISTANCES = ["cosine", "mahalanobis", "relative-mahalanobis"]
+RULES = ["left-out classes", "virtual outliers"]
 DETECTOR = ["clustering", "n_clusters", "pca", "distance"]
 
 
@@ -67,7 +79,7 @@ def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
 
 
 def test_table_has_a_row_for_every_rule_and_detector(data):
-    table = choice_table(data, list(choices.RULES), KEYS, DISTANCES, n_neighbors=5)
+    table = choice_table(data, RULES, KEYS, DISTANCES, n_neighbors=5)
     assert list(table) == choices.COLUMNS
     n_detectors = 4 * 3 - 1 + 2 + 1 + 3  # relative to one cluster nothing is left; knn, vim, fdbd and the logit scores
     assert table.groupby("rule").size().tolist() == [n_detectors] * 2
@@ -80,7 +92,7 @@ def test_table_has_a_row_for_every_rule_and_detector(data):
 
 def test_test_and_ood_images_play_no_part(data):
     other = replace(data, test=draw(80, 9), ood={})
-    tables = [choice_table(d, list(choices.RULES), KEYS[:1], DISTANCES, 5) for d in (data, other, data)]
+    tables = [choice_table(d, [*RULES, OF_NOTEBOOK], KEYS[:1], DISTANCES, 5) for d in (data, other, data)]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])  # seeded
 
@@ -88,7 +100,10 @@ def test_test_and_ood_images_play_no_part(data):
 def test_no_rules_no_rows_and_an_unknown_rule_is_named(data):
     assert list(choice_table(data, [], KEYS, DISTANCES, 5)) == choices.COLUMNS
     assert choice_table(data, [], KEYS, DISTANCES, 5).empty
-    with pytest.raises(ValueError, match="unknown rule 'oracle'; known: left-out classes, virtual outliers"):
+    with pytest.raises(
+        ValueError,
+        match="unknown rule 'oracle'; known: left-out classes, virtual outliers, left-out classes of notebook 06",
+    ):
         choices.check_rules(["left-out classes", "oracle"])
 
 
@@ -97,3 +112,59 @@ def test_large_sets_are_chosen_from_with_a_part(data, monkeypatch):
     part = next(virtual_outliers(choices._reduced(data, 0), seed=0))
     assert len(part.train.z) == len(part.train.logits) == 100
     assert np.bincount(part.train.y).min() > 10
+
+
+# The rule of notebook 06
+
+
+def by_hand(data, clustering, distance):
+    """Return the AUROC of a detector against each class, left out in turn."""
+    train, held_out, found = data.train, data.calibration, []
+    for left_out in range(4):
+        detector = KNNDetector(5) if distance == "knn" else ClusterDetector(clustering, 3, distance)
+        detector.fit(train.z[train.y != left_out], train.y[train.y != left_out])
+        scores = detector.score_samples(held_out.z)
+        found.append(auroc(scores[held_out.y != left_out], scores[held_out.y == left_out]))
+    return np.array(found)
+
+
+def test_candidates_are_ranked_by_each_class_in_turn(data):
+    ranking = rank_candidates(replace(data, test=data.calibration), 5)
+    assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(CANDIDATES)
+    assert ranking.auroc.is_monotonic_decreasing
+    knn = by_hand(data, "none", "knn")
+    for row in ranking.itertuples():
+        expected = by_hand(data, row.clustering, row.distance)
+        assert row.auroc == pytest.approx(expected.mean(), abs=1e-3 if row.clustering == "kmeans" else 1e-6)
+        if row.clustering != "kmeans":
+            assert row.ahead == pytest.approx((expected - knn).mean(), abs=1e-6)
+            assert row.noise == pytest.approx((expected - knn).std(ddof=1) / 2, abs=1e-6)  # of four classes
+
+
+def test_up_to_twenty_classes_each_has_its_turn(data):
+    many = [Embedded(e.z, np.arange(len(e.z)) % 12) for e in (data.train, data.calibration)]
+    parts = list(left_out_classes(RunEmbeddings(many[0], many[1], many[1], {}), 0, choices.MAX_TURNS))
+    assert [len(np.unique(part.train.y)) for part in parts] == [11] * 12
+
+
+@pytest.mark.parametrize(("ahead", "noise", "chosen"), [(0.02, 0.01, "cosine"), (0.02, 0.02, "knn"), (0.0, 0.0, "knn")])
+def test_a_lead_within_the_noise_falls_back_to_knn(ahead, noise, chosen):
+    rows = [("kmeans", "cosine", 0.9, ahead, noise), ("none", "knn", 0.9 - ahead, 0.0, 0.0)]
+    table = pd.DataFrame(rows, columns=["clustering", "distance", "auroc", "ahead", "noise"])
+    assert choose_candidate(table)[1] == chosen
+    assert choose_candidate(table[:0]) == ("none", "knn")
+
+
+def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
+    table = choice_table(data, [OF_NOTEBOOK], KEYS[:1], DISTANCES[:1], n_neighbors=5)
+    assert list(table) == choices.COLUMNS
+    (row,) = table.to_dict("records")
+    ranking = rank_candidates(choices._reduced(data, 0), 5)
+    assert (row["clustering"], row["distance"]) == choose_candidate(ranking)
+    assert row["n_clusters"] == (0 if row["clustering"] == "none" else 4)  # as the study calls it, of all classes
+    best = ranking[(ranking.clustering == row["clustering"]) & (ranking.distance == row["distance"])]
+    assert row["auroc"] == best.auroc.item()
+    two = [Embedded(e.z, e.y % 2) for e in (data.train, data.calibration)]
+    none = choice_table(RunEmbeddings(*two, two[1], {}), [OF_NOTEBOOK], [], [], 5)
+    assert none[["clustering", "n_clusters", "distance"]].to_numpy().tolist() == [["none", 0, "knn"]]
+    assert none.auroc.isna().all()

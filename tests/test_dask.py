@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_named_and_the_others_finish(fast, cluster, capsys):
 
 
 def test_a_run_that_dask_gives_up_is_named(fast, cluster, monkeypatch):
-    def give_up(root, data_root, topic, study, name, parameters):
+    def give_up(root, data_root, topic, study, name, parameters, plugins):
         if name == RUNS[0]:
             raise distributed.KilledWorker(name, SimpleNamespace(address="tcp://w"), 3)
         return ""

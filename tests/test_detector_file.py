@@ -188,6 +188,8 @@ def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
         },
         "fortran_order": [],
         "encoder": "",
+        "held_out": False,
+        "classes": [],
     }
     assert arrays.keys() == {"state_.centers", "reference_", "reference_nearest_", "offset_"}
     assert arrays["state_.centers"].tolist() == [[1, 0], [0, 1]]
@@ -464,8 +466,8 @@ def test_pickle_is_not_run(path):
 def test_safetensors_file_of_another_format(path, encoder):
     save_file({"weight": np.zeros(2)}, path)
     refused(path, f"is not a detector of this version: '{FORMAT}' is not in its metadata []")
-    save_file({"weight": np.zeros(2)}, path, {"oodlib-detector-2": "{}"})
-    refused(path, "is not in its metadata ['oodlib-detector-2']")
+    save_file({"weight": np.zeros(2)}, path, {"oodlib-detector-1": "{}"})
+    refused(path, "is not in its metadata ['oodlib-detector-1']")
     save_encoder(encoder, path)
     refused(path, "is not in its metadata ['oodlib-encoder-1']")
 
@@ -484,12 +486,42 @@ def test_class_of_another_name(path, name):
 
 @pytest.mark.parametrize(
     "header",
-    [{"class": ["KNNDetector"]}, {"parameters": []}, {"fortran_order": "state_.whiten"}, {"encoder": None}, {"run": 1}],
+    [
+        {"class": ["KNNDetector"]},
+        {"parameters": []},
+        {"fortran_order": "state_.whiten"},
+        {"encoder": None},
+        {"run": 1},
+        {"held_out": 1},
+        {"classes": "cat"},
+    ],
     ids=str,
 )
 def test_header_of_other_parts(path, header):
     rewrite(path, lambda found, arrays: found.update(header))
     refused(path, "its JSON must be an object of class (str), parameters (dict), fortran_order (list), encoder (str), ")
+
+
+def test_classes_that_are_no_names(path):
+    rewrite(path, lambda header, arrays: header.update(classes=["cat", 3]))
+    refused(path, "classes must be names, got 3")
+
+
+@pytest.mark.parametrize("calibration", [None, Z[:20]], ids=["none", "given"])
+@pytest.mark.parametrize("name", ["global", "conformal", "knn", "vim", "outliers"])
+def test_whether_reference_scores_are_held_out_and_the_classes_go_through_the_file(name, calibration, tmp_path):
+    others = {"knn": KNNDetector(3), "vim": ViMDetector(n_components=2), "outliers": OutlierExposureDetector()}
+    detector = others[name] if name in others else ClusterDetector(threshold=name)
+    detector.fit(Z, Y, calibration)
+    assert (detector.held_out_, detector.class_names_) == (
+        {"global": False, "conformal": True}.get(name, calibration is not None),
+        (),
+    )
+    detector.class_names_ = ("ä", "b", "c")
+    detector.save(tmp_path / "detector")
+    loaded = load_detector(tmp_path / "detector")
+    assert (loaded.held_out_, loaded.class_names_) == (detector.held_out_, ("ä", "b", "c"))
+    assert detector.fit(Z, Y).class_names_ == ()
 
 
 def test_encoder_that_is_no_fingerprint(path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from oodlib.drift import POWERS, SWITCH, drift_test
+from oodlib.scoring import ClusterDetector, KNNDetector, ViMDetector
 
 
 def test_p_values_are_ranks_among_all_that_came_before():
@@ -74,3 +75,34 @@ def test_alarm_is_where_the_capital_first_reaches_its_level():
 def test_bad_input(calibration, stream, alpha, said):
     with pytest.raises(ValueError, match=said):
         drift_test(np.array(calibration), np.array(stream), alpha)
+
+
+def detectors(**fitted):
+    kinds = [ClusterDetector(threshold=name) for name in ("global", "per-cluster", "conformal", "conformal-cluster")]
+    return [kind.fit(**fitted) for kind in (*kinds, KNNDetector(5), ViMDetector(n_components=8))]
+
+
+def test_a_detector_calibrated_on_its_training_images_is_refused():
+    rng = np.random.default_rng(0)
+    z, y, stream = rng.normal(size=(200, 32)), np.arange(200) % 4, rng.normal(size=(200, 32))
+    for detector in detectors(z=z, y=y):
+        scores = detector.score_samples(stream)
+        if getattr(detector, "threshold", "").startswith("conformal"):
+            drift_test(detector, scores)
+        else:
+            with pytest.raises(ValueError, match="reference scores are those of its training images"):
+                drift_test(detector, scores)
+
+
+def test_a_detector_with_held_out_scores_keeps_the_promise_where_training_scores_break_it():
+    alarms = {"held out": 0, "training": 0}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        z, calibration, stream = (rng.normal(size=(200, 64)) for _ in range(3))
+        detector = KNNDetector(5).fit(z, z_calibration=calibration)
+        alarms["held out"] += drift_test(detector, detector.score_samples(stream), 0.05).alarm is not None
+        trained = ClusterDetector().fit(z, np.arange(200) % 4)
+        found = drift_test(trained.reference_, trained.score_samples(stream), 0.05)
+        alarms["training"] += found.alarm is not None
+    assert alarms["held out"] <= 3
+    assert alarms["training"] == 20

@@ -180,5 +180,5 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert {"kmeans", "gmm"} <= set(named["clusterings"])
     assert {"cosine", "mahalanobis"} <= set(named["distances"])
     assert named["thresholds"] == ["global", "conformal", "per-cluster", "conformal-cluster"]
-    assert named["choice_rules"] == ["left-out classes", "virtual outliers"]
+    assert named["choice_rules"] == ["left-out classes", "virtual outliers", "left-out classes of notebook 06"]
     assert "resnet18" in named["arch"]

@@ -140,9 +140,26 @@ def test_class_without_a_classifier_is_the_nearest_label():
     z, queries = embeddings(encoder, IMAGES), embeddings(encoder, QUERIES)
     means = np.stack([z[k == Y].mean(axis=0) for k in range(3)])
     expected = ((queries[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
-    found = OODModel(encoder, ClusterDetector(distance="euclidean").fit(z, Y)).predict(QUERIES)
+    detector = ClusterDetector(distance="euclidean").fit(z, Y)
+    detector.class_names_ = ("oak", "elm", "fir")  # the encoder was trained to tell others
+    found = OODModel(encoder, detector).predict(QUERIES)
     assert np.array_equal(found.class_index, expected)
-    assert found.class_name.tolist() == [PIXELS.classes[k] for k in expected]
+    assert found.class_name.tolist() == [detector.class_names_[k] for k in expected]
+
+
+def test_labels_without_names_name_no_class_though_they_are_as_many():
+    encoder = make_encoder(())
+    found = OODModel(encoder, fit(ClusterDetector("labels"), encoder)).predict(QUERIES[:2])
+    assert (found.class_index.tolist(), found.class_name.tolist()) == ([-1, -1], ["", ""])
+
+
+def test_a_classifier_of_other_classes_than_the_detector_s_is_refused():
+    detector = fit(KNNDetector(5))
+    detector.class_names_ = PIXELS.classes
+    assert set(OODModel(ENCODER, detector).predict(QUERIES).class_name) == set(PIXELS.classes)
+    detector.class_names_ = ("oak", "elm", "fir")
+    with pytest.raises(ValueError, match="classifier tells ant, bee, cat, the detector's classes are oak, elm, fir: "):
+        OODModel(ENCODER, detector)
 
 
 @pytest.mark.parametrize("detector", [ClusterDetector("kmeans", 3), KNNDetector(5)])
@@ -154,7 +171,9 @@ def test_class_that_nothing_knows(detector):
 
 def test_labels_that_miss_a_class_name_none():
     z = embeddings(ENCODER, IMAGES)
-    found = OODModel(make_encoder(()), ClusterDetector().fit(z[Y > 0], Y[Y > 0])).predict(QUERIES[:1])
+    detector = ClusterDetector().fit(z[Y > 0], Y[Y > 0])
+    detector.class_names_ = PIXELS.classes
+    found = OODModel(make_encoder(()), detector).predict(QUERIES[:1])
     assert found.class_index.tolist() == [-1]
 
 

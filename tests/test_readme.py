@@ -193,6 +193,15 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
+def test_each_thing_that_can_be_added_has_one_example_of_ten_lines_at_most():
+    added = re.search(r"## Add your own\n(.*?)\n## ", README, re.S)[1]
+    examples = re.findall(r"```python\n(.*?)```", added, re.S)
+    assert set(examples) <= set(PYTHON)  # which the tests around execute
+    what = ("np.savez(", "ARCHITECTURES[", "OBJECTIVES[", "CLUSTERINGS[", "DISTANCES[", "THRESHOLDS[")
+    assert [[name for name in what if name in code] for code in examples] == [[name] for name in what]
+    assert max(len(code.splitlines()) for code in examples) <= 10
+
+
 @pytest.mark.usefixtures("_registries")
 def test_what_the_examples_add_works_like_the_rest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

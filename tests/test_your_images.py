@@ -9,15 +9,21 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
 
 from oodlib import gallery, your_folder, your_images
+from oodlib.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
 from oodlib.data import ImageSet, load_images
 from oodlib.decoding import decode
 from oodlib.detector_file import encoder_fingerprint
 from oodlib.drift import drift_test
-from oodlib.encoders import load_encoder, save_encoder
+from oodlib.embedding import linear_probe
+from oodlib.encoders import ARCHITECTURES, Encoder, load_encoder, save_encoder
+from oodlib.model import OODModel
 from oodlib.product import Embedded
 from oodlib.scoring import load_detector
 from oodlib.thresholds import conformal_threshold, rate_band
@@ -78,9 +84,9 @@ def test_a_folder_without_splits_is_split_by_class_and_every_image_keeps_its_nam
     assert your_folder.count_table(parts).to_dict("list") == counts
     assert parts["train"].images.classes == CLASSES
     inside = [name for part in ("train", *HELD_OUT) for name in parts[part].names]
-    assert sorted(inside) == sorted(parts["ood"].names)
+    assert sorted([*inside, "outside.png"]) == sorted(parts["ood"].names)
     assert len(set(inside)) == 200
-    for part in parts.values():
+    for part in without(parts, "ood").values():
         again, failed = decode([str(photos / name) for name in part.names], 16)
         assert not failed
         assert np.array_equal(again, part.images.images)
@@ -132,12 +138,50 @@ def test_links_to_folders_are_followed(tmp_path):
     assert part.pictures(np.array([0])).shape == (1, 96, 96, 3)
 
 
+def test_ood_images_need_no_sub_folders(photos, tmp_path):
+    write_pictures(tmp_path / "ood", {"deep": pictures(3)["ones"]})
+    for i, image in enumerate(pictures(2)["zeros"]):
+        image.save(tmp_path / "ood" / f"{i}.png")
+    parts = read(photos, tmp_path / "ood")
+    assert parts["ood"].names.tolist() == ["0.png", "1.png", *(f"deep/0{i}.png" for i in range(3))]
+    assert [gallery.class_of(parts["ood"], i) for i in range(5)] == ["ood"] * 2 + ["deep"] * 3
+    with pytest.raises(ValueError, match="expected is one sub-folder of images for each class .*in no class folder"):
+        read(tmp_path / "ood" / "deep")
+
+
+def test_only_the_bundled_digits_are_shown_against_other_digits(photos, tmp_path, monkeypatch):
+    assert "ood" not in read(photos)
+    assert read("digits")["ood"].images.name == "digits789"
+    assert read("digits", "letters")["ood"].images.name == "letters"
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "digits", pictures(8))
+    assert "ood" not in read("digits")
+
+
+def test_a_folder_may_be_named_as_a_study_names_it(photos):
+    part, named = (read(name, name)["ood"] for name in (photos, f"folder:{photos}"))
+    assert part.names.tolist() == named.names.tolist()
+
+
+def test_the_validation_images_of_a_folder_are_its_test_images_where_there_are_no_others(tmp_path):
+    found = pictures(8)
+    write_pictures(tmp_path / "train", found)
+    write_pictures(tmp_path / "val", {"zeros": found["zeros"]})
+    assert set(read(tmp_path)["test"].names) == {f"val/zeros/{i:02d}.png" for i in range(8)}
+    write_pictures(tmp_path / "test", {"ones": found["ones"]})
+    assert set(read(tmp_path)["test"].names) == {f"test/ones/{i:02d}.png" for i in range(8)}
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
         ("", "^id_folder is empty: give a folder"),
         ("nowhere/at/all", "^there is no folder .*nowhere/at/all: expected is one sub-folder"),
-        ("digitz", "^unknown image set 'digitz': allowed are digits,"),
+        ("folder:nowhere", "^there is no folder /.*/nowhere: expected is one sub-folder"),
+        (
+            "digitz",
+            "^there is no folder /.*/digitz, and of image sets: unknown image set 'digitz': allowed are digits,",
+        ),
     ],
 )
 def test_a_folder_that_is_not_there_is_named(folder, message):
@@ -183,12 +227,129 @@ def test_an_encoder_from_a_file_is_taken_as_it_is(trained, tmp_path):
     parts, encoder, _ = trained
     save_encoder(encoder, tmp_path / "encoder.safetensors")
     path = str(tmp_path / "encoder.safetensors")
-    assert your_images.image_side("any", path, 0) == your_images.image_side("any", path, 16) == 16
+    assert your_images.image_side("resnet20", path, 0) == your_images.image_side("resnet20", path, 16) == 16
     with pytest.raises(ValueError, match="takes images of side 16, not 32; leave side at 0"):
-        your_images.image_side("any", path, 32)
-    taken, history = your_images.make_encoder(parts, "any", path, 16, 1)
+        your_images.image_side("resnet20", path, 32)
+    with pytest.raises(ValueError, match="is a resnet20: take backbone = 'resnet20'"):
+        your_images.image_side("resnet18", path, 0)
+    taken, history = your_images.make_encoder(parts, "resnet20", path, 16, 1)
     assert encoder_fingerprint(taken) == encoder_fingerprint(encoder)
     assert history.empty
+
+
+@pytest.mark.parametrize("heads", [("classifier",), ("projection",), ()])
+@pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn"])
+def test_a_model_names_the_folder_s_classes_whatever_the_file_was_trained_on(trained, tmp_path, heads, name):
+    parts, encoder, _ = trained
+    others = Encoder(replace(encoder.spec, classes=("cat", "dog", "fox", "hen"), heads=heads))
+    others.backbone.load_state_dict(encoder.backbone.state_dict())
+    save_encoder(others, tmp_path / "others.safetensors")
+    taken, _ = your_images.make_encoder(parts, "resnet20", str(tmp_path / "others.safetensors"), 16, 1)
+    data = your_images.embed_parts(taken, parts)
+    detector = your_images.fit_detector(data, name, 0.05, CLASSES)
+    save_encoder(taken, tmp_path / "encoder.safetensors")
+    detector.save(tmp_path / "detector.safetensors", taken)
+    model = OODModel.load(tmp_path / "encoder.safetensors", tmp_path / "detector.safetensors")
+    test = parts["test"].images
+    right = model.predict(test.images).class_name == np.array(CLASSES)[test.labels]
+    expected = linear_probe(data["train"].z, data["train"].y, data["test"].z) == test.labels
+    assert right.mean() == pytest.approx(expected.mean(), abs=0.03)
+    assert right.mean() > 0.5
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3])
+def test_a_fitted_classifier_is_the_linear_probe(n_classes):
+    data = drawn(n_classes)
+    weight, bias = your_images._probe(data["train"].z, data["train"].y)
+    found = (torch.from_numpy(data["ood"].z).double() @ weight.double().T + bias.double()).argmax(dim=1).numpy()
+    expected = linear_probe(data["train"].z, data["train"].y, data["ood"].z) if n_classes > 1 else np.zeros(60)
+    assert weight.shape == (n_classes, 6)
+    assert np.array_equal(found, expected)
+
+
+# Weights of one's own
+
+
+def save_state(state, path):
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("backbone", "small"), [("resnet18", False), ("resnet18", True), ("vit_tiny_patch16_224", False)]
+)
+def test_a_state_dict_of_a_timm_model_is_taken(photos, tmp_path, suffix, backbone, small):
+    torch.manual_seed(3)
+    net = ARCHITECTURES[backbone]() if small else timm.create_model(backbone, num_classes=9)
+    state = net.state_dict()
+    if suffix == ".pth":
+        state = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
+    elif suffix == ".pt":
+        state = {"model": state}
+    path = save_state(state, tmp_path / f"mine{suffix}")
+    side = your_images.image_side(backbone, path, 0)
+    assert side == (32 if small else 224)
+    parts = {name: part.take(np.arange(0, len(part), 3)) for name, part in read(photos, side=16).items()}
+    encoder, history = your_images.make_encoder(parts, backbone, path, 224 if "vit" in backbone else 32, 1)
+    assert history.empty
+    assert (encoder.spec.classes, encoder.spec.small_stem) == (CLASSES, small)
+    x = torch.rand(2, 3, encoder.spec.input_size, encoder.spec.input_size)
+    bare = net.eval() if small else net.eval().forward_features
+    with torch.inference_mode():
+        expected = bare((x - encoder.mean) / encoder.std)
+        if not small:
+            expected = net.forward_head(expected, pre_logits=True)
+        assert torch.allclose(encoder(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_named(photos, tmp_path):
+    state = timm.create_model("resnet18", num_classes=4).state_dict()
+    parts = read(photos, side=32)
+    for change, said in (
+        (lambda s: s.pop("layer4.0.conv1.weight"), "missing: layer4.0.conv1.weight$"),
+        (lambda s: s.update(extra=torch.zeros(2)), "unexpected: extra$"),
+        (lambda s: s.update({"bn1.weight": torch.zeros(2)}), "of another shape: bn1.weight$"),
+    ):
+        wrong = dict(state)
+        change(wrong)
+        path = save_state(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(ValueError, match=f"wrong.pth are not those of 'resnet18': {said}"):
+            your_images.make_encoder(parts, "resnet18", path, 32, 1)
+    path = save_state(state, tmp_path / "right.pth")
+    with pytest.raises(ValueError, match="not those of 'resnet20': .*unexpected: .* more"):
+        your_images.make_encoder(parts, "resnet20", path, 32, 1)
+
+
+def test_files_that_hold_no_weights(tmp_path):
+    for name, content in (("junk.safetensors", "hello"), ("junk.pth", "hello")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{name} is no (safetensors file|file of weights)"):
+            your_images.image_side("resnet18", str(tmp_path / name), 0)
+    torch.save({"state_dict": [1, 2]}, tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="list.pth holds no state dict"):
+        your_images.image_side("resnet18", str(tmp_path / "list.pth"), 0)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="code.pth is no file of weights, or holds code: "):
+        your_images.image_side("resnet18", str(tmp_path / "code.pth"), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"alpha": 0}, "alpha must be between 0 and 1, got 0"),
+        ({"alpha": "0.05"}, "alpha must be between 0 and 1, got '0.05'"),
+        ({"alpha": math.nan}, "alpha must be between 0 and 1, got nan"),
+        ({"side": -1}, "side must be a whole number of at least 0, got -1"),
+        ({"side": 100_000}, "side must be at most 4096 pixels, got 100000"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_settings_are_checked_at_the_start(settings, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        your_images.check_settings(**{"side": 0, "epochs": 30, "alpha": 0.05} | settings)
+    your_images.check_settings(side=0, epochs=1, alpha=np.float32(0.1))
 
 
 def test_the_side_is_what_the_encoder_needs():
@@ -196,7 +357,7 @@ def test_the_side_is_what_the_encoder_needs():
     assert your_images.image_side("resnet20", "", 48) == 48
     assert your_images.image_side("resnet18", "pretrained", 0) == 224
     assert your_images.image_side("vit_tiny_patch16_384", "pretrained", 0) == 384
-    with pytest.raises(ValueError, match=r"'pretrained' \(timm's\) or a file of 01: no file 'pretraned'"):
+    with pytest.raises(ValueError, match=r"'pretrained' \(timm's\) or a file: there is no /.*pretraned$"):
         your_images.image_side("resnet18", "pretraned", 0)
     with pytest.raises(ValueError, match="unknown arch 'resnet21'"):
         your_images.image_side("resnet21", "", 0)
@@ -268,7 +429,7 @@ def test_clusters_are_measured_on_held_out_images():
 def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
     data = drawn()
     ranking = your_images.rank_detectors(data)
-    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in your_images.DISTANCES]
+    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES]
     assert sorted(ranking.detector) == sorted([*kinds, "knn"])
     assert ranking.auroc.is_monotonic_decreasing
     assert ranking.auroc[0] > 0.99
@@ -279,11 +440,34 @@ def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
     assert tied == sorted(tied, key=[*kinds, "knn"].index)  # the first of the best is always the same
 
 
+def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
+    ranking = your_images.rank_detectors(drawn())
+    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.05)) == ranking.detector[0]
+    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == "knn"
+
+
+def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert your_images.regret_sentence() == "No report of a study here has measured what choosing like this costs."
+    for study, rule in (("mine", OF_NOTEBOOK), ("other", "left-out classes")):
+        (tmp_path / "outputs" / study / "report").mkdir(parents=True)
+        rows = [(r, name, group, regret) for r in "ab" for name, group, regret in (
+            (rule, "near", 1 if r == "a" else 2), (rule, "far", 4), ("always knn", "near", 3), ("always knn", "far", 5),
+        )]  # fmt: skip
+        table = pd.DataFrame(rows, columns=["run", "rule", "group", "regret"])
+        table.to_csv(tmp_path / "outputs" / study / "report" / "regret.csv", index=False)
+    assert your_images.regret_sentence() == (
+        "mine, 2 runs: 1.5 (near) and 4.0 (far) AUROC points below the best of all detectors, which nobody could have "
+        "known; always knn: 3.0 (near) and 5.0 (far)."
+    )
+
+
 @pytest.mark.parametrize("n_classes", [1, 2])
 def test_of_two_classes_none_can_be_left_out(n_classes):
     ranking = your_images.rank_detectors(drawn(n_classes))
     assert ranking.detector.tolist() == ["knn"]
     assert ranking.auroc.isna().all()
+    assert your_images.choose_detector(ranking) == "knn"
 
 
 def test_too_few_images_leave_no_choice():
@@ -449,9 +633,10 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
 @pytest.mark.usefixtures("figure_style")
 def test_ranking_is_drawn_best_first_or_said_to_be_none():
     ranking = your_images.rank_detectors(drawn())
-    (axis,) = gallery.ranking_figure(ranking).axes
+    (axis,) = gallery.ranking_figure(ranking, "knn").axes
     np.testing.assert_allclose(axis.lines[0].get_xdata(), 100 * ranking.auroc)
-    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}))
+    np.testing.assert_allclose(axis.lines[1].get_xdata(), 100 * ranking.auroc[ranking.detector == "knn"])
+    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}), "knn")
     assert figure.axes[0].get_title() == "too few classes or images to leave one out: knn, chosen beforehand"
 
 
@@ -467,13 +652,13 @@ def test_a_stream_drifts_in_its_second_half_and_the_alarm_says_when():
     np.testing.assert_allclose(np.sort(scores[~is_ood]), np.sort(detector.score_samples(data["test"].z)))
     first = int(np.flatnonzero(is_ood)[0])
     assert 80 < first < 130
-    drift = drift_test(detector.reference_, scores)
+    drift = drift_test(detector, scores)
     assert first < drift.alarm < first + 40
     figure = gallery.drift_figure(drift, is_ood)
     assert f"alarm at image {drift.alarm}" in [text.get_text() for text in figure.legends[0].get_texts()]
     scores, is_ood = your_images.drift_stream(detector, without(data, "ood"))
     assert (len(scores), is_ood.any()) == (200, False)
-    assert drift_test(detector.reference_, scores).alarm is None
+    assert drift_test(detector, scores).alarm is None
 
 
 # The notebook
@@ -509,5 +694,6 @@ def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_
     printed = run_notebook(project, id_folder="mine", ood_folder="", weights="mine.safetensors", alpha=0.02)
     assert "knn; 20 calibration images are too few to promise 2.0%, which takes 49: nothing is rejected" in printed
     kept = load_encoder(project.root / "outputs" / "your_images" / "encoder.safetensors")
-    assert encoder_fingerprint(kept) == encoder_fingerprint(trained[1])
+    assert kept.spec.classes == ("china", "zeros")  # of four that the file tells
+    assert torch.equal(kept.backbone.conv1.weight, trained[1].backbone.conv1.weight)
     assert re.search(r"class_index +class_name +normality +p_value +accepted\n0 ", printed)
