@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from oodlib import folders
 from oodlib.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
 from oodlib.data import ImageSet, load_images
 from oodlib.runs import Run
 from oodlib.settings import TrainingConfig
 from oodlib.steps import train_step
 from oodlib.trainer import Trainer
-from oodlib.training import CHECKPOINT, make_trainer, train
+from oodlib.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
 
 TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, jitter=0.4)  # six steps in all
 CONFIGS = {
@@ -111,9 +113,23 @@ def processes():
     return context
 
 
+def wait_for(condition, process):
+    while not condition():
+        assert process.is_alive()
+        time.sleep(0.001)
+
+
 def train_few(config, folder):
     torch.set_num_threads(1)
     train(config, few_digits(), folder)
+
+
+def train_on_files_in_a_session(config, root, folder):
+    """Train as the first process of a session, on images that workers decode from files."""
+    os.setsid()
+    torch.set_num_threads(1)
+    folders.IN_MEMORY_BYTES = 1000
+    train(config, load_images(f"folder:{root}@8", "train"), folder)
 
 
 def train_run(study, config):
@@ -213,9 +229,7 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
     run, undisturbed = Run("stopped", "digits-resnet20-ce-s0"), train_step("undisturbed", config)
     process = processes.Process(target=train_run, args=("stopped", config))
     process.start()
-    while not (run.path / CHECKPOINT).exists():
-        assert process.is_alive()
-        time.sleep(0.001)
+    wait_for((run.path / CHECKPOINT).exists, process)
     process.terminate()
     process.join()
     assert process.exitcode == -signal.SIGTERM
@@ -226,6 +240,28 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
         assert (run.path / file).read_bytes() == (undisturbed.path / file).read_bytes()
     names = ["config.json", "encoder.safetensors", "history.csv", "snapshots"]
     assert sorted(path.name for path in run.path.iterdir()) == names
+
+
+def test_sigterm_to_all_processes_of_a_training_on_files_leaves_a_checkpoint(few, processes, tmp_path):
+    for i, (image, label) in enumerate(zip(few.images, few.labels, strict=True)):
+        path = tmp_path / "images" / "train" / str(label) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    config = replace(TINY, epochs=1000, checkpoint_epochs=1000, snapshot_epochs=1)  # SIGTERM alone makes it write
+    folder, reached = tmp_path / "run", (0, 0)
+    for delay in (0, 0.02, 0.05, 0.1):
+        process = processes.Process(target=train_on_files_in_a_session, args=(config, tmp_path / "images", folder))
+        process.start()
+        next_one = folder / SNAPSHOTS / f"{reached[0] + 1:04d}.safetensors"
+        wait_for(next_one.exists, process)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.join()
+        assert process.exitcode == -signal.SIGTERM
+        with safe_open(folder / CHECKPOINT, framework="pt") as file:
+            about = json.loads(file.metadata()[FORMAT])
+        assert (about["epoch"], about["step"]) > reached
+        reached = about["epoch"], about["step"]
 
 
 def test_sigterm_is_noticed_in_the_block_and_only_there():
