@@ -109,7 +109,7 @@ def train_until(n_steps, config, images, folder):
 def processes():
     """A context whose processes start at once, with oodlib imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.training"])
+    context.set_forkserver_preload(["oodlib.training", "oodlib.steps", "pytest"])
     return context
 
 
@@ -202,25 +202,45 @@ def test_rows_before_the_break_are_printed_again_and_seconds_are_of_the_whole_ep
     assert history[1]["images_per_second"] * history[1]["seconds"] == pytest.approx(2 * 32)
 
 
-def test_kill_9_at_any_moment_costs_no_bit(few, trainers, processes, tmp_path):
-    config, draw = replace(TINY, epochs=16), random.Random(0)
-    start = time.perf_counter()
-    train(config, few)
-    epoch = (time.perf_counter() - start) / 16
-    path, seen, ends = tmp_path / CHECKPOINT, None, []
-    for _ in range(4):
-        process = processes.Process(target=train_few, args=(config, tmp_path))
+def ends(folder):
+    """Return the tensors and the history that a training left in its folder, and its snapshots' bytes by name."""
+    with safe_open(folder / CHECKPOINT, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+        history = json.loads(file.metadata()[FORMAT])["history"]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+    return tensors, rows, {path.name: path.read_bytes() for path in (folder / SNAPSHOTS).iterdir()}
+
+
+def test_twenty_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
+    configs = [replace(CONFIGS[name], epochs=16, snapshot_epochs=1) for name in ("ce", "cider", "average")]
+    undisturbed, epoch = [], 0.0
+    for i, config in enumerate(configs):
+        history = train(config, few, tmp_path / f"undisturbed-{i}")[1]
+        undisturbed.append(ends(tmp_path / f"undisturbed-{i}"))
+        epoch = max(epoch, *(row["seconds"] for row in history[1:]))
+    draw, kills, finished, started = random.Random(0), 0, [0, 0, 0], 0.0
+    while kills < 20:
+        which = kills % 3
+        folder = tmp_path / f"{which}-{finished[which]}"
+        process, start = processes.Process(target=train_few, args=(configs[which], folder)), time.perf_counter()
         process.start()
-        while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == seen):
-            time.sleep(0.001)  # until it has come an epoch further
-        time.sleep(draw.uniform(0, 1.5 * epoch))
-        process.kill()
+        if not started:  # the first tells how long it takes to the first epoch's end
+            wait_for((folder / CHECKPOINT).exists, process)
+            started = time.perf_counter() - start
+        time.sleep(draw.uniform(0, started + 4 * epoch))
+        stop = signal.SIGKILL if draw.random() < 0.8 else signal.SIGTERM
+        process.kill() if stop == signal.SIGKILL else process.terminate()
         process.join()
-        ends.append(process.exitcode)
-        seen = path.stat().st_mtime_ns
-    assert ends.count(-signal.SIGKILL) >= 2
-    train(config, few, tmp_path)
-    assert_same(*trainers)
+        if process.exitcode == 0:  # it was over, so this was no kill, and there is something to compare
+            assert ends(folder) == undisturbed[which]
+            finished[which] += 1
+        else:
+            assert process.exitcode == -stop
+            kills += 1
+    for which, config in enumerate(configs):
+        folder = tmp_path / f"{which}-{finished[which]}"
+        train(config, few, folder)
+        assert ends(folder) == undisturbed[which]
 
 
 def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_bytes(processes, tmp_path, monkeypatch):
