@@ -2,7 +2,14 @@
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised as Ctrl-C is."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _complain(f"oodlib: {error}")
         return 2
-    except KeyboardInterrupt:
-        _complain("\nstopped; the next call goes on from here")
-        os._exit(130)  # not sys.exit: that would wait for the notebooks that are running; their kernels end with us
+    except KeyboardInterrupt as stop:
+        try:
+            if not training:
+                _end_kernels()
+            _complain("\nstopped; the next call goes on from here")
+        finally:  # also when Ctrl-C comes twice; not sys.exit: that would wait for the threads of the notebooks
+            os._exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 def run(study: str, jobs: int, dask: str | None) -> int:
@@ -46,12 +57,37 @@ def run(study: str, jobs: int, dask: str | None) -> int:
 
     if jobs < 0:
         raise ValueError(f"--jobs must not be negative, got {jobs}")
-    failures = run_study(study, jobs, dask)
+    with sigterm_interrupts():
+        failures = run_study(study, jobs, dask)
     if run_folders(study)[0]:
         print(f"\n{main_table_text(study)}\nreport: {study_folder(study) / 'report'}")
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM do as Ctrl-C does: it comes to this process alone, and the notebooks' kernels must hear of it."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent twice, it must not cut short what the first one asked for
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except Terminated:
+        raise  # and ignore what else comes until the process ends
+    else:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_kernels() -> None:
+    from oodlib.execution import end_kernels
+
+    _complain("\nstopping: encoders in training write their checkpoints")
+    end_kernels()
 
 
 def list_names() -> int:

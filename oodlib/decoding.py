@@ -23,6 +23,14 @@ WORDS = {"1": "grey", "L": "grey", "LA": "grey", "La": "grey", "I": "grey", "P":
 BITS_PER_SAMPLE, ORIENTATION = 258, 274  # tags of TIFF and EXIF
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: a Slurm job or a container may have fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+n_threads = usable_cores()  # that decode; a process that is one of many decoders sets it to 1
+
+
 def decode(paths: Sequence[str], side: int) -> tuple[np.ndarray, dict[int, str]]:
     """Return images (n, side, side, 3) uint8 of n files, and the reason for each that fails, by its index."""
     images = np.empty((len(paths), side, side, 3), dtype=np.uint8)
@@ -118,7 +126,7 @@ def _in_threads(function: Callable, paths: Sequence[str]) -> Iterator[tuple]:
 
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF came late to Pillow
-    n_threads, pending = os.cpu_count() or 1, deque()
+    pending = deque()
     with warnings.catch_warnings(), ThreadPoolExecutor(n_threads) as pool:
         warnings.simplefilter("ignore")  # about files that Pillow reads all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)

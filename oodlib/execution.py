@@ -6,11 +6,16 @@ A step that is done is not done again.
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oodlib.files import project_root
 from oodlib.plugins import hand_on
 from oodlib.study import NOTEBOOKS, PlannedRun
+
+if TYPE_CHECKING:
+    import psutil
 
 # what happens to a run: "start" or "end" of a step, and the seconds it took, None where it was done already
 Tell = Callable[[tuple[str, str, str, float | None]], object]
@@ -48,6 +53,36 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
     )
     _forget_paths(partial, notebook, output)
     partial.replace(output)
+
+
+def end_kernels(seconds: float = 20) -> None:
+    """Send SIGTERM to the kernels of this process and wait so long for their end: training first writes a checkpoint.
+
+    Each has a session of its own, so neither Ctrl-C nor Slurm's signal reaches it. Those that are left end when this
+    process does, at once.
+    """
+    import psutil
+
+    asked, deadline = set(), time.monotonic() + seconds
+    while time.monotonic() < deadline and (kernels := _kernels()):
+        for kernel in kernels:
+            if kernel not in asked:  # a thread that was between two notebooks may just have started one
+                asked.add(kernel)
+                with suppress(psutil.NoSuchProcess):
+                    kernel.terminate()
+        time.sleep(0.05)
+
+
+def _kernels() -> list["psutil.Process"]:
+    """Return the processes that this one started and that run."""
+    import psutil
+
+    kernels = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                kernels.append(child)
+    return kernels
 
 
 def _forget_paths(executed: Path, notebook: str, output: Path) -> None:

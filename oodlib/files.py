@@ -39,3 +39,9 @@ def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # after a successful rename there is nothing left to remove
+
+
+def remove_partial_files(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of the files `name`, without suffix, in a folder; none may be writing them."""
+    for left in folder.glob(f"{name}.partial-*"):
+        left.unlink(missing_ok=True)

@@ -64,6 +64,7 @@ def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run
     from oodlib import distributed
     from oodlib.checkpoint import remove_checkpoint
     from oodlib.encoders import save_encoder
+    from oodlib.files import remove_partial_files
     from oodlib.training import CHECKPOINT, train
 
     run = Run(study, run_name(config.id_dataset, config.arch, config.objective, config.seed))
@@ -83,6 +84,7 @@ def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run
                     save_encoder(encoder, run.path / "encoder.safetensors")
     if distributed.rank() == 0:
         remove_checkpoint(run.path / CHECKPOINT)
+        remove_partial_files(run.path, "encoder")
     return run
 
 
@@ -91,7 +93,7 @@ def embed_step(
 ) -> Run:
     """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
     from oodlib.encoders import load_encoder
-    from oodlib.training import SNAPSHOTS, split_calibration
+    from oodlib.training import snapshots_of, split_calibration
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
     _before(run, "train", data_root)
@@ -119,8 +121,8 @@ def embed_step(
             z, logits = embed_images(encoder, take(ood.images, slice(max_images or None)))
             own = ood.labels[: len(z)].astype(np.int64)
             save_embeddings(run.embeddings_path(ood.name, "test"), z, np.full(len(z), -1), logits, own)
-        snapshots = sorted((run.path / SNAPSHOTS).glob("*.safetensors"))
-        write_csv(epoch_table(snapshots, training, test, ood_sets).assign(run=run.name), run.path / "epochs.csv")
+        epochs = epoch_table(snapshots_of(run.path), training, test, ood_sets)
+        write_csv(epochs.assign(run=run.name), run.path / "epochs.csv")
     return run
 
 

@@ -6,6 +6,8 @@ drawn from seed, epoch and step, so that a training that was interrupted goes on
 """
 
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from oodlib import distributed
+from oodlib import decoding, distributed
 from oodlib.checkpoint import TrainingState
 from oodlib.data import prepare
 from oodlib.device import default_device, has_fast_bfloat16
@@ -26,7 +28,23 @@ from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig, learning_rate_at
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 5000, 1000  # images behind the accuracy of a history row, so that it costs little
-N_WORKERS = min(8, os.cpu_count() or 1)  # processes that decode images from files
+MOST_WORKERS = 8  # processes that decode images from files
+FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
+
+
+def n_workers() -> int:
+    """Return how many processes decode images for this one: the processes that torchrun started share the cores."""
+    return min(MOST_WORKERS, max(1, decoding.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to the trainer, which still needs images for the step it is at: Slurm and Ctrl-C send them to all.
+
+    A worker ends when the trainer does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    decoding.n_threads = 1  # there is a worker a core
 
 
 class LazyImages(Dataset):
@@ -73,6 +91,8 @@ class Trainer:
         if self.batch_size % distributed.world_size():
             raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
         self.x = x.to(self.device) if isinstance(x, torch.Tensor) else x
+        self.shares: list[torch.Tensor] = []  # of an epoch, what the loader's workers are asked for
+        self.loader = None if isinstance(x, torch.Tensor) else self._loader()
         self.y = y.to(self.device)
         self.x_held_out, self.y_held_out = held_out
         self.generator = torch.Generator(self.device)
@@ -102,15 +122,25 @@ class Trainer:
         """The encoder as it is now: the moving average where there is one."""
         return self.state.encoder if self.state.average is None else self.state.average.module
 
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            self.x,
+            batch_size=None,
+            sampler=self.shares,
+            num_workers=n_workers(),
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            multiprocessing_context=FORK,
+            persistent_workers=True,
+        )
+
     def _images(self, batches: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield this process's images of each batch, indices (steps, n), on the device."""
-        shares = [distributed.share(batch) for batch in batches]
-        if isinstance(self.x, torch.Tensor):
-            yield from (self.x[share] for share in shares)
+        self.shares[:] = [distributed.share(batch) for batch in batches]
+        if self.loader is None:
+            yield from (self.x[share] for share in self.shares)
         else:
-            cuda = self.device.type == "cuda"
-            loader = DataLoader(self.x, batch_size=None, sampler=shares, num_workers=N_WORKERS, pin_memory=cuda)
-            yield from (images.to(self.device, non_blocking=True) for images in loader)
+            yield from (images.to(self.device, non_blocking=True) for images in self.loader)
 
     def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""

@@ -11,6 +11,7 @@ from oodlib import distributed
 from oodlib.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
 from oodlib.data import ImageSet, prepare, take
 from oodlib.encoders import Encoder, EncoderSpec, pretrained_config, save_encoder
+from oodlib.files import remove_partial_files
 from oodlib.folders import FolderImages, Images
 from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig
@@ -110,6 +111,8 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
     print_header()
     for row in state.history:
         print_row(row)
+    if folder is not None and distributed.rank() == 0:
+        remove_partial_files(folder / SNAPSHOTS)
     with noticing_sigterm() as stop:
         while state.epoch < config.epochs and not distributed.anywhere(stop.is_set()):
             if trainer.epoch(stop):
@@ -120,6 +123,11 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
     if distributed.anywhere(stop.is_set()):
         _end_as_asked(state)
     return trainer.result.eval(), state.history
+
+
+def snapshots_of(folder: Path) -> list[Path]:
+    """Return the encoders that a training kept on its way, named by their epoch; none that a kill cut short."""
+    return sorted(path for path in (folder / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal())
 
 
 def _write(trainer: Trainer, folder: Path | None, stopping: bool) -> None:

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from oodlib import folders
 from oodlib.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
 from oodlib.data import ImageSet, load_images
 from oodlib.runs import Run
 from oodlib.settings import TrainingConfig
 from oodlib.steps import train_step
 from oodlib.trainer import Trainer
-from oodlib.training import CHECKPOINT, make_trainer, train
+from oodlib.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
 
 TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, jitter=0.4)  # six steps in all
 CONFIGS = {
@@ -107,13 +109,27 @@ def train_until(n_steps, config, images, folder):
 def processes():
     """A context whose processes start at once, with oodlib imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.training"])
+    context.set_forkserver_preload(["oodlib.training", "oodlib.steps", "pytest"])
     return context
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.is_alive()
+        time.sleep(0.001)
 
 
 def train_few(config, folder):
     torch.set_num_threads(1)
     train(config, few_digits(), folder)
+
+
+def train_on_files_in_a_session(config, root, folder):
+    """Train as the first process of a session, on images that workers decode from files."""
+    os.setsid()
+    torch.set_num_threads(1)
+    folders.IN_MEMORY_BYTES = 1000
+    train(config, load_images(f"folder:{root}@8", "train"), folder)
 
 
 def train_run(study, config):
@@ -186,25 +202,45 @@ def test_rows_before_the_break_are_printed_again_and_seconds_are_of_the_whole_ep
     assert history[1]["images_per_second"] * history[1]["seconds"] == pytest.approx(2 * 32)
 
 
-def test_kill_9_at_any_moment_costs_no_bit(few, trainers, processes, tmp_path):
-    config, draw = replace(TINY, epochs=16), random.Random(0)
-    start = time.perf_counter()
-    train(config, few)
-    epoch = (time.perf_counter() - start) / 16
-    path, seen, ends = tmp_path / CHECKPOINT, None, []
-    for _ in range(4):
-        process = processes.Process(target=train_few, args=(config, tmp_path))
+def ends(folder):
+    """Return the tensors and the history that a training left in its folder, and its snapshots' bytes by name."""
+    with safe_open(folder / CHECKPOINT, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+        history = json.loads(file.metadata()[FORMAT])["history"]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+    return tensors, rows, {path.name: path.read_bytes() for path in (folder / SNAPSHOTS).iterdir()}
+
+
+def test_twenty_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
+    configs = [replace(CONFIGS[name], epochs=16, snapshot_epochs=1) for name in ("ce", "cider", "average")]
+    undisturbed, epoch = [], 0.0
+    for i, config in enumerate(configs):
+        history = train(config, few, tmp_path / f"undisturbed-{i}")[1]
+        undisturbed.append(ends(tmp_path / f"undisturbed-{i}"))
+        epoch = max(epoch, *(row["seconds"] for row in history[1:]))
+    draw, kills, finished, started = random.Random(0), 0, [0, 0, 0], 0.0
+    while kills < 20:
+        which = kills % 3
+        folder = tmp_path / f"{which}-{finished[which]}"
+        process, start = processes.Process(target=train_few, args=(configs[which], folder)), time.perf_counter()
         process.start()
-        while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == seen):
-            time.sleep(0.001)  # until it has come an epoch further
-        time.sleep(draw.uniform(0, 1.5 * epoch))
-        process.kill()
+        if not started:  # the first tells how long it takes to the first epoch's end
+            wait_for((folder / CHECKPOINT).exists, process)
+            started = time.perf_counter() - start
+        time.sleep(draw.uniform(0, started + 4 * epoch))
+        stop = signal.SIGKILL if draw.random() < 0.8 else signal.SIGTERM
+        process.kill() if stop == signal.SIGKILL else process.terminate()
         process.join()
-        ends.append(process.exitcode)
-        seen = path.stat().st_mtime_ns
-    assert ends.count(-signal.SIGKILL) >= 2
-    train(config, few, tmp_path)
-    assert_same(*trainers)
+        if process.exitcode == 0:  # it was over, so this was no kill, and there is something to compare
+            assert ends(folder) == undisturbed[which]
+            finished[which] += 1
+        else:
+            assert process.exitcode == -stop
+            kills += 1
+    for which, config in enumerate(configs):
+        folder = tmp_path / f"{which}-{finished[which]}"
+        train(config, few, folder)
+        assert ends(folder) == undisturbed[which]
 
 
 def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_bytes(processes, tmp_path, monkeypatch):
@@ -213,9 +249,7 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
     run, undisturbed = Run("stopped", "digits-resnet20-ce-s0"), train_step("undisturbed", config)
     process = processes.Process(target=train_run, args=("stopped", config))
     process.start()
-    while not (run.path / CHECKPOINT).exists():
-        assert process.is_alive()
-        time.sleep(0.001)
+    wait_for((run.path / CHECKPOINT).exists, process)
     process.terminate()
     process.join()
     assert process.exitcode == -signal.SIGTERM
@@ -226,6 +260,28 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
         assert (run.path / file).read_bytes() == (undisturbed.path / file).read_bytes()
     names = ["config.json", "encoder.safetensors", "history.csv", "snapshots"]
     assert sorted(path.name for path in run.path.iterdir()) == names
+
+
+def test_sigterm_to_all_processes_of_a_training_on_files_leaves_a_checkpoint(few, processes, tmp_path):
+    for i, (image, label) in enumerate(zip(few.images, few.labels, strict=True)):
+        path = tmp_path / "images" / "train" / str(label) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    config = replace(TINY, epochs=1000, checkpoint_epochs=1000, snapshot_epochs=1)  # SIGTERM alone makes it write
+    folder, reached = tmp_path / "run", (0, 0)
+    for delay in (0, 0.02, 0.05, 0.1):
+        process = processes.Process(target=train_on_files_in_a_session, args=(config, tmp_path / "images", folder))
+        process.start()
+        next_one = folder / SNAPSHOTS / f"{reached[0] + 1:04d}.safetensors"
+        wait_for(next_one.exists, process)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.join()
+        assert process.exitcode == -signal.SIGTERM
+        with safe_open(folder / CHECKPOINT, framework="pt") as file:
+            about = json.loads(file.metadata()[FORMAT])
+        assert (about["epoch"], about["step"]) > reached
+        reached = about["epoch"], about["step"]
 
 
 def test_sigterm_is_noticed_in_the_block_and_only_there():

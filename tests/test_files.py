@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from oodlib.files import project_root, resolve, write_atomically
+from oodlib.files import project_root, remove_partial_files, resolve, write_atomically
 
 
 @pytest.fixture
@@ -96,3 +96,16 @@ def test_processes_that_write_one_file_never_mix(tmp_path):
         assert writer.exitcode == 0
     assert seen | {path.read_text()} <= {"a" * 10_000, "b" * 10_000}
     assert os.listdir(tmp_path) == ["shared.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_and_no_other_file(tmp_path):
+    left = []
+    for name in ("0001.safetensors", "encoder.safetensors"):  # partial: the name that a writer was given
+        write_atomically(tmp_path / name, lambda temporary: (left.append(temporary), temporary.touch()))
+    for path in left:
+        path.touch()
+    remove_partial_files(tmp_path, "encoder")
+    assert sorted(tmp_path.glob("*.partial*")) == left[:1]
+    remove_partial_files(tmp_path)
+    remove_partial_files(tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == ["0001.safetensors", "encoder.safetensors"]

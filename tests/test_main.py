@@ -1,7 +1,10 @@
 """The command line: what it prints, its exit status, and that a wrong request changes nothing."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -124,6 +127,45 @@ def test_train_alone_writes_the_artefacts_of_the_training_step(project, capsys):
     capsys.readouterr()
     assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
     assert "is trained already" in capsys.readouterr().out
+
+
+def start_and_stop(project, name, path, stop):
+    """Run a study until `path` is there, send it a signal, and return its status and what it complained of."""
+    command = project.arguments(name, "--jobs", "2")
+    process = subprocess.Popen(command, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(stop)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on_to_the_same_bytes(project):
+    rare = "checkpoint_epochs: 1000, snapshot_epochs: 1"  # only a training that is stopped writes a checkpoint
+    small = f"parameters: {{seed: [0, 1], batch_size: 32, input_size: 8, epochs: 6, {rare}}}"
+    for name in ("stopped", "undisturbed"):
+        project.write_study(name, small)
+    runs = [Run("stopped", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)]
+    for epoch, stop, status in ((1, signal.SIGTERM, 143), (3, signal.SIGINT, 130)):
+        reached = runs[0].path / "snapshots" / f"{epoch:04d}.safetensors"
+        code, said = start_and_stop(project, "stopped", reached, stop)
+        assert code == status
+        assert said.endswith("stopped; the next call goes on from here\n")
+        assert "Traceback" not in said
+        for run in runs:
+            assert "train" not in run.record
+            assert (run.path / "checkpoint.safetensors").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, os.cpu_count() // 2))  # as each of two side by side had
+    for name in ("stopped", "undisturbed"):
+        assert main(["train", name, "--run", runs[0].name]) == 0
+    torch.set_num_threads(threads)
+    undisturbed = Run("undisturbed", runs[0].name).path
+    assert (runs[0].path / "encoder.safetensors").read_bytes() == (undisturbed / "encoder.safetensors").read_bytes()
+    assert not (runs[0].path / "checkpoint.safetensors").exists()
 
 
 def test_of_several_processes_the_first_complains(project, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """The trainer on 80 tiny digits: a step by hand, every option, randomness that seed, epoch and step alone decide."""
 
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from oodlib import encoders, training
+from oodlib import decoding, encoders, training
 from oodlib import trainer as trainer_module
 from oodlib.data import ImageSet, load_images
 from oodlib.embedding import embed, knn_accuracy
@@ -184,6 +186,29 @@ def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, fl
     monkeypatch.setitem(encoders.ARCHITECTURES, "small", Small)
     losses = [train(replace(TINY, arch="small", epochs=1, compile=how), few)[1][0]["loss"] for how in (False, True)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+# Workers
+
+
+@pytest.mark.parametrize(("cores", "processes", "n"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (2, 4, 1), (64, 4, 8)])
+def test_processes_on_one_machine_share_its_cores_among_their_workers(monkeypatch, cores, processes, n):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert trainer_module.n_workers() == n
+
+
+def in_a_worker():
+    trainer_module._start_worker(0)
+    handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    os._exit(not (decoding.n_threads == 1 and handlers == {signal.SIG_IGN}))
+
+
+def test_a_worker_decodes_in_one_thread_and_is_deaf_to_signals():
+    process = multiprocessing.get_context("fork").Process(target=in_a_worker)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 # Epochs

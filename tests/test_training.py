@@ -13,7 +13,7 @@ from oodlib.data import ImageSet, load_images
 from oodlib.encoders import load_encoder
 from oodlib.objectives import OBJECTIVES, Objective
 from oodlib.settings import TrainingConfig
-from oodlib.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, split_calibration, train
+from oodlib.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, snapshots_of, split_calibration, train
 
 TINY = TrainingConfig(epochs=1, batch_size=32, input_size=8, warmup_epochs=1)
 HISTORY = ["epoch", "loss", "knn_accuracy", "learning_rate", "seconds", "images_per_second"]  # as DESIGN.md has them
@@ -214,6 +214,17 @@ def test_a_snapshot_is_the_encoder_after_its_epoch(few, tmp_path, ema_decay):
         trainer.end_epoch()
         assert same(trainer.result, load_encoder(tmp_path / SNAPSHOTS / f"{epoch:04d}.safetensors"))
     assert same(trainer.result, encoder)
+
+
+def test_what_a_kill_left_of_a_snapshot_is_none_and_the_next_training_removes_it(few, tmp_path):
+    folder = tmp_path / SNAPSHOTS
+    folder.mkdir()
+    for name in ("0001.safetensors", "0002.partial-0123456789ab.safetensors"):
+        (folder / name).touch()
+    assert [path.name for path in snapshots_of(tmp_path)] == ["0001.safetensors"]
+    train(replace(TINY, epochs=2, snapshot_epochs=1), few, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["0001.safetensors", "0002.safetensors"]
+    assert snapshots_of(tmp_path / "none") == []
 
 
 # Refusals
