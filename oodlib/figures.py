@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from oodlib.data import load_images
 from oodlib.files import write_atomically
+from oodlib.ranks import Ranking
 from oodlib.report import Results, of_classes
 from oodlib.runs import slug
 
@@ -223,30 +224,29 @@ def history_figure(results: Results) -> Figure:
     return figure
 
 
-def rank_figure(blocks: pd.DataFrame, n_shown: int = 12) -> Figure:
-    """Draw the critical-difference diagram of the best combinations: mean ranks, joined where Nemenyi parts none.
+def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
+    """Draw the critical-difference diagram of the best combinations: joined are those that Nemenyi does not part.
 
-    Colours are those of the objectives.
+    Their mean ranks, and the critical difference, are those among all. Colours are those of the objectives.
     """
     import scikit_posthocs
 
-    if blocks.shape[1] < 2:
+    if found is None:
         return nothing_figure("no two combinations are in every block: nothing to rank")
-    ranks = blocks.rank(axis=1, ascending=False).mean().nsmallest(n_shown)
-    p_values = scikit_posthocs.posthoc_nemenyi_friedman(blocks[ranks.index].to_numpy())
-    p_values.index = p_values.columns = ranks.index
-    shown = blocks[ranks.index].rank(axis=1, ascending=False).mean()
-    figure, axis = plt.subplots(figsize=(9, 0.28 * len(ranks) + 1.2))
+    shown = found.ranks.head(n_shown)
+    apart = np.abs(np.subtract.outer(shown.to_numpy(), shown.to_numpy())) > found.critical_difference
+    figure, axis = plt.subplots(figsize=(9, 0.28 * len(shown) + 1.2))
     scikit_posthocs.critical_difference_diagram(
         shown,
-        p_values,
+        pd.DataFrame(np.where(apart, 0.0, 1.0), shown.index, shown.index),  # as p-values
         ax=axis,
         label_fmt_left="{label} ({rank:.1f})  ",
         label_fmt_right="  {label} ({rank:.1f})",
         color_palette={name: COLORS.get(name.split()[0], "0.4") for name in shown.index},
     )
     axis.set_title(
-        f"mean rank among these {len(ranks)} combinations, {len(blocks)} blocks; joined: not told apart at 5 %",
+        f"{found.group} OOD: mean ranks of the best {len(shown)} of {len(found.ranks)} combinations, "
+        f"{len(found.blocks)} blocks; joined: nearer than the critical difference, {found.critical_difference:.1f}",
         fontsize=10,
     )
     return figure

@@ -163,6 +163,12 @@ def clustering_names(table: pd.DataFrame) -> pd.Series:
     return names.where(table.pca == 0, "pca-" + table.pca.astype(str) + "/" + names)
 
 
+def n_classes(results: Results) -> dict[str, int]:
+    """Return the number of classes of each ID set: that of the clusters that labels make."""
+    labels = results.decisions[results.decisions.clustering == "labels"]
+    return labels.groupby("id_dataset").n_clusters.max().to_dict()
+
+
 def of_classes(clusters: pd.DataFrame, clustering: str, measure: str) -> pd.DataFrame:
     """Return a measure of the clusters of one clustering, with as many clusters as there are classes and no PCA."""
     n_classes = clusters[clusters.clustering == "labels"].groupby("id_dataset").n_clusters.max()
