@@ -5,7 +5,7 @@ a number of clusters one stands for all, with as many clusters as classes: twent
 rivals. The same ranks stand in the verdict on C4 and in the critical-difference diagram.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from scipy import stats
 
 from oodlib.clustering import OWN_SIZE
 from oodlib.paired import PAIR, Estimate, estimate
-from oodlib.report import Results, n_classes
+from oodlib.report import Results, n_classes, names_by_classes
 
 BLOCK = [*PAIR, "ood_dataset"]
 OF_PAIR = ["id_dataset", "arch", "ood_dataset"]  # what the paper calls a pair, for one architecture
@@ -54,11 +54,8 @@ def rank_matrix(results: Results, group: str) -> pd.DataFrame:
     metrics = results.metrics[(results.metrics.group == group) & (results.metrics.seen == 0)]
     own_size = metrics.clustering.isin([*OWN_SIZE, "none"])
     metrics = metrics[own_size | (metrics.n_clusters == metrics.id_dataset.map(n_classes(results)))]
-    sized = metrics.clustering + "-" + metrics.n_clusters.astype(str) + "/"
-    names = [d.replace(s, s.split("-")[0] + "/") for d, s in zip(metrics.detector, sized, strict=True)]
-    blocks = metrics.assign(
-        combination=metrics.objective + " " + pd.Series(names, metrics.index), points=100 * metrics.auroc
-    )
+    names = names_by_classes(replace(results, metrics=metrics)).str.replace("-{classes}/", "/", regex=False)
+    blocks = metrics.assign(combination=metrics.objective + " " + names, points=100 * metrics.auroc)
     n_objectives = blocks.groupby(PAIR).objective.transform("nunique")
     if len(blocks) and (n_objectives == blocks.objective.nunique()).any():
         blocks = blocks[n_objectives == blocks.objective.nunique()]
@@ -116,7 +113,7 @@ def judge(found: Ranking) -> tuple[str, str]:
     n_others = len(found.ranks) - 1
     text = (
         f"{best} has the best mean rank, {found.ranks[best]:.1f} of {n_others + 1} combinations over {len(blocks)} "
-        f"blocks (ID set, architecture, seed, OOD set); the critical difference, {found.critical_difference:.1f} ranks, "
+        f"blocks (ID set, architecture, seed, OOD set); the critical difference, {found.critical_difference:.1f}, "
         f"tells it from {found.told_apart()} of the {n_others} others; Friedman p = {friedman(blocks):.1g}, over pairs "
         f"with seeds averaged {friedman(found.pairs()):.1g}; the {len(losses)} pairs have {len(winners)} winner(s)"
     )
