@@ -40,13 +40,14 @@ MAIN = (  # the detectors of the main figure
     "msp",
     "energy",
 )
-N_COLORS, PNG_DPI, SVG_DPI = 128, 120, 90  # of saved figures; the last is that of what an svg holds as pixels
+N_COLORS, PNG_DPI, SVG_DPI = 128, 120, 72  # of saved figures; the last is that of what an svg holds as pixels
 
 
 def use_style() -> None:
     """Set the style all figures share: white ground, readable type, ids that stay, so that an svg does too."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
     plt.rcParams.update({"figure.dpi": 90, "savefig.bbox": "tight", "svg.hashsalt": "oodlib", "svg.fonttype": "none"})
+    plt.rcParams["font.sans-serif"] = ["DejaVu Sans", "sans-serif"]  # an svg names them all for each text
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
@@ -72,9 +73,10 @@ def _svg(figure: Figure) -> str:
     """Return a figure as svg that stays the same, with coordinates to a hundredth of a point and no indentation."""
     drawn = StringIO()
     figure.savefig(drawn, format="svg", dpi=SVG_DPI, metadata={"Date": None})
-    parts = re.split(r'(xlink:href="data:[^"]*"|<style.*?</style>|<text.*?</text>)', drawn.getvalue(), flags=re.S)
+    parts = re.split(r'(xlink:href="data:[^"]*"|<style.*?</style>|>[^<]*<)', drawn.getvalue(), flags=re.S)
     parts[::2] = [re.sub(r"(?<![\w#.])-?\d+\.\d{3,}", _shorter, part) for part in parts[::2]]  # the others are texts
-    return re.sub(r"\n\s+", "\n", "".join(parts))
+    text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", "".join(parts))  # that turns by nothing
+    return re.sub(r"\n\s+", "\n", text)
 
 
 def _shorter(number: re.Match) -> str:
@@ -112,7 +114,7 @@ def auroc_figure(results: Results) -> Figure:
     datasets, detectors, objectives = (
         list(dict.fromkeys(means[name])) for name in ("id_dataset", "detector", "objective")
     )
-    size = (7.5, (0.13 * len(objectives) + 0.1) * len(detectors) * len(datasets) + 1.4)
+    size = (7.5, (0.1 * len(objectives) + 0.1) * len(detectors) * len(datasets) + 1.4)
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
@@ -145,7 +147,7 @@ def _draw_rows(axis: Axes, table: pd.DataFrame, detectors: list[str], objectives
                 axis.plot(values, [y] * len(values), "o", color=color, markersize=4, alpha=0.5, markeredgewidth=0)
                 axis.plot(values.mean(), y, "|", color=color, markersize=9, markeredgewidth=2)
         axis.axhline(row + 0.5, color="0.85", linewidth=0.8, zorder=0)
-    axis.axvline(50, color="0.5", linewidth=0.9, linestyle="--", zorder=0)
+    axis.axvline(50, color="0.2", linewidth=1.1, linestyle="--", zorder=1)
     axis.grid(visible=False, axis="y")
 
 
@@ -165,7 +167,7 @@ def draw_projection(axis: Axes, table: pd.DataFrame, id_dataset: str) -> None:
         inside.y,
         s=9,
         color=ID_COLOR,
-        alpha=0.45,
+        alpha=0.6,
         label=f"{display_name(id_dataset)} (ID)",
         zorder=4,
         **points,
@@ -280,7 +282,7 @@ def separation_figure(results: Results, id_dataset: str) -> Figure:
         common = {"data": part, "x": "objective", "y": "value", "hue": "objective", "palette": palette, "ax": axis}
         sns.boxplot(**common, legend=False, showfliers=False, boxprops={"alpha": 0.5})
         _draw_beside(axis, part, palette)
-        axis.set(title=f"{name} ({id_dataset})", xlabel="", ylabel="")
+        axis.set(title=f"{name} ({display_name(id_dataset)})", xlabel="", ylabel="")
     return figure
 
 
@@ -330,6 +332,7 @@ def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
         label_fmt_right="  {label} ({rank:.1f})",
         color_palette={name: COLORS.get(name.split()[0], "0.4") for name in shown.index},
     )
+    axis.grid(visible=False)
     axis.set_title(
         f"{found.group} OOD: mean ranks of the best {len(shown)} of {len(found.ranks)} combinations, "
         f"{len(found.blocks)} blocks; joined: nearer than the critical difference, {found.critical_difference:.1f}",
