@@ -9,13 +9,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from oodlib.figures import COLORS, nothing_figure, objective_name
 from oodlib.findings import id_measures, ood_auroc
+from oodlib.provenance import display_name
 from oodlib.report import Results, clustering_names
 
 
-def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc") -> Figure:
+def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title: str = "") -> Figure:
     """Draw a measure in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.
 
     The references, which have no clusters, stand in a row of their own below. metrics: rows with the columns of
@@ -26,36 +28,42 @@ def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc") -> Fi
         return nothing_figure("no OOD set of this kind: nothing to compare")
     panels = list(dict.fromkeys(metrics[by]))
     metrics = metrics.assign(row=clustering_names(metrics).where(metrics.clustering != "none", "no clusters"))
+    place = metrics.clustering.map({name: i for i, name in enumerate(dict.fromkeys(metrics.clustering))})
+    metrics = metrics.assign(place=place).sort_values(["place", "pca", "n_clusters"], kind="stable")
     parts = metrics[metrics.clustering != "none"], metrics[metrics.clustering == "none"]
-    n_rows = parts[0].row.nunique()
-    size = (5.2 * len(panels) + 1, 0.33 * n_rows + 3)
-    ratios = {"height_ratios": [n_rows, 1.2]}
+    cells = [part.groupby([by, "row", "distance"], sort=False)[measure].mean().mul(100) for part in parts]
+    low, high = (getattr(pd.concat(cells), end)() for end in ("min", "max"))
+    n_rows, n_columns = parts[0].row.nunique(), max(part.distance.nunique() for part in parts)
+    size = ((0.55 * n_columns + 0.2) * len(panels) + 2.4, 0.27 * n_rows + 3)
+    ratios = {"height_ratios": [max(n_rows, 1), 1.2]}
     figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
-    for line, part in zip(axes, parts, strict=True):
+    for line, part, values in zip(axes, parts, cells, strict=True):
         names = {"index": list(dict.fromkeys(part.row)), "columns": list(dict.fromkeys(part.distance))}
         for axis, panel in zip(line, panels, strict=True):
-            cells = part[part[by] == panel].pivot_table(index="row", columns="distance", values=measure)
-            _draw_heat(axis, 100 * cells.reindex(**names))  # the same rows and columns in all panels
+            own = values.xs(panel).unstack() if panel in values.index else pd.DataFrame(dtype=float)
+            image = _draw_heat(axis, own.reindex(**names), low, high)  # the same rows and columns in all panels
     for axis, panel in zip(axes[0], panels, strict=True):
         axis.set_title(objective_name(panel))
     for axis in axes[:, 1:].flat:
         axis.set_yticklabels([])
-    figure.suptitle(f"{measure.upper()} %")
+    figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01, label=f"{measure.upper()}, %")
+    figure.suptitle(f"{measure.upper()} %{', ' * bool(title)}{title}")
     plt.close(figure)
     return figure
 
 
-def _draw_heat(axis: Axes, cells: pd.DataFrame) -> None:
-    """Draw a table as a heat map; seaborn's own draws the whole figure anew for each."""
-    axis.imshow(cells, cmap="crest", vmin=50, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(cells.to_numpy()):
+def _draw_heat(axis: Axes, cells: pd.DataFrame, low: float, high: float) -> AxesImage:
+    """Draw a table as a heat map of colours from low to high; seaborn's own draws the whole figure anew for each."""
+    image = axis.imshow(cells.to_numpy(dtype=float), cmap="crest", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(cells.to_numpy(dtype=float)):
         if not np.isnan(value):
-            color = "white" if value > 65 else "0.15"
+            color = "white" if value > low + 0.3 * (high - low) else "0.15"
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", size=8, color=color)
     axis.set_xticks(range(cells.shape[1]), cells.columns, rotation=40, ha="right")
     axis.set_yticks(range(cells.shape[0]), cells.index)
     axis.grid(visible=False)
     sns.despine(ax=axis, left=True, bottom=True)
+    return image
 
 
 def false_alarm_figure(false_alarms: pd.DataFrame, detector: str, by: str = "") -> Figure:
@@ -102,6 +110,34 @@ def risk_figure(risk_coverage: pd.DataFrame) -> Figure:
         axis.set(title=dataset, xlabel="coverage: share answered", xlim=(0, 1), ylim=(0, 1))
     axes[0][0].set_ylabel("risk: share of answers that are wrong")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False)
+    plt.close(figure)
+    return figure
+
+
+def study_risk_figure(results: Results, detector: str, id_dataset: str, seed: int) -> Figure:
+    """Draw risk-coverage curves of one detector and seed, a panel an OOD set, a line an objective, with its AURC.
+
+    Lower is better. The curve is that of ID and OOD images together, OOD images being answered wrongly.
+    """
+    chosen = results.risk_coverage[
+        results.risk_coverage.id_dataset.eq(id_dataset) & results.risk_coverage.seed.eq(seed)
+    ]
+    chosen = chosen[chosen.detector == detector]
+    if chosen.empty:
+        return nothing_figure(f"no risk-coverage curves of {detector} and seed {seed}")
+    chosen = chosen[chosen.arch == chosen.arch.iloc[0]]
+    areas = results.metrics[results.metrics.detector == detector].set_index(["run", "ood_dataset"]).aurc
+    sets = list(dict.fromkeys(chosen.ood_dataset))
+    size = (3.1 * len(sets), 3.6)
+    figure, axes = plt.subplots(1, len(sets), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, dataset in zip(axes[0], sets, strict=True):
+        for (run, objective), curve in chosen[chosen.ood_dataset == dataset].groupby(["run", "objective"], sort=False):
+            label = f"{objective_name(objective)}: {areas[run, dataset]:.2f}"
+            axis.plot(curve.coverage, curve.risk, color=COLORS.get(objective, "0.4"), label=label)
+        axis.set(title=display_name(dataset), xlabel="coverage", xlim=(0, 1), ylim=(0, 1))
+        axis.legend(title="AURC", fontsize=8, title_fontsize=8, loc="best")
+    axes[0][0].set_ylabel("risk: share of answers that are wrong")
+    figure.suptitle(f"{display_name(id_dataset)} with each OOD set, {detector}, seed {seed}")
     plt.close(figure)
     return figure
 

@@ -5,7 +5,10 @@ run keeps. A figure of one seed shows the runs of the study's first architecture
 """
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
 
@@ -19,12 +22,27 @@ from matplotlib.patheffects import withStroke
 
 from oodlib.data import load_images
 from oodlib.files import write_atomically
-from oodlib.report import Results, of_classes
+from oodlib.provenance import class_names, display_name
+from oodlib.ranks import Ranking
+from oodlib.report import Results, choose, group_means, names_by_classes, of_classes
 from oodlib.runs import slug
 
 OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon", "joint": "joint", "cider": "CIDER"}
 COLORS = dict(zip(OBJECTIVE_NAMES, sns.color_palette("colorblind"), strict=False))
 ID_COLOR = "0.25"
+MAIN = (  # the detectors of the main figure
+    "labels/euclidean",
+    "labels/cosine",
+    "labels/mahalanobis",
+    "labels/relative-mahalanobis",
+    "labels/ssd",
+    "kmeans-{classes}/cosine",
+    "gmm-{classes}/cosine",
+    "knn",
+    "msp",
+    "energy",
+)
+N_COLORS, PNG_DPI, SVG_DPI = 128, 120, 72  # of saved figures; the last is that of what an svg holds as pixels
 
 
 def use_style() -> None:
@@ -39,15 +57,49 @@ def use_style() -> None:
         COLORS.update(zip([name for name in OBJECTIVES if name not in OBJECTIVE_NAMES], cycle(free), strict=False))
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
     plt.rcParams.update({"figure.dpi": 90, "savefig.bbox": "tight", "svg.hashsalt": "oodlib", "svg.fonttype": "none"})
+    plt.rcParams["font.sans-serif"] = ["DejaVu Sans", "sans-serif"]  # an svg names them all for each text
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
-    """Write a figure as png and svg; return it, so that a notebook shows it."""
+    """Write a figure as png, in a palette of N_COLORS, and svg; return it, so that a notebook shows it."""
     name = "_".join(slug(part) for part in name.split())
-    for suffix, options in (("png", {"dpi": 120}), ("svg", {"metadata": {"Date": None}})):
-        write_atomically(folder / f"{name}.{suffix}", lambda path, options=options: figure.savefig(path, **options))
+    write_atomically(folder / f"{name}.png", lambda path: _write_png(figure, path))
+    write_atomically(folder / f"{name}.svg", lambda path: path.write_text(_svg(figure)))
     plt.close(figure)
     return figure
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    """Write a png of few colours: a third of the bytes, and hardly a difference to the eye."""
+    from PIL import Image
+
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=PNG_DPI)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(N_COLORS, dither=Image.Dither.NONE).save(path, format="png", optimize=True)
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as svg that stays the same, with coordinates to a hundredth of a point and no indentation."""
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", dpi=SVG_DPI, metadata={"Date": None})
+    parts = re.split(r'(xlink:href="data:[^"]*"|<style.*?</style>|>[^<]*<)', drawn.getvalue(), flags=re.S)
+    parts[::2] = [re.sub(r"(?<![\w#.])-?\d+\.\d{3,}", _shorter, part) for part in parts[::2]]  # the others are texts
+    text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", "".join(parts))  # that turns by nothing
+    return re.sub(r"\n\s+", "\n", text)
+
+
+def _shorter(number: re.Match) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def show_saved(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure and show the png that was written: drawn once, and as small in the notebook as on disk."""
+    from IPython.display import Image, display
+
+    save_figure(figure, folder, name)
+    path = folder / f"{'_'.join(slug(part) for part in name.split())}.png"
+    display(Image(path.read_bytes(), alt=name))
 
 
 def objective_name(objective: str) -> str:
@@ -60,51 +112,79 @@ def ood_colors(datasets: list[str]) -> dict[str, tuple]:
     return dict(zip(datasets, sns.color_palette("Set2", len(datasets)), strict=True))
 
 
-def auroc_figure(results: Results, id_dataset: str) -> Figure:
-    """Draw AUROC of the detectors in the results, one global threshold, a panel an OOD set: the runs and their mean."""
-    metrics = results.metrics
-    chosen = (metrics.threshold == "global") & (metrics.group != "sanity") & (metrics.id_dataset == id_dataset)
-    table = metrics[chosen].assign(auroc=100 * metrics.auroc)
-    datasets, objectives = list(dict.fromkeys(table.ood_dataset)), list(dict.fromkeys(table.objective))
-    shown = list(dict.fromkeys(table.detector))
-    size = (3.4 * len(datasets) + 1, 0.24 * len(shown) + 1.6)
-    figure, axes = plt.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    dodge = 0.8 * (1 - 1 / len(objectives))  # brings the means to where stripplot puts the points
-    for axis, dataset in zip(axes[0], datasets, strict=True):
-        part = table[table.ood_dataset == dataset]
-        common = {
-            "data": part,
-            "x": "auroc",
-            "y": "detector",
-            "hue": "objective",
-            "order": shown,
-            "hue_order": objectives,
-        }
-        sns.stripplot(**common, ax=axis, palette=COLORS, dodge=True, size=4, alpha=0.5, legend=False, jitter=False)
-        sns.pointplot(
-            **common, ax=axis, palette=COLORS, dodge=dodge, linestyle="none", marker="|", markersize=12, errorbar=None
-        )
-        axis.set(title=f"{dataset} ({part.group.iloc[0]})", xlabel="AUROC %", ylabel="")
-        axis.get_legend().remove()
-    handles, _ = axes[0][0].get_legend_handles_labels()
-    names = [objective_name(objective) for objective in objectives]
+def auroc_figure(results: Results) -> Figure:
+    """Draw mean AUROC over near and over far sets, a row of panels an ID set: a point a run, a bar their mean.
+
+    Of the detectors of MAIN that there are. A K that is the number of classes is called C.
+    """
+    shown = choose(results, [name for name in MAIN if _is_there(results, name)] or ["*"])
+    shown = replace(shown, metrics=shown.metrics.assign(detector=names_by_classes(shown)))
+    means = group_means(shown, ["auroc"])
+    means["detector"] = means.detector.str.replace("{classes}", "C", regex=False)
+    datasets, detectors, objectives = (
+        list(dict.fromkeys(means[name])) for name in ("id_dataset", "detector", "objective")
+    )
+    size = (7.5, (0.1 * len(objectives) + 0.1) * len(detectors) * len(datasets) + 1.4)
+    figure, axes = plt.subplots(
+        len(datasets), 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for line, dataset in zip(axes, datasets, strict=True):
+        for axis, group in zip(line, ("near", "far"), strict=True):
+            part = means[(means.id_dataset == dataset) & (means.group == group)]
+            _draw_rows(axis, part, detectors, objectives)
+            axis.set_title(f"{display_name(dataset)}: {group} OOD")
+    axes[0, 0].set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - 0.5, -0.5))
+    for axis in axes[-1]:
+        axis.set_xlabel("AUROC, %")
+    handles = [plt.Line2D([], [], color=COLORS.get(name, "0.4"), marker="o", linestyle="none") for name in objectives]
+    names = [objective_name(name) for name in objectives]
     figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)
-    figure.suptitle(f"{id_dataset} against OOD sets; a point a run, a bar their mean")
     return figure
 
 
+def _is_there(results: Results, name: str) -> bool:
+    return name in set(results.metrics.detector) | set(names_by_classes(results))
+
+
+def _draw_rows(axis: Axes, table: pd.DataFrame, detectors: list[str], objectives: list[str]) -> None:
+    """Draw AUROC of the detectors, a row each, in lanes of the objectives, with 50 % and lines between the rows."""
+    for row, detector in enumerate(detectors):
+        for lane, objective in enumerate(objectives):
+            y = row + 0.8 * ((lane + 0.5) / len(objectives) - 0.5)
+            values = 100 * table[(table.detector == detector) & (table.objective == objective)].auroc
+            if len(values):
+                color = COLORS.get(objective, "0.4")
+                axis.plot(values, [y] * len(values), "o", color=color, markersize=4, alpha=0.5, markeredgewidth=0)
+                axis.plot(values.mean(), y, "|", color=color, markersize=9, markeredgewidth=2)
+        axis.axhline(row + 0.5, color="0.85", linewidth=0.8, zorder=0)
+    axis.axvline(50, color="0.2", linewidth=1.1, linestyle="--", zorder=1)
+    axis.grid(visible=False, axis="y")
+
+
 def draw_projection(axis: Axes, table: pd.DataFrame, id_dataset: str) -> None:
-    """Draw the projected test embeddings of one run, ID in grey, OOD in colour; up to 12 classes are named."""
+    """Draw the projected test embeddings of one run, ID in grey over OOD in colour; up to 12 classes are named."""
     inside = table[table.dataset == id_dataset]
     if inside.label.nunique() <= 12:
+        names = class_names(id_dataset)
         for label, members in inside.groupby("label"):
-            text = axis.text(members.x.median(), members.y.median(), label, ha="center", va="center", weight="bold")
-            text.set(zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
-    points = {"linewidth": 0, "rasterized": True}  # thousands: as circles they would make a large svg
-    axis.scatter(inside.x, inside.y, s=9, color=ID_COLOR, alpha=0.35, label=f"{id_dataset} (ID)", zorder=2, **points)
+            name = names[label] if names else label
+            text = axis.text(members.x.median(), members.y.median(), name, ha="center", va="center", weight="bold")
+            text.set(zorder=5, path_effects=[withStroke(linewidth=3, foreground="white")])
+    axis.set_rasterization_zorder(4.5)  # thousands of points: as circles they would make a large svg
+    points = {"linewidth": 0}
+    axis.scatter(
+        inside.x,
+        inside.y,
+        s=9,
+        color=ID_COLOR,
+        alpha=0.6,
+        label=f"{display_name(id_dataset)} (ID)",
+        zorder=4,
+        **points,
+    )
     for name, color in ood_colors([name for name in dict.fromkeys(table.dataset) if name != id_dataset]).items():
         outside = table[table.dataset == name]
-        axis.scatter(outside.x, outside.y, s=11, color=[color], alpha=0.8, label=name, zorder=3, **points)
+        axis.scatter(outside.x, outside.y, s=11, color=[color], alpha=0.7, label=display_name(name), zorder=3, **points)
 
 
 def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
@@ -211,9 +291,18 @@ def separation_figure(results: Results, id_dataset: str) -> Figure:
         palette = {objective_name(key): color for key, color in COLORS.items()}
         common = {"data": part, "x": "objective", "y": "value", "hue": "objective", "palette": palette, "ax": axis}
         sns.boxplot(**common, legend=False, showfliers=False, boxprops={"alpha": 0.5})
-        sns.stripplot(**common, legend=False, size=3, alpha=0.7, jitter=False)
-        axis.set(title=f"{name} ({id_dataset})", xlabel="", ylabel="")
+        _draw_beside(axis, part, palette)
+        axis.set(title=f"{name} ({display_name(id_dataset)})", xlabel="", ylabel="")
     return figure
+
+
+def _draw_beside(axis: Axes, table: pd.DataFrame, palette: dict[str, tuple]) -> None:
+    """Draw a point a value over the box of its objective, spread to the sides the same way every time."""
+    spread = np.random.default_rng(0)
+    for place, (objective, part) in enumerate(table.groupby("objective", sort=False)):
+        x = place + spread.uniform(-0.25, 0.25, len(part))
+        color = palette.get(objective, "0.4")
+        axis.scatter(x, part.value, s=7, color=[color], alpha=0.7, linewidth=0, zorder=3, rasterized=True)
 
 
 def history_figure(results: Results) -> Figure:
@@ -233,30 +322,30 @@ def history_figure(results: Results) -> Figure:
     return figure
 
 
-def rank_figure(blocks: pd.DataFrame, n_shown: int = 12) -> Figure:
-    """Draw the critical-difference diagram of the best combinations: mean ranks, joined where Nemenyi parts none.
+def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
+    """Draw the critical-difference diagram of the best combinations: joined are those that Nemenyi does not part.
 
-    Colours are those of the objectives.
+    Their mean ranks, and the critical difference, are those among all. Colours are those of the objectives.
     """
     import scikit_posthocs
 
-    if blocks.shape[1] < 2:
+    if found is None:
         return nothing_figure("no two combinations are in every block: nothing to rank")
-    ranks = blocks.rank(axis=1, ascending=False).mean().nsmallest(n_shown)
-    p_values = scikit_posthocs.posthoc_nemenyi_friedman(blocks[ranks.index].to_numpy())
-    p_values.index = p_values.columns = ranks.index
-    shown = blocks[ranks.index].rank(axis=1, ascending=False).mean()
-    figure, axis = plt.subplots(figsize=(9, 0.28 * len(ranks) + 1.2))
+    shown = found.ranks.head(n_shown)
+    apart = np.abs(np.subtract.outer(shown.to_numpy(), shown.to_numpy())) > found.critical_difference
+    figure, axis = plt.subplots(figsize=(9, 0.28 * len(shown) + 1.2))
     scikit_posthocs.critical_difference_diagram(
         shown,
-        p_values,
+        pd.DataFrame(np.where(apart, 0.0, 1.0), shown.index, shown.index),  # as p-values
         ax=axis,
         label_fmt_left="{label} ({rank:.1f})  ",
         label_fmt_right="  {label} ({rank:.1f})",
         color_palette={name: COLORS.get(name.split()[0], "0.4") for name in shown.index},
     )
+    axis.grid(visible=False)
     axis.set_title(
-        f"mean rank among these {len(ranks)} combinations, {len(blocks)} blocks; joined: not told apart at 5 %",
+        f"{found.group} OOD: mean ranks of the best {len(shown)} of {len(found.ranks)} combinations, "
+        f"{len(found.blocks)} blocks; joined: nearer than the critical difference, {found.critical_difference:.1f}",
         fontsize=10,
     )
     return figure

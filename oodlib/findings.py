@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from oodlib.report import SETTING, Results, group_means, mean_sd, over_seeds
+from oodlib.report import SETTING, Results, group_means, mean_sd, of_classes, over_seeds
 
 RUN = [*SETTING, "seed"]
 ERROR_MEASURES = ["auroc", "error_auroc", "aurc", "oscr"]
 N_PERMUTATIONS = 9999
+KMEANS_MEASURES = ("cluster_purity", "nmi", "silhouette")  # purity of unsupervised clusters is the paper's own measure
 
 
 def threshold_table(results: Results, detectors: list[str]) -> pd.DataFrame:
@@ -39,6 +40,7 @@ def threshold_table(results: Results, detectors: list[str]) -> pd.DataFrame:
 def _beside(parts: dict[str, pd.DataFrame], keys: list[str]) -> pd.DataFrame:
     """Return tables of mean, sd and n with the same index as one: keys, n, and a column "mean ± sd" a table."""
     first = next(iter(parts.values()))
+    parts = {name: part.reindex(first.index) for name, part in parts.items()}
     cells = {name: [mean_sd(m, s) for m, s in zip(p["mean"], p.sd, strict=True)] for name, p in parts.items()}
     return first.index.to_frame(index=False)[keys].assign(n=first.n.to_numpy(), **cells)
 
@@ -64,31 +66,45 @@ def error_table(results: Results) -> pd.DataFrame:
 def mistake_table(results: Results) -> pd.DataFrame:
     """Return what mistakes of earlier code would change, in points of AUROC or FPR95, mean ± sd over runs, with n.
 
-    One row an ID set, mistake and detector; each OOD set of a run counts once. Two mistakes come from step 04, and two
-    are columns of metrics.csv: the AUROC of a class-wise curve without end points, and FPR95 with OOD as positive.
+    One row a mistake, ID set and detector; near and far sets apart, each averaged within a run first. Some mistakes
+    come from step 04, and two are columns of metrics.csv: the AUROC of a class-wise curve without end points, and FPR95
+    with OOD as positive.
     """
-    ablations = results.ablations.rename(columns={"distance": "detector"})
-    truncated = results.decisions[results.decisions.auroc_101.notna()]
+    decisions = results.decisions
+    groups = decisions[["run", "ood_dataset", "group"]].drop_duplicates()
+    ablations = results.ablations.rename(columns={"distance": "detector"}).merge(groups, on=["run", "ood_dataset"])
+    truncated = decisions[decisions.auroc_101.notna()]
     truncated = truncated.assign(mistake="truncated curve, AUROC", right=truncated.auroc, wrong=truncated.auroc_101)
-    swapped = results.decisions[results.decisions.threshold == "global"]
+    swapped = decisions[decisions.threshold == "global"]
     swapped = swapped.assign(mistake="OOD as positive, FPR95", right=swapped.fpr95, wrong=swapped.fpr95_ood_positive)
     named = [part.assign(detector=part.base) for part in (truncated, swapped)]
     kept = {"labels/cosine", "labels/mahalanobis"}
     rows = pd.concat([ablations, *(part[part.detector.isin(kept)] for part in named)])
     rows = rows.assign(change=100 * (rows.wrong - rows.right), right=100 * rows.right)
-    keys = ["id_dataset", "mistake", "detector"]
-    parts = {"right %": over_seeds(rows, keys, "right"), "change": over_seeds(rows, keys, "change")}
+    rows["mistake"] = pd.Categorical(rows.mistake, list(dict.fromkeys(rows.mistake)), ordered=True)
+    keys = ["mistake", "id_dataset", "detector"]
+    per_run = rows.groupby([*keys, "group", "run"], observed=True)[["right", "change"]].mean().reset_index()
+    parts = {
+        f"{group} {name}": over_seeds(per_run[per_run.group == group], keys, value)
+        for group in ("near", "far")
+        if group in set(per_run.group)
+        for name, value in (("right %", "right"), ("change", "change"))
+    }
     return _beside(parts, keys)
 
 
 def id_measures(results: Results) -> pd.DataFrame:
-    """Return one row a run and one column a measure that needs ID data alone: accuracies, and quality of the classes.
+    """Return one row a run and one column a measure that needs ID data alone: accuracies, and quality of the clusters.
 
-    Measures a cluster are averaged over the classes. Only embeddings as they are, without PCA, count.
+    Of the classes and, as "k-means …", of k-means with as many clusters. Measures a cluster are averaged over the
+    clusters. Only embeddings as they are, without PCA, count.
     """
     clusters = results.clusters
-    clusters = clusters[clusters.clustering.isin(["labels", "none"]) & (clusters.pca == 0)]
-    quality = clusters.pivot_table(index=RUN, columns="measure", values="value", aggfunc="mean")
+    whole = clusters[clusters.clustering.isin(["labels", "none"]) & (clusters.pca == 0)]
+    kmeans = [of_classes(clusters, "kmeans", measure) for measure in KMEANS_MEASURES]
+    kmeans = pd.concat(kmeans)
+    kmeans = kmeans.assign(measure="k-means " + kmeans.measure)
+    quality = pd.concat([whole, kmeans]).pivot_table(index=RUN, columns="measure", values="value", aggfunc="mean")
     constant = quality.columns[quality.nunique() < 2]  # purity of the classes themselves, and the like
     accuracy = results.runs.set_index(RUN)[["id_accuracy", "nearest_class_mean"]]
     return accuracy.join(quality.drop(columns=constant))

@@ -28,28 +28,82 @@ FIGURES = [  # ID set, group, our objective, our detector, their method, AUROC i
     ("cifar100", "near", "cider", "knn", "CIDER + KNN", 73.1, "OpenOOD 1.5, ResNet-18"),
     ("cifar100", "far", "cider", "knn", "CIDER + KNN", 80.5, "OpenOOD 1.5, ResNet-18"),
 ]
+OF_SETS = [  # ID set, OOD set, our objective, our detector, their method, AUROC in percent, source and setting
+    ("cifar10", "cifar100", "simclr", "one/ssd", "SSD", 90.6, "SSD, ResNet-50, SimCLR"),
+    ("cifar10", "cifar100, FPR95", "simclr", "one/ssd", "SSD", 50.8, "SSD, ResNet-50, SimCLR"),
+    ("cifar10", "cifar100", "supcon", "knn", "CSI, labelled", 90.6, "CSI, ResNet-18"),
+    ("cifar10", "cifar100", "supcon", "labels/cosine", "SupCLR", 88.3, "CSI, ResNet-18, SupCon"),
+    ("cifar10", "far mean", "supcon", "knn", "KNN+, mean of 5 sets", 97.96, "KNN, ResNet-18, SupCon, 500 epochs"),
+    (
+        "cifar10",
+        "far mean, FPR95",
+        "supcon",
+        "knn",
+        "KNN+, mean of 5 sets",
+        11.05,
+        "KNN, ResNet-18, SupCon, 500 epochs",
+    ),
+    ("cifar100", "far mean", "supcon", "knn", "KNN+, mean of 5 sets", 86.14, "KNN, ResNet-34, SupCon"),
+    ("cifar100", "far mean", "supcon", "one/ssd", "SSD+, mean of 5 sets", 85.91, "KNN, ResNet-34, SupCon"),
+    *(
+        ("cifar100", "cifar10", "ce", detector, method, value, "ViT-L/16, pretrained on ImageNet-21k")
+        for detector, method, value in [
+            ("msp", "MSP", 93.0),
+            ("labels/mahalanobis", "MDS", 96.2),
+            ("labels/relative-mahalanobis", "RMDS", 96.5),
+        ]
+    ),
+]
+ACCURACIES = [  # ID set, our objective, ID accuracy in percent, source and setting
+    (id_dataset, objective, value, "ResNet-50" + ", linear probe" * (objective == "simclr"))
+    for id_dataset, values in [("cifar10", (95.0, 96.0, 93.6)), ("cifar100", (75.3, 76.5, 70.7))]
+    for objective, value in zip(("ce", "supcon", "simclr"), values, strict=True)
+]
 FAR_SETS = ("svhn", "lsun", "isun", "places365")  # that papers on CIFAR report too, and are not always at hand
-COLUMNS = ["id_dataset", "group", "objective", "detector", "method", "published", "setting"]
+COLUMNS = ["id_dataset", "against", "objective", "detector", "method", "published", "setting"]
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """Return the published AUROC beside this study's, in percent, mean ± sd over seeds, with n, and both settings.
+    """Return published figures beside this study's, in percent, mean ± sd over seeds, with n, and both settings.
 
-    Their far sets are MNIST, SVHN, Textures and Places365, their near sets the other CIFAR and Tiny ImageNet.
+    AUROC, or FPR95 where it says so, against one OOD set or a mean over near or far sets; then ID accuracy. Their near
+    sets are the other CIFAR and Tiny ImageNet, their far sets MNIST, SVHN, Textures and Places365 (OpenOOD) or five
+    of their own (KNN); ours are those of the study.
     """
-    published = pd.DataFrame(FIGURES, columns=COLUMNS)
-    means = group_means(results, ["auroc"])
-    means["auroc"] *= 100
-    keys = ["id_dataset", "group", "objective", "detector", "arch"]
-    ours = over_seeds(means, keys, "auroc").reset_index()
-    epochs = results.runs.groupby(["id_dataset", "objective", "arch"]).epochs.max().reset_index()
-    table = published.merge(ours, on=keys[:-1]).merge(epochs, on=["id_dataset", "objective", "arch"])
+    figures = [(*of[:1], f"{of[1]} mean", *of[2:]) for of in FIGURES]
+    published = pd.DataFrame([*figures, *OF_SETS, *_accuracy_rows()], columns=COLUMNS)
+    keys = ["id_dataset", "against", "objective", "detector"]
+    ours = over_seeds(_own_values(results), [*keys, "arch"], "value").reset_index()
+    table = published.merge(ours, on=keys).merge(_own_settings(results), on=["id_dataset", "objective", "arch"])
     cells = [mean_sd(mean, sd) for mean, sd in zip(table["mean"], table.sd, strict=True)]
-    here = table.arch + ", " + table.epochs.astype(str) + " epochs"
-    table = table.assign(**{"this study": cells, "our setting": here})
-    return table[[*COLUMNS[:5], "published", "this study", "n", "our setting", "setting"]].rename(
-        columns={"setting": "their setting"}
-    )
+    table = table.assign(**{"this study": cells, "their setting": table.setting})
+    return table[[*keys, "method", "published", "this study", "n", "our setting", "their setting"]]
+
+
+def _accuracy_rows() -> list[tuple]:
+    return [(id_dataset, "ID accuracy", name, "", "", value, of) for id_dataset, name, value, of in ACCURACIES]
+
+
+def _own_values(results: Results) -> pd.DataFrame:
+    """Return AUROC and FPR95 by OOD set and by group, and ID accuracy, in percent: one row a run and figure."""
+    means = group_means(results, ["auroc", "fpr95"])
+    both = [means.assign(against=means.group + " mean"), results.metrics.assign(against=results.metrics.ood_dataset)]
+    auroc = [table.assign(value=100 * table.auroc) for table in both]
+    fpr95 = [table.assign(value=100 * table.fpr95, against=table.against + ", FPR95") for table in both]
+    accuracy = results.runs.assign(against="ID accuracy", detector="", value=100 * results.runs.id_accuracy)
+    columns = ["id_dataset", "arch", "objective", "seed", "against", "detector", "value"]
+    return pd.concat([table[columns] for table in (*auroc, *fpr95, accuracy)])
+
+
+def _own_settings(results: Results) -> pd.DataFrame:
+    """Return network, epochs and ID accuracy of each setting in words."""
+    found = results.runs.groupby(["id_dataset", "objective", "arch"])[["epochs", "id_accuracy"]]
+    found = found.agg({"epochs": "max", "id_accuracy": "mean"}).reset_index()
+    words = [
+        f"{arch}, {epochs} epochs, ID accuracy {100 * accuracy:.1f} %"
+        for arch, epochs, accuracy in found[["arch", "epochs", "id_accuracy"]].itertuples(index=False)
+    ]
+    return found.assign(**{"our setting": words}).drop(columns=["epochs", "id_accuracy"])
 
 
 def absent_sets(results: Results, id_dataset: str) -> list[str]:

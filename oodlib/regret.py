@@ -10,6 +10,7 @@ from oodlib.report import SETTING, Results, detector_names, mean_sd, over_seeds
 
 ALWAYS = ("labels/cosine", "labels/mahalanobis", "knn")
 BY_CLUSTERS = "best silhouette, cosine"
+ORACLE = "oracle"
 COLUMNS = [*SETTING, "seed", "run", "rule", "chosen", "ood_dataset", "group", "auroc", "best", "regret"]
 
 
@@ -30,7 +31,8 @@ def chosen_detectors(results: Results) -> pd.DataFrame:
 def regrets(results: Results) -> pd.DataFrame:
     """Return one row a run, rule and OOD set: AUROC of the chosen detector, that of the best, and the regret.
 
-    In AUROC points. Detectors that have seen outliers, thresholds a cluster and sanity sets are left out.
+    In AUROC points. The rule "oracle" takes the best, which it knows from OOD data, and has none. Detectors that have
+    seen outliers, thresholds a cluster and sanity sets are left out.
     """
     metrics = results.metrics
     metrics = metrics[metrics.threshold.eq("global") & metrics.seen.eq(0) & metrics.group.ne("sanity")]
@@ -38,20 +40,42 @@ def regrets(results: Results) -> pd.DataFrame:
         auroc=100 * metrics.auroc, best=100 * metrics.groupby(["run", "ood_dataset"]).auroc.transform("max")
     )
     table = chosen_detectors(results).merge(metrics, left_on=["run", "chosen"], right_on=["run", "detector"])
+    best = metrics.loc[metrics.groupby(["run", "ood_dataset"], sort=False).auroc.idxmax()]
+    table = pd.concat([table, best.assign(rule=ORACLE, chosen=best.detector)], ignore_index=True)
     return table.assign(regret=table.best - table.auroc)[COLUMNS]
 
 
-def regret_table(results: Results) -> pd.DataFrame:
-    """Return the mean regret of each rule over near and over far sets, AUROC points, mean ± sd over runs, with n.
+def regret_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean regret of each rule, AUROC points, near, far and by OOD set: mean ± sd over seeds, with n.
 
-    One row an ID set and rule, least near regret first; the sets of a group are averaged within a run.
+    One row an ID set and rule, least near regret first. Sets and objectives are averaged within a seed, since runs of
+    one seed share its choices. The oracle, which has no regret, is named with the detector it takes most often.
     """
+    found = found[found.group.isin(["near", "far"])]
+    by_set = found.assign(column=found.ood_dataset)
+    both = pd.concat([found.assign(column=found.group + " mean"), by_set])
+    seeds = both[both.rule != ORACLE].groupby(["id_dataset", "rule", "column", "seed"], sort=False).regret.mean()
+    cells = over_seeds(seeds.reset_index(), ["id_dataset", "rule", "column"], "regret").reset_index()
+    cells["cell"] = [mean_sd(mean, sd) for mean, sd in zip(cells["mean"], cells.sd, strict=True)]
+    cells = pd.concat([_oracle_cells(both), cells])
+    return _spread(cells)
+
+
+def _oracle_cells(both: pd.DataFrame) -> pd.DataFrame:
+    """Return what the oracle takes: the detector it takes most often, and for how many of its choices."""
+    oracle = both[both.rule == ORACLE]
+    taken = oracle.groupby(["id_dataset", "rule", "column"], sort=False)
+    cells = taken.chosen.agg(lambda names: f"{names.mode()[0]} ({names.eq(names.mode()[0]).sum()}/{len(names)})")
+    return cells.rename("cell").reset_index().assign(n=oracle.seed.nunique(), mean=-1.0)  # before all rules
+
+
+def _spread(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return cells as a table: one row an ID set and rule, least near regret first; means before sets."""
+    means = [name for name in ("near mean", "far mean") if name in set(cells.column)]
+    columns = means + [name for name in dict.fromkeys(cells.column) if name not in means]
     keys = ["id_dataset", "rule"]
-    per_run = regrets(results).groupby([*keys, "run", "group"], sort=False).regret.mean().reset_index()
-    found = over_seeds(per_run, [*keys, "group"], "regret").reset_index()
-    found["cell"] = [mean_sd(mean, sd) for mean, sd in zip(found["mean"], found.sd, strict=True)]
-    wide = found.pivot(index=[*keys, "n"], columns="group", values=["cell", "mean"])
-    order = wide["mean"].mean(axis=1).rename("order").reset_index().sort_values(["id_dataset", "order"]).index
-    groups = [group for group in ("near", "far") if group in wide["cell"]]
-    cells = wide["cell"][groups].rename(columns=lambda group: f"{group} regret").reset_index()
-    return cells.loc[order].reset_index(drop=True).rename_axis(columns=None)
+    wide = cells.pivot(index=keys, columns="column", values="cell")[columns]
+    order = cells[cells.column == columns[0]].set_index(keys)
+    table = wide.assign(n=order.n, order=order["mean"]).reset_index().sort_values(["id_dataset", "order"])
+    table = table[[*keys, "n", *columns]].fillna("").reset_index(drop=True)
+    return table.rename_axis(columns=None)

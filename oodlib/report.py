@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from oodlib.clustering import OWN_SIZE
@@ -31,18 +32,20 @@ PARTS = (
     "ablations",
 )
 SETTING = ["id_dataset", "arch", "objective"]  # what seeds are averaged over
-SHOWN = (  # detectors that tables show unless others are named
+SHOWN = (  # detectors that tables show unless others are named; {classes} is the number of classes of the ID set
     "labels/euclidean",
     "labels/cosine",
     "labels/cosine/per-cluster",
     "labels/mahalanobis",
     "labels/mahalanobis/per-cluster",
-    "labels/mahalanobis-shrunk",
     "labels/relative-mahalanobis",
     "labels/ssd",
     "one/mahalanobis",
-    "kmeans-*/cosine",
-    "gmm-*/log-density",
+    "one/ssd",
+    "kmeans-{classes}/cosine",
+    "kmeans-{classes}/ssd",
+    "gmm-{classes}/cosine",
+    "gmm-{classes}/ssd",
     "knn",
     "vim",
     "residual",
@@ -117,19 +120,35 @@ def ranked(decisions: pd.DataFrame) -> pd.DataFrame:
 def choose(results: Results, detectors: list[str]) -> Results:
     """Return results with some detectors only: names, or patterns such as "kmeans-*/cosine", in the order given.
 
-    An empty list takes those of SHOWN that there are. Raises ValueError for a name that matches none.
+    In a pattern, {classes} is the number of classes of each ID set. An empty list takes those of SHOWN that there are.
+    Raises ValueError for a name that matches none.
     """
-    known = list(dict.fromkeys(results.metrics.detector))
-    chosen = {pattern: fnmatch.filter(known, pattern) for pattern in detectors or SHOWN}
-    chosen = {pattern: names for pattern, names in chosen.items() if names or pattern in detectors}
-    if missing := [pattern for pattern, names in chosen.items() if not names]:
-        raise ValueError(f"unknown detector {missing[0]!r}; known: {', '.join(known)}")
-    order = list(dict.fromkeys(name for names in chosen.values() for name in names))
-    metrics = results.metrics[results.metrics.detector.isin(order)]
-    position = metrics.detector.map(order.index)
-    keys = [results.runs.run.tolist().index(run) for run in metrics.run]
-    rows = metrics.assign(position=position, key=keys).sort_values(["key", "position"], kind="stable")
+    named = list(zip(results.metrics.detector, names_by_classes(results), strict=True))
+    position = {}
+    for pattern in detectors or SHOWN:
+        found = [names for names in dict.fromkeys(named) if any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+        if not found and pattern in detectors:
+            known = ", ".join(dict.fromkeys(results.metrics.detector))
+            raise ValueError(f"unknown detector {pattern!r}; known: {known}")
+        for names in found:
+            position.setdefault(names, len(position))
+    order = {run: place for place, run in enumerate(results.runs.run)}
+    metrics = results.metrics.assign(position=[position.get(names, -1) for names in named])
+    metrics = metrics[metrics.position >= 0].assign(key=metrics.run.map(order))
+    rows = metrics.sort_values(["key", "position"], kind="stable")
     return replace(results, metrics=rows.drop(columns=["position", "key"]).reset_index(drop=True))
+
+
+def names_by_classes(results: Results) -> pd.Series:
+    """Return the detectors of the metrics, with {classes} for a K that is the number of classes of the ID set."""
+    metrics = results.metrics
+    of_classes = metrics.n_clusters.eq(metrics.id_dataset.map(n_classes(results))) & ~metrics.clustering.isin(OWN_SIZE)
+    own = metrics.clustering + "-" + metrics.n_clusters.astype(str) + "/"
+    names = [
+        name.replace(sized, f"{clustering}-{{classes}}/") if same else name
+        for name, sized, clustering, same in zip(metrics.detector, own, metrics.clustering, of_classes, strict=True)
+    ]
+    return pd.Series(names, metrics.index, dtype=object)
 
 
 def _run_row(folder: Path) -> dict:
@@ -163,11 +182,23 @@ def clustering_names(table: pd.DataFrame) -> pd.Series:
     return names.where(table.pca == 0, "pca-" + table.pca.astype(str) + "/" + names)
 
 
+def n_classes(results: Results) -> dict[str, int]:
+    """Return the number of classes of each ID set: that of the clusters that labels make."""
+    labels = results.decisions[results.decisions.clustering == "labels"]
+    return labels.groupby("id_dataset").n_clusters.max().to_dict()
+
+
 def of_classes(clusters: pd.DataFrame, clustering: str, measure: str) -> pd.DataFrame:
     """Return a measure of the clusters of one clustering, with as many clusters as there are classes and no PCA."""
     n_classes = clusters[clusters.clustering == "labels"].groupby("id_dataset").n_clusters.max()
     chosen = (clusters.clustering == clustering) & (clusters.measure == measure) & (clusters.pca == 0)
     return clusters[chosen & (clusters.n_clusters == clusters.id_dataset.map(n_classes))]
+
+
+def n_runs(results: Results, id_dataset: str) -> str:
+    """Return how many runs each objective has on an ID set, as in "3" or "1–3"."""
+    sizes = results.runs[results.runs.id_dataset == id_dataset].groupby("objective").size()
+    return "–".join(str(n) for n in sorted(set(sizes)))
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -207,13 +238,16 @@ def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
 def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
     """Return a tidy table for reading: a row a setting and detector, n seeds, a column an OOD set, cells "mean ± sd".
 
-    The best of a column, its "max" or "min" mean as `best` says, is bold; so is what equals it at one decimal.
+    Means over near and far sets come first. The best of a column, its "max" or "min" mean as `best` says, is bold; so
+    is what equals it at one decimal. Where there is one seed, and the columns low and high, its interval is shown.
     """
     groups = dict.fromkeys(table.group)
     columns = list(dict.fromkeys(name for group in groups for name in table[table.group == group].ood_dataset))
+    columns.sort(key=lambda name: name not in ("near mean", "far mean"))
     top = table.groupby(["id_dataset", "ood_dataset"])["mean"].transform(best)
     bold = (table["mean"].round(1) == top.round(1)).map({True: "**", False: ""})
-    cells = bold + [mean_sd(mean, sd) for mean, sd in zip(table["mean"], table["sd"], strict=True)] + bold
+    shown = table.reindex(columns=["mean", "sd", "low", "high"]).itertuples(index=False)
+    cells = bold + [mean_sd(mean, sd, low, high) for mean, sd, low, high in shown] + bold
     keys = [*SETTING, "detector"]
     seeds = table.groupby(keys, sort=False).n.unique().map(lambda n: "–".join(str(k) for k in sorted(n)))
     spread = table.assign(cell=cells).pivot_table(
@@ -222,9 +256,11 @@ def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
     return seeds.reset_index().merge(spread[columns].reset_index(), on=keys).fillna("")
 
 
-def mean_sd(mean: float, sd: float) -> str:
-    """Return "mean ± sd" with one decimal, without the sd where there is one run only."""
-    return f"{mean:.1f}" if pd.isna(sd) else f"{mean:.1f} ± {sd:.1f}"
+def mean_sd(mean: float, sd: float, low: float = np.nan, high: float = np.nan) -> str:
+    """Return "mean ± sd" with one decimal; of one run, which has no sd, "mean [low, high]" where they are known."""
+    if pd.notna(sd):
+        return f"{mean:.1f} ± {sd:.1f}"
+    return f"{mean:.1f}" if pd.isna(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def cost_table(results: Results) -> pd.DataFrame:
@@ -295,13 +331,31 @@ def write_environment(study: str, parameters: dict, results: Results) -> Path:
     return write_text(folder / "report" / "environment.json", json.dumps(content, indent=1) + "\n")
 
 
-def write_table(folder: Path, name: str, tidy: pd.DataFrame, readable: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Write a table as csv, and the form for reading as markdown and LaTeX; return the form for reading."""
-    readable = tidy if readable is None else readable
+def write_table(
+    folder: Path, name: str, tidy: pd.DataFrame, readable: pd.DataFrame | dict[str, pd.DataFrame] | None = None
+) -> str:
+    """Write a table as csv, and the form for reading as markdown and LaTeX; return the markdown.
+
+    The form for reading may be several tables by their titles.
+    """
+    tables = {"": tidy if readable is None else readable} if not isinstance(readable, dict) else readable
     write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / f"{name}.md", readable.to_markdown(index=False, disable_numparse=True) + "\n")
-    write_text(folder / f"{name}.tex", readable.map(_latex).rename(columns=_latex).to_latex(index=False))
-    return readable
+    parts = [f"**{title}**\n\n" * bool(title) + markdown(table) for title, table in tables.items()]
+    write_text(folder / f"{name}.md", "\n\n".join(parts) + "\n")
+    latex = [f"% {title}\n" * bool(title) + latex_table(table) for title, table in tables.items()]
+    write_text(folder / f"{name}.tex", "\n".join(latex))
+    return "\n\n".join(parts)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table for reading as markdown."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def latex_table(table: pd.DataFrame) -> str:
+    """Return a table for reading as LaTeX."""
+    return table.map(_latex).rename(columns=_latex).to_latex(index=False)
 
 
 def _latex(cell: object) -> str:

@@ -3,12 +3,18 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from oodlib.figures import COLORS, nothing_figure, objective_name
-from oodlib.report import Results, group_means
+from oodlib.provenance import display_name
+from oodlib.published import FIGURES
+from oodlib.regret import ORACLE
+from oodlib.report import SETTING, Results, group_means
 
 ACCURACY_DETECTORS = ("msp", "knn")
+PUBLISHED_NEAR = (87.0, 91.0)  # AUROC of CE with MSP and KNN on the near sets of CIFAR-10
+MARKERS = ("o", "^", "s", "D")
 
 
 def epoch_figure(results: Results, id_dataset: str) -> Figure:
@@ -17,18 +23,20 @@ def epoch_figure(results: Results, id_dataset: str) -> Figure:
     Of the runs that kept encoders on their way; AUROC is that of the cosine distance to class means.
     """
     epochs = results.epochs[results.epochs.id_dataset == id_dataset]
-    panels = [("global separation", "ID"), ("near AUROC, cosine", "near"), ("far AUROC, cosine", "far")]
+    panels = [("global separation", "ID", "global_separation", 1), ("near AUROC, %", "near", "auroc", 100)]
+    panels.append(("far AUROC, %", "far", "auroc", 100))
     if epochs.empty:
         return nothing_figure("no run kept encoders on its way (snapshot_epochs)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.4), layout="constrained")
-    for axis, (title, group) in zip(axes, panels, strict=True):
-        part = (
-            epochs[epochs.group == group].groupby(["objective", "run", "epoch"], sort=False).value.mean().reset_index()
-        )
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6), layout="constrained")
+    for axis, (title, group, measure, times) in zip(axes, panels, strict=True):
+        part = epochs[(epochs.group == group) & (epochs.measure == measure)]
+        part = part.groupby(["objective", "run", "epoch"], sort=False).value.mean().mul(times).reset_index()
         style = {"hue": "objective", "palette": COLORS, "units": "run", "estimator": None, "marker": "o"}
         sns.lineplot(part, x="epoch", y="value", **style, ax=axis, legend=axis is axes[0])
-        axis.set(title=f"{title} ({id_dataset})", xlabel="epoch", ylabel="")
-    _name_objectives(axes[0])
+        axis.set(title=title, xlabel="epoch", ylabel="")
+    _name_objectives(figure, axes[0])
+    n = "–".join(str(k) for k in sorted(set(epochs.groupby("objective").run.nunique())))
+    figure.suptitle(f"{display_name(id_dataset)}, cosine to class means, n = {n} run an objective")
     return figure
 
 
@@ -38,46 +46,133 @@ def cluster_size_figure(results: Results, id_dataset: str, clustering: str = "km
     clusters = clusters[clusters.clustering == clustering]
     if clusters.empty:
         return nothing_figure(f"no run has clustering {clustering!r}")
-    figure, axes = plt.subplots(2, 1, figsize=(10, 6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
     for axis, measure in zip(axes, ("global_separation", "cluster_purity"), strict=True):
         part = clusters[clusters.measure == measure]
         style = {"hue": "objective", "palette": COLORS, "showfliers": False, "linewidth": 0.8}
-        sns.boxplot(part, x="n_clusters", y="value", **style, ax=axis, legend=axis is axes[0])
-        axis.set(title=f"{measure.replace('_', ' ')} of {clustering} clusters ({id_dataset})", ylabel="", xlabel="K")
-    _name_objectives(axes[0])
+        sns.boxplot(part, x="n_clusters", y="value", **style, ax=axis, legend=measure == "cluster_purity")
+        axis.set(title=f"{measure.replace('_', ' ')} of {clustering} clusters ({display_name(id_dataset)})", ylabel="")
+        axis.set_xlabel("K")
+    _name_objectives(figure, axes[1])
     return figure
 
 
 def accuracy_figure(results: Results) -> Figure:
-    """Draw near AUROC against ID accuracy, a point a run, a panel a detector, a marker an ID set."""
+    """Draw near AUROC against accuracy: a point a run, a panel a detector; then the epochs of runs that kept them.
+
+    A marker an ID set. In grey what others reach on CIFAR-10, whose accuracy is not in these units: the range of
+    published CE, and OpenOOD's CE of each detector.
+    """
     means = group_means(results, ["auroc"])
-    accuracy = results.runs.set_index(["id_dataset", "arch", "objective", "seed"]).id_accuracy.rename("accuracy")
+    accuracy = results.runs.set_index([*SETTING, "seed"]).id_accuracy.rename("accuracy")
     points = means[means.group == "near"].join(accuracy, on=list(accuracy.index.names))
     points = points.assign(auroc=100 * points.auroc, accuracy=100 * points.accuracy)
-    shown = [name for name in ACCURACY_DETECTORS if name in set(points.detector)]
-    figure, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown), 3.8), squeeze=False, layout="constrained")
-    for axis, detector in zip(axes[0], shown, strict=True):
-        part = points[points.detector == detector]
-        style = {"hue": "objective", "palette": COLORS, "style": "id_dataset", "s": 60}
-        sns.scatterplot(part, x="accuracy", y="auroc", **style, ax=axis)
-        axis.set(title=f"{detector}, a point a run", xlabel="ID accuracy, %", ylabel="near AUROC, %")
-        _name_objectives(axis)
+    panels = {f"{name}, a point a run": points[points.detector == name] for name in ACCURACY_DETECTORS}
+    panels = {title: part for title, part in panels.items() if len(part)}
+    ways = epoch_ways(results)
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(dict.fromkeys(results.runs.id_dataset))}
+    n_panels = len(panels) + bool(len(ways))
+    figure, axes = plt.subplots(1, n_panels, figsize=(4.2 * n_panels, 4.2), squeeze=False, layout="constrained")
+    for axis, (title, part) in zip(axes[0], panels.items(), strict=False):
+        _draw_accuracy(axis, part, markers)
+        _draw_published(axis, title.split(",")[0], set(results.runs.id_dataset))
+        axis.set(title=title, xlabel="ID accuracy, %", ylabel="near AUROC, %")
+    if len(ways):
+        for _, way in ways.groupby("run", sort=False):
+            axes[0, -1].plot(way.accuracy, way.auroc, color=COLORS.get(way.objective.iloc[0], "0.4"), linewidth=0.8)
+        _draw_accuracy(axes[0, -1], ways, markers)
+        name = ways.measured.iloc[0]
+        axes[0, -1].set(title="labels/cosine, a point an epoch", xlabel=f"{name}, %", ylabel="near AUROC, %")
+    looks = _objective_looks(points.objective)
+    looks |= {display_name(n): plt.Line2D([], [], color="0.3", marker=m, linestyle="none") for n, m in markers.items()}
+    figure.legend(looks.values(), looks, loc="outside lower center", ncol=len(looks), frameon=False)
     return figure
+
+
+def epoch_ways(results: Results) -> pd.DataFrame:
+    """Return near AUROC (cosine) and accuracy, in percent, of every epoch that was kept: one row a run and epoch.
+
+    Accuracy is that of the nearest class mean or, of runs that did not measure it, of held-out nearest neighbours.
+    """
+    keys = [*SETTING, "run", "epoch"]
+    epochs = results.epochs
+    near = epochs[(epochs.measure == "auroc") & (epochs.group == "near")]
+    table = near.groupby(keys, sort=False).value.mean().mul(100).rename("auroc").reset_index()
+    own = epochs[epochs.measure == "nearest_class_mean_accuracy"].set_index(["run", "epoch"]).value
+    if len(own):
+        table = table.assign(measured="nearest-class-mean accuracy")
+    else:
+        own = results.history.set_index(["run", "epoch"]).knn_accuracy
+        table = table.assign(measured="held-out k-NN accuracy")
+    return table.join((100 * own).rename("accuracy"), on=["run", "epoch"]).dropna()
+
+
+def _draw_accuracy(axis: Axes, points: pd.DataFrame, markers: dict[str, str]) -> None:
+    for (id_dataset, objective), part in points.groupby(["id_dataset", "objective"], sort=False):
+        color = COLORS.get(objective, "0.4")
+        axis.plot(
+            part.accuracy, part.auroc, markers[id_dataset], color=color, markersize=6, alpha=0.8, markeredgewidth=0
+        )
+
+
+def _draw_published(axis: Axes, detector: str, datasets: set[str]) -> None:
+    """Draw the range of published near AUROC of CE on CIFAR-10, and at the edge OpenOOD's CE with this detector."""
+    if "cifar10" in datasets:
+        axis.axhspan(*PUBLISHED_NEAR, color="0.9", zorder=0)
+        axis.text(
+            0.02, PUBLISHED_NEAR[1], "published CE, CIFAR-10", transform=axis.get_yaxis_transform(), va="bottom", size=8
+        )
+    for id_dataset, group, objective, own, _, value, _ in FIGURES:
+        if (group, objective, own) == ("near", "ce", detector) and id_dataset in datasets:
+            axis.plot(1, value, "<", transform=axis.get_yaxis_transform(), color="0.4", clip_on=False)
+            text = f"OpenOOD, {display_name(id_dataset)}, ResNet-18"
+            axis.text(
+                0.97, value, text, transform=axis.get_yaxis_transform(), va="center", ha="right", size=8, color="0.4"
+            )
 
 
 def regret_figure(regrets: pd.DataFrame) -> Figure:
-    """Draw the regret of each rule, AUROC points: a point a run and OOD set, and the mean, near and far apart."""
-    order = regrets.groupby("rule").regret.mean().sort_values().index
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.4 * len(order) + 1.4), sharey=True, layout="constrained")
-    for axis, group in zip(axes, ("near", "far"), strict=True):
-        part = regrets[regrets.group == group]
-        common = {"data": part, "x": "regret", "y": "rule", "order": order, "ax": axis}
-        sns.stripplot(**common, hue="id_dataset", palette="Set2", size=4, alpha=0.7, legend=axis is axes[1])
-        sns.pointplot(**common, color="0.2", linestyle="none", marker="|", markersize=16, errorbar=None)
-        axis.set(title=f"{group} OOD", xlabel="regret, AUROC points", ylabel="")
+    """Draw the regret of each rule, AUROC points: a point a run and OOD set, and the mean, near and far apart.
+
+    A panel an ID set and group; colours and lanes are those of the objectives.
+    """
+    regrets = regrets[regrets.rule != ORACLE]
+    order = list(regrets.groupby("rule").regret.mean().sort_values().index)
+    objectives, datasets = (list(dict.fromkeys(regrets[name])) for name in ("objective", "id_dataset"))
+    size = (10, (0.42 * len(order) + 0.5) * len(datasets) + 0.9)
+    figure, axes = plt.subplots(
+        len(datasets), 2, figsize=size, sharey=True, sharex=True, squeeze=False, layout="constrained"
+    )
+    for line, dataset in zip(axes, datasets, strict=True):
+        for axis, group in zip(line, ("near", "far"), strict=True):
+            part = regrets[(regrets.group == group) & (regrets.id_dataset == dataset)]
+            y = part.rule.map(order.index) + 0.7 * (
+                (part.objective.map(objectives.index) + 0.5) / len(objectives) - 0.5
+            )
+            colors = [COLORS.get(name, "0.4") for name in part.objective]
+            axis.scatter(part.regret, y, s=14, c=colors, alpha=0.7, linewidth=0, rasterized=True)
+            means = part.groupby("rule").regret.mean().reindex(order)
+            axis.plot(means, range(len(order)), "|", color="0.2", markersize=20, markeredgewidth=1.5)
+            axis.set(title=f"{display_name(dataset)}: {group} OOD", yticks=range(len(order)), yticklabels=order)
+            axis.set_ylim(len(order) - 0.5, -0.5)
+    for axis in axes[-1]:
+        axis.set_xlabel("regret, AUROC points")
+    looks = _objective_looks(regrets.objective)
+    figure.legend(looks.values(), looks, loc="outside lower center", ncol=len(looks), frameon=False)
     return figure
 
 
-def _name_objectives(axis) -> None:
+def _objective_looks(objectives: pd.Series) -> dict[str, plt.Line2D]:
+    """Return a dot for the legend by the name of each objective."""
+    names = dict.fromkeys(objectives)
+    return {
+        objective_name(n): plt.Line2D([], [], color=COLORS.get(n, "0.4"), marker="o", linestyle="none") for n in names
+    }
+
+
+def _name_objectives(figure: Figure, axis: Axes) -> None:
+    """Move the legend of one axis below the figure, with the objectives' names for people."""
     handles, names = axis.get_legend_handles_labels()
-    axis.legend(handles, [objective_name(name) for name in names], fontsize=8)
+    axis.get_legend().remove()
+    names = [objective_name(name) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)

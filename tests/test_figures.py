@@ -13,13 +13,13 @@ from oodlib import figures, run_figures
 from oodlib.data import load_images
 from oodlib.encoders import Encoder
 from oodlib.objectives import OBJECTIVES
+from oodlib.ranks import ranking
 from oodlib.report import choose, ranked
 from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
 from oodlib.separation import METRICS, global_separation
 from oodlib.settings import TrainingConfig
 from oodlib.training import encoder_spec
-from oodlib.verdicts import rank_matrix
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"
@@ -196,21 +196,20 @@ def test_history_figure_has_a_line_a_run_that_one_epoch_shows_too(results):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["cross-entropy", "SupCon"]
 
 
-def test_rank_figure_shows_the_best_by_mean_rank(results):
-    figure = figures.rank_figure(rank_matrix(results), n_shown=3)
+def test_rank_figure_shows_the_ranks_among_all(results):
+    found = ranking(results, "near")
+    figure = figures.rank_figure(found, n_shown=3)
     shown = [text.get_text().strip() for text in figure.axes[0].texts]
-    assert sorted(shown) == [
-        "supcon kmeans-10/cosine (2.0)",
-        "supcon labels/cosine (3.0)",
-        "supcon labels/mahalanobis (1.0)",
-    ]
+    assert sorted(shown) == sorted(f"{name} ({rank:.1f})" for name, rank in found.ranks.head(3).items())
     assert {to_rgb(text.get_color()) for text in figure.axes[0].texts} == {figures.COLORS["supcon"]}
-    assert "3 combinations, 9 blocks" in figure.axes[0].get_title()
+    title = figure.axes[0].get_title()
+    assert title.startswith(f"near OOD: mean ranks of the best 3 of {len(found.ranks)} combinations, 6 blocks")
+    assert f"difference, {found.critical_difference:.1f}" in title
 
 
 def test_rank_figure_of_nothing_to_rank_says_so(make_results):
     results = make_results(objectives=("ce",), detectors=(("none", 0, "knn"),))
-    assert titles(figures.rank_figure(rank_matrix(results))) == [
+    assert titles(figures.rank_figure(ranking(results, "near"))) == [
         "no two combinations are in every block: nothing to rank"
     ]
 

@@ -1,0 +1,93 @@
+"""Ranks of hand-made results: which combinations and blocks count, and the tests of them by hand and by tables."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from oodlib.ranks import critical_difference, friedman, losses_of_best, rank_matrix, ranking
+from oodlib.report import choose
+
+DETECTORS = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"), ("none", 0, "knn"))
+NAMES = ["labels/cosine", "kmeans/cosine", "knn"]
+
+
+def values(objective, detector, seed, ood, **_):
+    """Return an AUROC in which SupCon is better, but with letters, and detectors differ by their name's length."""
+    return 0.5 + len(detector) / 100 + seed / 1000 + (objective == "supcon") * (-0.1 if ood == "letters" else 0.1)
+
+
+def test_one_number_of_clusters_stands_for_all(make_results):
+    matrix = rank_matrix(make_results(values, detectors=DETECTORS), "near")
+    assert sorted(matrix) == sorted(f"{objective} {name}" for objective in ("ce", "supcon") for name in NAMES)
+    assert len(matrix) == 3 * 2  # seeds, near sets
+    assert set(matrix.index.get_level_values("ood_dataset")) == {"digits789", "letters"}
+    assert set(rank_matrix(make_results(values, detectors=DETECTORS), "far").index.get_level_values(3)) == {"photos"}
+    assert matrix["ce kmeans/cosine"].tolist() == pytest.approx([65 + 0.1 * seed for seed in (0, 0, 1, 1, 2, 2)])
+
+
+def test_as_many_clusters_as_classes_is_another_number_for_another_id_set(make_results):
+    results = make_results(values, detectors=DETECTORS, id_datasets=("digits", "other"))
+    other = (results.decisions.id_dataset == "other") & (results.decisions.clustering == "labels")
+    decisions = results.decisions.assign(n_clusters=results.decisions.n_clusters.mask(other, 20))
+    matrix = rank_matrix(replace(results, decisions=decisions), "near")
+    assert "ce kmeans/cosine" in matrix
+    assert not matrix.isna().any(axis=None)
+    assert len(matrix) == 2 * 3 * 2
+
+
+def test_what_some_block_lacks_and_what_has_seen_outliers_is_left_out(make_results):
+    results = make_results(values, detectors=DETECTORS)
+    metrics = results.metrics
+    lacks = (metrics.objective == "ce") & (metrics.detector == "knn") & (metrics.seed == 1)
+    seen = metrics.assign(seen=(metrics.detector == "labels/cosine").astype(int))
+    assert "ce knn" not in rank_matrix(replace(results, metrics=metrics[~lacks]), "near")
+    assert "supcon knn" in rank_matrix(replace(results, metrics=metrics[~lacks]), "near")
+    assert not any("labels/cosine" in name for name in rank_matrix(replace(results, metrics=seen), "near"))
+
+
+def test_a_run_that_is_missing_takes_its_blocks_out_not_its_objective(make_results):
+    results = make_results(values, detectors=DETECTORS)
+    metrics = results.metrics[(results.metrics.objective == "ce") | (results.metrics.seed != 2)]
+    matrix = rank_matrix(replace(results, metrics=metrics), "near")
+    assert set(matrix.index.get_level_values("seed")) == {0, 1}
+    assert "supcon knn" in matrix
+
+
+def test_ranks_are_among_the_detectors_shown_and_the_difference_among_all_of_them(make_results):
+    results = make_results(values, detectors=DETECTORS)
+    found = ranking(results, "near")
+    assert found.best == "ce kmeans/cosine"  # ranks 2 and 1 (SupCon's: 1 and 4)
+    assert found.ranks.to_dict() == pytest.approx(found.blocks.rank(axis=1, ascending=False).mean().to_dict())
+    assert found.critical_difference == critical_difference(6, 6)
+    assert len(ranking(choose(results, ["knn"]), "near").ranks) == 2
+    assert ranking(make_results(objectives=("ce",), detectors=(("none", 0, "knn"),)), "near") is None
+
+
+def test_critical_difference_is_that_of_the_tables():
+    # Demšar 2006, table 5a: q at 5 % is 1.960 for two and 2.728 for five, and the example has four over fourteen
+    assert critical_difference(2, 10) == pytest.approx(1.960 * np.sqrt(2 * 3 / 60), abs=1e-3)
+    assert critical_difference(5, 30) == pytest.approx(2.728 * np.sqrt(5 * 6 / 180), abs=1e-3)
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.01)
+
+
+def test_friedman_is_that_of_scipy_and_needs_three():
+    blocks = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 4)))
+    assert friedman(blocks) == stats.friedmanchisquare(*blocks.to_numpy().T).pvalue
+    assert np.isnan(friedman(blocks.iloc[:, :2]))
+    assert np.isnan(friedman(blocks.iloc[:1]))
+
+
+def test_losses_of_the_best_are_paired_and_corrected_for_all_that_could_win(make_results):
+    found = ranking(make_results(values, detectors=DETECTORS), "near")
+    losses, level = losses_of_best(found)
+    by_pair = {pair: (winner, loss.mean, loss.n) for pair, winner, loss in losses}
+    assert by_pair == {
+        "digits → digits789 (resnet20)": ("supcon kmeans/cosine", pytest.approx(10), 3),
+        "digits → letters (resnet20)": ("ce kmeans/cosine", 0, 3),
+    }
+    assert level == 1 - 0.05 / (2 * 5)
+    assert found.pairs().shape == (2, 6)
+    assert found.told_apart() == int((found.ranks > found.ranks.iloc[0] + found.critical_difference).sum())
