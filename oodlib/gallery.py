@@ -14,7 +14,8 @@ from oodlib.detector import Detector
 from oodlib.drift import Drift
 from oodlib.figures import ID_COLOR, draw_projection, nothing_figure, ood_colors
 from oodlib.neighbors import kneighbors
-from oodlib.product import Embedded, pca_basis, project
+from oodlib.pca import pca_basis, project
+from oodlib.product import Embedded
 from oodlib.your_folder import HELD_OUT, Part
 from oodlib.your_images import together
 

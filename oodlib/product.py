@@ -11,15 +11,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from oodlib.blocks import read_blocks, working_dtype
 from oodlib.distances import DISTANCES, fit_distances
 from oodlib.mixture import Gaussians
-from oodlib.moments import mean_of, scatter_around
+from oodlib.moments import mean_of
+from oodlib.pca import pca_basis, project
 from oodlib.references import LOGIT_SCORES, KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
 from oodlib.scoring import nearest_clusters
 
 Key = tuple[int, str, int]  # PCA components (0: none), clustering, number of clusters
-Basis = tuple[np.ndarray, np.ndarray]  # mean (d,), directions (d, p)
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,6 @@ class Scored:
     scores: dict[str, np.ndarray]
     nearest: dict[str, np.ndarray] | None = None
     seen: int = 0
-
-
-def pca_basis(z: np.ndarray, n_components: int) -> Basis:
-    """Return mean (d,) and the first principal directions (d, p) of the training embeddings z (n, d).
-
-    Raises ValueError when there are not so many dimensions.
-    """
-    if not 1 <= n_components <= z.shape[1]:
-        raise ValueError(f"pca must be between 1 and d = {z.shape[1]}, or 0 for none, got {n_components}")
-    mean = mean_of(z)
-    directions = np.linalg.eigh(scatter_around(z, mean))[1][:, : -n_components - 1 : -1]  # eigenvalues ascend
-    dtype = working_dtype(z)
-    return mean.astype(dtype), directions.astype(dtype)
-
-
-def project(z: np.ndarray, basis: Basis | None) -> np.ndarray:
-    """Return z (n, d) in the coordinates of a PCA basis, or as it is where there is none."""
-    return z if basis is None else np.concatenate([(block - basis[0]) @ basis[1] for _, block in read_blocks(z)])
 
 
 def n_detectors(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], known: list[int]) -> int:

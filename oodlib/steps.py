@@ -24,13 +24,12 @@ from oodlib.distances import DISTANCES
 from oodlib.embedding import embed_images, embed_views, save_embeddings
 from oodlib.epochs import epoch_table
 from oodlib.evaluation import evaluate
+from oodlib.pca import pca_basis, project
 from oodlib.product import (
     Scored,
     all_scores,
     check_detectors,
     n_detectors,
-    pca_basis,
-    project,
 )
 from oodlib.run_tables import (
     N_VIEWED,

@@ -11,6 +11,7 @@ from oodlib.blocks import ROWS
 from oodlib.clustering import cluster
 from oodlib.distances import DISTANCES
 from oodlib.evaluation import evaluate
+from oodlib.pca import pca_basis, project
 from oodlib.product import (
     Embedded,
     RunEmbeddings,
@@ -18,8 +19,6 @@ from oodlib.product import (
     cluster_scores,
     exposed_scores,
     n_detectors,
-    pca_basis,
-    project,
     reference_scores,
 )
 from oodlib.scoring import ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector, energy, fdbd, msp
@@ -107,11 +106,11 @@ def check(row: dict, detector, inside: np.ndarray, outside: np.ndarray, normalit
 @pytest.mark.parametrize(("clustering", "k"), WAYS)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_every_row_is_that_of_a_cluster_detector(data, rows, pca, clustering, k, threshold):
-    z = projection(data, pca)
+    z = {name: embedded.z for name, embedded in data.sets().items()}
     for distance in DISTANCES:
         if (clustering, distance) == ("one", "relative-mahalanobis"):
             continue
-        detector = ClusterDetector(clustering, k, distance, threshold, ALPHA, SEED)
+        detector = ClusterDetector(clustering, k, distance, threshold, ALPHA, SEED, pca)
         detector.fit(z["train"], data.train.y, z["calibration"])
         normality = detector.p_values if threshold.endswith("cluster") else detector.score_samples
         for ood in ("near", "far"):

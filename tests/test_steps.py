@@ -22,7 +22,7 @@ from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.embedding import embed, load_embeddings, save_embeddings
 from oodlib.encoders import load_encoder
-from oodlib.product import pca_basis, project
+from oodlib.pca import pca_basis, project
 from oodlib.run_tables import ID_SPLITS
 from oodlib.runs import Run
 from oodlib.scoring import ClusterDetector, OutlierExposureDetector
