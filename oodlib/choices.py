@@ -71,8 +71,9 @@ def choice_table(
 def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0) -> pd.DataFrame:
     """Return CANDIDATES, best first, by their AUROC against left-out classes.
 
-    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `ahead` is the mean lead over FALLBACK, `noise` its standard error
-    over the classes that were left out. The table is empty where no class can be left out.
+    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `ahead` is
+    the mean lead over FALLBACK, `noise` its standard error over the classes that were left out. The table is empty
+    where no class can be left out.
     """
     turns = []
     for part in left_out_classes(data, seed, MAX_TURNS):
