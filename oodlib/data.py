@@ -123,7 +123,7 @@ def prepare(images: Images, side: int, channels: int, input_size: int) -> "torch
     prepared = torch.empty((n, 3, input_size, input_size), dtype=torch.uint8)
     block = max(1, BLOCK_PIXELS // max(height * width, side**2, input_size**2))
     for start in range(0, n, block):
-        x = torch.from_numpy(np.ascontiguousarray(images[start : start + block]))
+        x = torch.from_numpy(np.require(images[start : start + block], requirements=["C", "W"]))  # W: torch warns else
         x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)  # (b, c, h, w)
         if channels == 1 and x.shape[1] == 3:
             red, green, blue = x.float().unbind(1)

@@ -147,6 +147,6 @@ def _attempt(function: Callable, formats: list[str], path: str) -> tuple:
         with Image.open(path, formats=formats) as image:
             return function(image), ""
     except UnidentifiedImageError:
-        return None, "not an image"
+        return None, "no image of a format that is read here"
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         return None, reason_of(error)

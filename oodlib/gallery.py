@@ -1,18 +1,20 @@
 """Gallery: the parts of your images, their embeddings and a detector in; pictures, and the table behind them, out.
 
 What a person should look at: the most and the least normal images, labels that the neighbours contradict, the same
-image in two parts, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them.
+image in two parts or under two labels, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them.
 """
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from oodlib.blocks import to_unit_norm
 from oodlib.detector import Detector
 from oodlib.drift import Drift
-from oodlib.figures import ID_COLOR, draw_projection, nothing_figure, ood_colors
+from oodlib.figures import ID_COLOR, nothing_figure, ood_colors
 from oodlib.neighbors import kneighbors
 from oodlib.pca import pca_basis, project
 from oodlib.product import Embedded
@@ -23,7 +25,7 @@ KINDS = {  # and what to say where there are none
     "most normal": "no held-out images",
     "least normal": "no held-out images",
     "mislabelled": "no image has a majority of neighbours of another class",
-    "duplicate": "no image is in two parts",
+    "duplicate": "no image is in two parts, or under two labels",
     "wrongly accepted": "no OOD image is accepted",
 }
 N_SHOWN, N_COLUMNS = 10, 5
@@ -35,11 +37,12 @@ TITLE = 18  # characters
 def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str, Part]) -> pd.DataFrame:
     """Return the images to look at: kind (see KINDS), rank, part, index in it, class, file, p_value, note.
 
-    The p-value is that of held-out and OOD images; of training images, which the detector knows, it is nan. Each
-    duplicate takes two rows, one after the other.
+    The p-value is that of held-out and OOD images; of calibration images it is that among the others, and of training
+    images, which the detector knows, it is nan. Each duplicate takes two rows, one after the other.
     """
     sets = {name: embedded.z for name, embedded in data.items()}
-    p_values = {name: np.full(len(z), np.nan) if name == "train" else detector.p_values(z) for name, z in sets.items()}
+    p_values = {name: detector.p_values(z) for name, z in sets.items() if name not in ("train", "calibration")}
+    p_values |= {"train": np.full(len(sets["train"]), np.nan), "calibration": _p_among_others(detector, sets)}
     held_out = [(name, i) for name in HELD_OUT for i in range(len(sets[name]))]
     scores = detector.score_samples(together(data, HELD_OUT)[0])
     order = np.argsort(scores, kind="stable")
@@ -47,7 +50,7 @@ def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str
         "most normal": [(*held_out[i], "") for i in order[::-1][:N_SHOWN]],
         "least normal": [(*held_out[i], "") for i in order[:N_SHOWN]],
         "mislabelled": _mislabelled(data, parts["train"].images.classes),
-        "duplicate": _duplicates(sets, parts),
+        "duplicate": _duplicates(data, parts),
         "wrongly accepted": _accepted(detector, sets),
     }
     rows = []
@@ -56,6 +59,17 @@ def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str
             about = {"kind": kind, "rank": rank, "part": name, "index": int(i), "class": class_of(parts[name], i)}
             rows.append(about | {"file": parts[name].names[i], "p_value": p_values[name][i], "note": note})
     return pd.DataFrame(rows)
+
+
+def kinds(parts: dict[str, Part]) -> list[str]:
+    """Return the KINDS that there can be images of: without an OOD folder, no OOD image can be accepted."""
+    return [kind for kind in KINDS if kind != "wrongly accepted" or "ood" in parts]
+
+
+def _p_among_others(detector: Detector, sets: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the p-value (n,) of each calibration image among the other ones."""
+    scores = detector.score_samples(sets["calibration"])
+    return np.searchsorted(np.sort(scores), scores, side="right") / len(scores)  # (1 + those at most as high) / n
 
 
 def class_of(part: Part, i: int) -> str:
@@ -86,23 +100,37 @@ def _mislabelled(data: dict[str, Embedded], classes: tuple[str, ...]) -> list[tu
     return [(*places[i], f"→ {classes[others[i]]} {shares[i]:.0%}") for i in order if shares[i] > 0.5]
 
 
-def _duplicates(sets: dict[str, np.ndarray], parts: dict[str, Part]) -> list[tuple[str, int, str]]:
-    """Return pairs of images of two parts that are neighbours in the embedding and the same in their pixels."""
-    found, names = [], list(sets)
+def _duplicates(data: dict[str, Embedded], parts: dict[str, Part]) -> list[tuple[str, int, str]]:
+    """Return pairs that are neighbours in the embedding and the same in their pixels.
+
+    They are of two parts, where test figures become too good, or of one part under two labels, one of which is wrong.
+    """
+    found, names = [], list(data)
     for b, second in enumerate(names):
-        for first in names[:b]:
-            x, y = (parts[name].images.images for name in (first, second))
-            if x.shape[1:] != y.shape[1:]:
-                continue
-            k = min(N_CANDIDATES, len(x))
-            _, places = kneighbors(to_unit_norm(sets[second]), to_unit_norm(sets[first]), k)
-            for i, candidates in enumerate(places):
-                apart = np.abs(x[candidates].astype(np.int16) - y[i].astype(np.int16)).reshape(k, -1).mean(axis=1)
-                j = int(apart.argmin())
-                if apart[j] <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y[i])):
-                    found.append((apart[j], (first, int(candidates[j])), (second, i)))
+        for first in names[: b + 1]:
+            if parts[first].images.images.shape[1:] == parts[second].images.images.shape[1:]:
+                pairs = _same_images(data, parts, first, second)
+                found += [(apart, (first, i), (second, j)) for apart, i, j in pairs]
     found.sort(key=lambda pair: pair[0])
     return [(*image, f"differ by {apart:.1f}") for apart, *pair in found[:N_SHOWN] for image in pair]
+
+
+def _same_images(data: dict[str, Embedded], parts: dict[str, Part], first: str, second: str) -> list[tuple]:
+    """Return (mean difference, place in the first part, place in the second) of the images that are the same."""
+    x, y = (parts[name].images.images for name in (first, second))
+    k = min(N_CANDIDATES, len(x))
+    _, places = kneighbors(to_unit_norm(data[second].z), to_unit_norm(data[first].z), k)
+    found = []
+    for i, candidates in enumerate(places):
+        if first == second:  # each pair once
+            candidates = candidates[(candidates < i) & (data[first].y[candidates] != data[first].y[i])]
+        if len(candidates):
+            apart = np.abs(x[candidates].astype(np.int16) - y[i].astype(np.int16)).reshape(len(candidates), -1)
+            apart = apart.mean(axis=1)
+            j = int(apart.argmin())
+            if apart[j] <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y[i])):
+                found.append((apart[j], int(candidates[j]), i))
+    return found
 
 
 def _contrast(image: np.ndarray) -> float:
@@ -143,17 +171,25 @@ def _short(text: str) -> str:
 
 
 def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
-    """Draw test and OOD embeddings, at unit norm, in the first two principal directions of the training embeddings."""
+    """Draw test embeddings, coloured by class, and OOD ones, at unit norm, in the training embeddings' main plane.
+
+    The plane is that of the first two principal directions; up to 20 classes are named. Few points are drawn larger.
+    """
     basis = pca_basis(to_unit_norm(data["train"].z), 2)
-    tables = []
-    for name in [name for name in ("test", "ood") if name in data]:
-        x, y = project(to_unit_norm(data[name].z), basis).T
-        images = parts[name].images
-        tables.append(pd.DataFrame({"dataset": name, "label": np.array(images.classes)[images.labels], "x": x, "y": y}))
+    plane = {name: project(to_unit_norm(data[name].z), basis) for name in ("test", "ood") if name in data}  # (n, 2)
+    size = float(np.clip(6000 / sum(map(len, plane.values())), 8, 40))
+    classes, y = parts["test"].images.classes, data["test"].y
     figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
-    draw_projection(axis, pd.concat(tables), "test")
+    points = {"s": size, "linewidth": 0, "alpha": 0.8, "rasterized": True}
+    colors = np.array(sns.color_palette("husl", len(classes)))
+    axis.scatter(*plane["test"].T, c=colors[y], label="test, by class", **points)
+    if "ood" in plane:
+        axis.scatter(*plane["ood"].T, s=size, c="black", marker="x", linewidth=0.8, label="OOD", rasterized=True)
+    for label in np.unique(y) if len(classes) <= 20 else []:
+        text = axis.text(*np.median(plane["test"][y == label], axis=0), classes[label], ha="center", weight="bold")
+        text.set(color=colors[label] * 0.6, zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
     axis.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
-    axis.legend(loc="best", markerscale=2)
+    axis.legend(loc="best")
     plt.close(figure)
     return figure
 
@@ -201,14 +237,14 @@ def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
     return figure
 
 
-def drift_figure(drift: Drift, is_ood: np.ndarray) -> Figure:
-    """Draw the capital of a drift test along a stream, the level of its alarm, and which images (n,) bool are OOD."""
+def drift_figure(drift: Drift, is_ood: np.ndarray, what: str = "OOD image") -> Figure:
+    """Draw the capital of a drift test along a stream, its alarm's level, and which images (n,) bool are `what`."""
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
     line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
     places = np.flatnonzero(is_ood)
-    axis.plot(places, np.zeros(len(places)), "|", color="C1", markersize=12, label="OOD image")
+    axis.plot(places, np.zeros(len(places)), "|", color="C1", markersize=12, label=what)
     if drift.alarm is not None:
         axis.axvline(drift.alarm, color="C3", linewidth=1.2, label=f"alarm at image {drift.alarm}")
     axis.set(xlabel="image of the stream", ylabel="log₁₀ of the capital", xlim=(0, len(is_ood)))

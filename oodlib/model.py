@@ -5,7 +5,7 @@ p-value. `OODModel.predict` takes images as they come; `OODModel.forward` takes 
 `torch.export.export` and `torch.onnx.export`, batch size free. The distances are the formulas of `oodlib.distances`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from oodlib.blocks import to_unit_norm
-from oodlib.decoding import photo_square
+from oodlib.decoding import photo_square, reason_of
 from oodlib.detector import Detector
 from oodlib.detector_file import encoder_fingerprint, load_detector
 from oodlib.distances import DISTANCES, Distance
@@ -112,13 +112,15 @@ class OODModel(nn.Module):
         return nearest if self.nearest_is_class else torch.full_like(nearest, -1)
 
     @torch.inference_mode()
-    def predict(self, images: "np.ndarray | list[Image.Image]", batch_size: int = 500) -> Predictions:
+    def predict(self, images: "np.ndarray | Sequence[Image.Image] | Image.Image", batch_size: int = 500) -> Predictions:
         """Return predictions of images uint8 (n, h, w) or (n, h, w, 3), or of PIL images of any mode and size.
 
         PIL images become square and RGB as those of image folders do; all take the ID set's size and channels.
-        Raises ValueError for no images or other arrays, TypeError for a list of something else, and
-        FloatingPointError where the encoder gives NaN or infinity.
+        Raises ValueError for no images, other arrays and a PIL image that cannot be read, by its place, TypeError for a
+        list of something else, and FloatingPointError where the encoder gives NaN or infinity.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.eval()
         device = self.encoder.mean.device
         x = self.encoder.prepare(self._as_array(images))
@@ -130,16 +132,36 @@ class OODModel(nn.Module):
         names = np.array([*self.classes, ""])  # the last one is that of -1
         return Predictions(class_name=names[found["class_index"]], **found)
 
-    def _as_array(self, images: "np.ndarray | list[Image.Image]") -> np.ndarray:
+    def _as_array(self, images: "np.ndarray | Sequence[Image.Image] | Image.Image") -> np.ndarray:
         from PIL import Image
 
+        if isinstance(images, Image.Image):
+            images = [images]
         if not len(images):
             raise ValueError("no images to judge")
-        if not isinstance(images, list):
-            return images
-        if wrong := [image for image in images if not isinstance(image, Image.Image)]:
-            raise TypeError(f"images must be a uint8 array or a list of PIL images, got a list with {type(wrong[0])}")
-        return np.stack([photo_square(image, self.encoder.spec.side) for image in images])
+        if not isinstance(images, list | tuple):
+            return _checked_array(images)
+        side, squares = self.encoder.spec.side, []
+        for i, image in enumerate(images):
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"images must be a uint8 array or a list of PIL images, got a list with {type(image)}")
+            if 0 in image.size:
+                raise ValueError(f"image {i} of the list has no pixels: its size is {image.size}")
+            try:
+                squares.append(photo_square(image, side))
+            except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
+                raise ValueError(f"image {i} of the list cannot be read: {reason_of(error)}") from error
+        return np.stack(squares)
+
+
+def _checked_array(images: np.ndarray) -> np.ndarray:
+    """Return an array of images; raise ValueError for one without pixels, or that looks like a single image."""
+    shape = tuple(getattr(images, "shape", ()))
+    if 0 in shape:
+        raise ValueError(f"images of shape {shape} have no pixels")
+    if len(shape) == 3 and shape[2] in (3, 4) and shape[1] != shape[2]:
+        raise ValueError(f"images must be (n, h, w) or (n, h, w, 3), got {shape}: of one image, give images[None]")
+    return images
 
 
 def count_at_most(

@@ -6,6 +6,7 @@ from oodlib.clustering import CLUSTERINGS
 from oodlib.data import data_root, stored_names
 from oodlib.distances import DISTANCES
 from oodlib.readers import TORCHVISION
+from oodlib.references import LOGIT_SCORES
 from oodlib.study import study_names
 from oodlib.thresholds import THRESHOLDS
 
@@ -14,6 +15,7 @@ def names() -> dict[str, list[str]]:
     """Return the names by parameter; "image sets" stand for id_dataset, near_ood, far_ood and sanity_ood."""
     from oodlib.encoders import ARCHITECTURES
     from oodlib.objectives import OBJECTIVES
+    from oodlib.settings import POOLS
 
     bundled = [name for name in BUNDLED if name != "noise"] + ["noise:SIDE"]
     stored = sorted(stored_names(data_root()) - set(TORCHVISION))
@@ -25,5 +27,8 @@ def names() -> dict[str, list[str]]:
         "clusterings": list(CLUSTERINGS),
         "distances": list(DISTANCES),
         "thresholds": list(THRESHOLDS),
+        "detectors without clusters": ["knn", "vim (residual without a classifier)", "fdbd", *LOGIT_SCORES],
+        "known_outliers": ["numbers of OOD images a class, each for a detector outlier-exposure-NUMBER"],
+        "pool": [name for name in POOLS if name],
         "choice_rules": list(RULES),
     }

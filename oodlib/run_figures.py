@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -39,11 +40,21 @@ def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, 
     return figure
 
 
+def select_images(images: ImageSet, n_images: int) -> np.ndarray:
+    """Return the places of so many images, the same number of every class as near as can be, by class."""
+    labels = images.labels
+    turn = np.empty(len(labels), dtype=np.int64)  # of an image: the how-manieth of its class it is
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    chosen = np.lexsort((labels, turn))[:n_images]
+    return chosen[np.lexsort((chosen, labels[chosen]))]
+
+
 def inputs_figure(encoder: "Encoder", sets: list[ImageSet], n_images: int = 12) -> Figure:
-    """Draw the first images of each set as the network sees them, a row a set."""
+    """Draw some images of each set, of every class, as the network sees them, a row a set."""
     figure, axes = plt.subplots(len(sets), figsize=(0.8 * n_images, 0.8 * len(sets)), squeeze=False)
     for axis, images in zip(axes.flat, sets, strict=True):
-        prepared = encoder.prepare(images.images[:n_images]).permute(0, 2, 3, 1).numpy()
+        prepared = encoder.prepare(images.images[select_images(images, n_images)]).permute(0, 2, 3, 1).numpy()
         show_images(axis, prepared, images.name, n_images)
     plt.close(figure)
     return figure

@@ -5,6 +5,7 @@ its threshold and so can promise a false-alarm rate, "test" shows what that is w
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,12 +108,26 @@ def count_table(parts: dict[str, Part]) -> pd.DataFrame:
     return pd.DataFrame(counts, index=pd.Index(classes, name="class"))
 
 
-def note_table(parts: dict[str, Part]) -> pd.DataFrame:
-    """Return what was skipped, a row a file, and what was converted, a row a change: set, what, why, images."""
-    rows = []
-    read = {id(part.images.converted): part.images for part in parts.values()}  # parts of one folder share its notes
-    for images in read.values():
-        rows += [{"set": images.name, "what": file, "why": reason, "images": 0} for file, reason in images.skipped]
-        changes = images.converted.items()
-        rows += [{"set": images.name, "what": "converted", "why": word, "images": n} for word, n in changes]
-    return pd.DataFrame(rows, columns=["set", "what", "why", "images"])
+def skipped_table(parts: dict[str, Part]) -> pd.DataFrame:
+    """Return what was skipped, a row a file or a class: set, file, reason."""
+    rows = [{"set": images.name, "file": f, "reason": why} for images in _read_sets(parts) for f, why in images.skipped]
+    return pd.DataFrame(rows, columns=["set", "file", "reason"])
+
+
+def note_lines(parts: dict[str, Part]) -> list[str]:
+    """Say of each set that was read how many images it has, how many files were skipped and converted, and why."""
+    lines = []
+    for images in _read_sets(parts):
+        n = sum(len(part) for part in parts.values() if part.images.converted is images.converted)
+        reasons = Counter(reason for _, reason in images.skipped)
+        said = [f"{n} images"]
+        for what, counted in (("skipped", reasons), ("converted", Counter(images.converted))):
+            if counted:
+                said.append(f"{what} {counted.total()}: " + ", ".join(f"{why} {k}" for why, k in counted.most_common()))
+        lines.append(f"{images.name}: {'; '.join(said)}")
+    return lines
+
+
+def _read_sets(parts: dict[str, Part]) -> list[ImageSet]:
+    """Return one of the parts of each folder or image set that was read: they share its notes."""
+    return list({(id(part.images.converted), part.images.name): part.images for part in parts.values()}.values())

@@ -273,6 +273,17 @@ def rejection_table(detector: Detector, data: dict[str, Embedded], alpha: float)
     return pd.DataFrame(rows)
 
 
+def with_shift(encoder: Encoder, parts: dict[str, Part], data: dict[str, Embedded]) -> tuple[dict[str, Embedded], str]:
+    """Return the embeddings with something for a stream to drift to, and what it is called.
+
+    That is the part ood; where there is none, the test images with inverted colours stand in.
+    """
+    if "ood" in data:
+        return data, "OOD image"
+    z, _ = embed_images(encoder, 255 - parts["test"].images.images[:])
+    return data | {"ood": Embedded(z, np.full(len(z), -1))}, "test image, inverted: there are no OOD images"
+
+
 def drift_stream(detector: Detector, data: dict[str, Embedded], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (n,) of a stream that drifts, and which of its images (n,) are OOD.
 

@@ -217,14 +217,14 @@ def test_a_file_cut_short_has_a_reason(tmp_path, ending, share):
 @pytest.mark.parametrize("content", [b"some text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"<svg/>", bytes(1000)])
 def test_what_is_no_image_says_so(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    assert reasons(tmp_path / "a.png") == ("not an image",) * 2
+    assert reasons(tmp_path / "a.png") == ("no image of a format that is read here",) * 2
     (tmp_path / "a.png").write_bytes(b"")
     assert reasons(tmp_path / "a.png") == ("empty",) * 2
 
 
 def test_formats_that_another_program_would_draw_are_not_opened(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
-    assert reasons(tmp_path / "a.eps") == ("not an image",) * 2
+    assert reasons(tmp_path / "a.eps") == ("no image of a format that is read here",) * 2
 
 
 @pytest.mark.parametrize("limit", [399, 150])  # one and two times the limit: Pillow warns, then refuses
@@ -270,7 +270,7 @@ def test_many_files_keep_their_order_and_no_warning_filter_is_left(tmp_path):
     (tmp_path / "50.png").write_bytes(b"no")
     before = list(warnings.filters)
     images, failed = decode(paths, 3)
-    assert failed == {5: "No such file or directory", 50: "not an image"}
+    assert failed == {5: "No such file or directory", 50: "no image of a format that is read here"}
     assert [images[i, 1, 1].tolist() for i in range(60) if i not in failed] == [
         [i] * 3 for i in range(60) if i not in failed
     ]

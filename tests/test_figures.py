@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from oodlib import figures, run_figures
-from oodlib.data import load_images
+from oodlib.data import ImageSet, load_images
 from oodlib.encoders import Encoder
 from oodlib.objectives import OBJECTIVES
 from oodlib.ranks import ranking
@@ -283,6 +283,15 @@ def test_inputs_figure_shows_sets_as_the_network_sees_them():
     shown = figure.axes[1].images[0].get_array()
     assert shown.shape == (16, 4 * 18 - 2, 3)
     assert (shown[..., 0] == shown[..., 2]).all()  # a photograph is grey to an encoder of grey digits
+
+
+@pytest.mark.parametrize(("n", "expected"), [(3, [0, 1, 8]), (5, [0, 2, 1, 5, 8]), (99, range(9))])
+def test_some_images_are_of_every_class(n, expected):
+    labels = np.array([0, 1, 0, 0, 0, 1, 0, 0, 2])
+    images = ImageSet(np.zeros((9, 2, 2), np.uint8), labels, ("a", "b", "c"), "mine")
+    found = run_figures.select_images(images, n)
+    assert sorted(found) == sorted(expected)
+    assert (np.diff(labels[found]) >= 0).all()
 
 
 def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied, monkeypatch):

@@ -133,11 +133,11 @@ def write_odd(folder):
         ("b/dead.png", "not a file"),
         ("b/loop", "not a file"),
         ("b/pipe.png", "not a file"),
-        ("c/a.txt", "not an image"),
-        ("c/b.jpg", "not an image"),
+        ("c/a.txt", "no image of a format that is read here"),
+        ("c/b.jpg", "no image of a format that is read here"),
         ("c/empty.png", "empty"),
         ("d", "a class without an image"),
-        ("d/only.png", "not an image"),
+        ("d/only.png", "no image of a format that is read here"),
         ("in no class.png", "in no class folder"),
         ("notes.txt", "in no class folder"),
     )
@@ -221,7 +221,7 @@ def test_names_that_no_terminal_takes_are_escaped(tmp_path, capsys):
             file.write((tmp_path / "größe/0.png").read_bytes() if name.endswith(b"png") else b"text")
     found = load(tmp_path)
     assert (found.classes, found.labels.tolist()) == (("caf\\udce9", "größe"), [0, 1])
-    assert found.skipped == (("caf\\udce9/\\udcff.txt", "not an image"),)
+    assert found.skipped == (("caf\\udce9/\\udcff.txt", "no image of a format that is read here"),)
     capsys.readouterr().out.encode("utf-8")
 
 

@@ -75,7 +75,8 @@ def test_help_says_what_it_does(capsys):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 0
-        assert "python -m oodlib [STUDY] runs a study" in capsys.readouterr().out
+        said = " ".join(capsys.readouterr().out.split())
+        assert "python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, list shows names" in said
 
 
 def test_the_default_study_is_digits(monkeypatch):
@@ -224,3 +225,6 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert named["thresholds"] == ["global", "conformal", "per-cluster", "conformal-cluster"]
     assert named["choice_rules"] == ["left-out classes", "virtual outliers", "left-out classes of notebook 06"]
     assert "resnet18" in named["arch"]
+    assert {"knn", "msp", "fdbd"} < set(named["detectors without clusters"])
+    assert named["pool"] == ["token", "avg"]
+    assert "known_outliers" in named

@@ -1,5 +1,6 @@
 """Models against embed and the detector's own methods, hand-counted decisions, and graphs that left Python."""
 
+import io
 import re
 from dataclasses import replace
 
@@ -322,6 +323,34 @@ def test_detectors_that_are_refused():
         OODModel(ENCODER, ClusterDetector().fit(z[:, 1:], Y))
 
 
+def test_one_image_and_any_sequence_of_images_are_taken():
+    model = OODModel(ENCODER, fit(ClusterDetector()))
+    pictures = [Image.fromarray(image) for image in QUERIES[:3]]
+    expected = model.predict(pictures).normality
+    assert model.predict(tuple(pictures)).normality.tolist() == expected.tolist()
+    assert model.predict(pictures[1]).normality.tolist() == [expected[1]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_cannot_be_written_are_taken_without_a_word():
+    model = OODModel(ENCODER, fit(ClusterDetector()))
+    expected, images = model.predict(QUERIES).normality, QUERIES.copy()
+    images.setflags(write=False)
+    assert model.predict(images).normality.tolist() == expected.tolist()
+    assert model.predict(np.asarray(Image.fromarray(QUERIES[0]))[None]).normality[0] == pytest.approx(expected[0])
+
+
+def test_an_image_that_cannot_be_read_is_named_by_its_place():
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(99, 99, 3), dtype=np.uint8)).save(whole, "JPEG")
+    pictures = [Image.new("L", (9, 9)), Image.open(io.BytesIO(whole.getvalue()[:2000])), Image.new("L", (9, 9))]
+    model = OODModel(ENCODER, fit(ClusterDetector()))
+    with pytest.raises(ValueError, match="^image 1 of the list cannot be read: image file is truncated"):
+        model.predict(pictures)
+    with pytest.raises(ValueError, match="^image 0 of the list has no pixels: "):
+        model.predict(Image.new("RGB", (0, 5)))
+
+
 def test_images_that_are_refused():
     model = OODModel(ENCODER, fit(ClusterDetector()))
     for nothing in ([], QUERIES[:0]):
@@ -331,6 +360,14 @@ def test_images_that_are_refused():
         model.predict([QUERIES[0]])
     with pytest.raises(ValueError, match=r"images must be uint8 \(n, h, w\) or \(n, h, w, 3\), not float64 "):
         model.predict(QUERIES / 255)
+    for shape in ((2, 0, 0, 3), (2, 5, 0)):
+        with pytest.raises(ValueError, match=re.escape(f"images of shape {shape} have no pixels")):
+            model.predict(np.zeros(shape, np.uint8))
+    for shape in ((32, 32, 3), (20, 30, 4)):
+        with pytest.raises(ValueError, match=re.escape(f"got {shape}: of one image, give images[None]")):
+            model.predict(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.predict(QUERIES, batch_size=0)
     x = ENCODER.prepare(QUERIES)
     for wrong in (x / 255, x[:, :1], x[..., :1], x[0]):
         with pytest.raises(ValueError, match=re.escape(f"(n, 3, 2, 2), got {wrong.dtype} {tuple(wrong.shape)}")):

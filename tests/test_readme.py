@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
+from oodlib import model
 from oodlib.clustering import CLUSTERINGS
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
@@ -151,7 +152,7 @@ def test_speed_of_a_model_in_a_program_is_the_measured_one():
     table = pd.read_csv(OUTPUTS / "benchmarks" / "deployment.csv").set_index(["data", "batch"])
     ours, encoder, ratio = table.ours_milliseconds, table.other_milliseconds, table.ratio
     text = " ".join(README.split())
-    assert f"One 32×32 image takes {ours['array', 1]:.1f} ms with a ResNet-20" in text
+    assert f"One 32×32 image takes {ours['array', 1]:.1f} ms with a ResNet-20 and `labels/mahalanobis`" in text
     assert f"({ours['tensor', 1]:.1f} ms as a tensor, {ours['exported', 1]:.1f} ms in the exported graph" in text
     assert f"the encoder alone {encoder['tensor', 1]:.1f} ms)" in text
     assert f"a batch goes at {100 * ratio['tensor', 512]:.0f} % of the encoder's rate" in text
@@ -276,6 +277,10 @@ def test_your_images_become_a_model(project):
     assert re.match(r"\['(dark|bright)'\] \[-[0-9.]+\] \[0\.[0-9]+\] \[ *(True|False)\]", printed)
     assert (project / "model.pt2").is_file()
     assert (project / "model.onnx").is_file() == with_onnx
+    if with_onnx:
+        import onnx
+
+        assert tuple(output.name for output in onnx.load(project / "model.onnx").graph.output) == model.OUTPUTS
 
 
 def test_training_alone_runs(project):
