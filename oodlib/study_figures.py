@@ -17,6 +17,7 @@ def epoch_figure(results: Results, id_dataset: str) -> Figure:
     Of the runs that kept encoders on their way; AUROC is that of the cosine distance to class means.
     """
     epochs = results.epochs[results.epochs.id_dataset == id_dataset]
+    epochs = epochs[epochs.measure.isin(["global_separation", "auroc"])]  # of the ID set there is accuracy, too
     panels = [("global separation", "ID"), ("near AUROC, cosine", "near"), ("far AUROC, cosine", "far")]
     if epochs.empty:
         return nothing_figure("no run kept encoders on its way (snapshot_epochs)")
