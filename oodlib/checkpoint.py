@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from oodlib import distributed
 from oodlib.encoders import Encoder
 from oodlib.files import write_atomically
 from oodlib.runs import differences
@@ -56,18 +57,14 @@ def save_checkpoint(path: str | Path, state: TrainingState, config: TrainingConf
 
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _tensors(state).items()}
     about = {"config": asdict(config), "history": state.history}
-    about |= {"epoch": state.epoch, "step": state.step, "seconds": state.seconds}
+    about |= {"epoch": state.epoch, "step": state.step, "seconds": state.seconds, "where": _where()}
     content = save(tensors, {FORMAT: json.dumps(about)})
-    try:
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    except OSError as error:
-        kept = "the last one is kept" if Path(path).exists() else "there is none yet"
-        raise OSError(error.errno, f"cannot write the checkpoint ({error.strerror}); {kept}", str(path)) from error
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), "the checkpoint")
 
 
 @torch.no_grad()
 def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
-    """Bring a fresh state to where a checkpoint left off.
+    """Bring a fresh state to where a checkpoint left off; say so where the weights will not be the undisturbed ones.
 
     Raises ValueError for a file that is cut short or foreign, or is of another configuration, naming the difference.
     """
@@ -87,8 +84,17 @@ def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConf
         raise ValueError(f"{path} does not fit this network and image set; delete it to train anew")
     for name, tensor in tensors.items():
         tensor.copy_(found[name])
+    if different := differences(about.get("where", _where()), _where()):
+        distributed.say(
+            f"{path} was written with {'; '.join(different)}: the weights may differ from those without a break"
+        )
     state.epoch, state.step, state.seconds = about["epoch"], about["step"], about["seconds"]
     state.history = about["history"]
+
+
+def _where() -> dict[str, str | int]:
+    """Return what, next to the configuration, decides the last bits of the weights and may change in a break."""
+    return {"processes": distributed.world_size(), "torch": torch.__version__}
 
 
 def remove_checkpoint(path: Path) -> None:

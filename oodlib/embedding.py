@@ -1,5 +1,6 @@
 """Embedding: an encoder and images in; embeddings, and logits where there is a classifier, out and on disk."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,23 @@ def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tu
     device = encoder.mean.device
     encoder.eval()
     z, logits = [], []
-    for batch in images.split(batch_size):
-        batch = batch.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        z.append(encoder(batch))
-        if encoder.classifier is not None:
-            logits.append(encoder.classifier(z[-1]).cpu())
+    with _exactly(device):
+        for batch in images.split(batch_size):
+            batch = batch.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+            z.append(encoder(batch))
+            if encoder.classifier is not None:
+                logits.append(encoder.classifier(z[-1]).cpu())
     z = torch.cat(z).cpu().numpy()
     if not np.isfinite(z).all():
         raise FloatingPointError("the encoder gives embeddings that are not finite; was its training cut short?")
     return z, torch.cat(logits).numpy() if logits else None
+
+
+def _exactly(device: torch.device) -> AbstractContextManager:
+    """Return a context of float32 convolutions, the same every time; a GPU's are by default TF32, of ten bits."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def embed_images(encoder: "Encoder", images: Images) -> tuple[np.ndarray, np.ndarray | None]:

@@ -179,12 +179,16 @@ class Encoder(nn.Module):
 
 
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
-    """Write weights and spec to one safetensors file, whole or not at all; the same encoder gives the same bytes."""
-    from safetensors.torch import save_file
+    """Write weights and spec to one safetensors file, whole or not at all; the same encoder gives the same bytes.
+
+    Raises OSError, naming the file, where it cannot be written.
+    """
+    from safetensors.torch import save
 
     weights = {name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}
     metadata = {FORMAT: json.dumps(asdict(encoder.spec))}  # one entry: safetensors writes several in any order
-    write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
+    content = save(weights, metadata)  # its save_file raises errors of its own, and leaves others no right to read
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), "the encoder")
 
 
 def load_encoder(path: str | Path) -> Encoder:

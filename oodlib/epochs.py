@@ -1,4 +1,4 @@
-"""Epochs: the encoders that a training kept on its way, and images, in; separation and AUROC epoch by epoch out.
+"""Epochs: the encoders that a training kept on its way, and images, in; separation, accuracy and AUROC by epoch out.
 
 A look back at how clusters form. It is measured on a part of each set, so that it costs a fraction of a training epoch.
 """
@@ -23,10 +23,11 @@ COLUMNS = ["epoch", "dataset", "group", "measure", "value"]
 def epoch_table(
     snapshots: list[Path], training: ImageSet, test: ImageSet, ood: list[tuple[str, ImageSet]]
 ) -> pd.DataFrame:
-    """Return one row an epoch and measure: the mean global separation of the training classes, and AUROC by OOD set.
+    """Return one row an epoch and measure: the mean global separation of the training classes, the accuracy of the
+    nearest class mean on the ID test set, and AUROC by OOD set.
 
-    `snapshots` are encoder files named by their epoch, `ood` the OOD sets, each with its group. AUROC in [0, 1] is that
-    of the cosine distance to the nearest class mean. Without snapshots the table has no rows.
+    `snapshots` are encoder files named by their epoch, `ood` the OOD sets, each with its group. Accuracy and AUROC, in
+    [0, 1], are those of the cosine distance to the nearest class mean. Without snapshots the table has no rows.
     """
     from oodlib.device import default_device
     from oodlib.encoders import load_encoder
@@ -41,7 +42,9 @@ def epoch_table(
         separation = float(global_separation(z, training.labels).mean())
         rows.append((epoch, training.name, "ID", "global_separation", separation))
         state = fit_distances([DISTANCE], z, training.labels, len(training.classes))[DISTANCE]
-        scores = nearest_cluster(z_test, DISTANCE, state)[0]
+        scores, nearest = nearest_cluster(z_test, DISTANCE, state)
+        accuracy = float((nearest == test.labels).mean())
+        rows.append((epoch, test.name, "ID", "nearest_class_mean_accuracy", accuracy))
         for group, images in sets:
             z_ood = embed(encoder, encoder.prepare(images.images))[0]
             rows.append((epoch, images.name, group, "auroc", auroc(scores, nearest_cluster(z_ood, DISTANCE, state)[0])))

@@ -23,22 +23,46 @@ def resolve(path: str | Path) -> Path:
     return project_root() / Path(path).expanduser()  # an absolute right-hand side replaces the left
 
 
-def write_atomically(path: str | Path, writer: Callable[[Path], object]) -> None:
+def write_atomically(path: str | Path, writer: Callable[[Path], object], what: str = "the file") -> None:
     """Write a file so that `path` always holds the old content or the whole new one, never a part.
 
-    `writer(temporary)` writes to a temporary name in the same folder (made if missing), which is then renamed. The name
+    `writer(temporary)` writes to a temporary name in the same folder (made if missing), which is then renamed; the
+    content is on the disk before its name is, so that also a power cut leaves the one or the other. The name
     differs between processes, also of several machines on one file system, so the last to finish wins whole. It keeps
     the suffix, because numpy and matplotlib choose by it. If the writer fails the temporary file is removed and its
-    error passes on.
+    error passes on, an OSError as one that names `path` and says that the last `what` is kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.partial-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
-        writer(temporary)
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            writer(temporary)
+            if temporary.stat().st_mode != mode:  # safetensors writes files that only their owner may read
+                temporary.chmod(mode)
+            _flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # after a successful rename there is nothing left to remove
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno is None:  # no error of the system
+            raise
+        kept = "the last one is kept" if path.exists() else "there is none yet"
+        raise OSError(error.errno, f"cannot write {what} ({error.strerror}); {kept}", str(path)) from error
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    if path.is_dir() and os.name != "posix":  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)  # after a successful rename there is nothing left to remove
+        os.close(descriptor)
 
 
 def remove_partial_files(folder: Path, name: str = "*") -> None:

@@ -6,6 +6,7 @@ imported where it is used: clustering and scoring need none, and importing timm 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -58,33 +59,60 @@ if TYPE_CHECKING:
 def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run:
     """Train the run that a configuration names, or find it trained; write its weights and history; return it.
 
-    A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights.
+    A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights. Where
+    another process trains the run, it waits for that one, and goes on from what it has left.
     """
     from oodlib import distributed
     from oodlib.checkpoint import remove_checkpoint
-    from oodlib.encoders import save_encoder
     from oodlib.files import remove_partial_files
-    from oodlib.training import CHECKPOINT, train
+    from oodlib.training import CHECKPOINT
 
     run = Run(study, run_name(config.id_dataset, config.arch, config.objective, config.seed))
     before = run.record.get("train", {"parameters": {}})["parameters"]
     config = replace(config, **{key: before[key] for key in ON_THE_WAY if key in before})
-    parameters = asdict(config)
-    if run.is_done("train", parameters):
+    if not distributed.anywhere(not run.is_done("train", asdict(config))):
         distributed.say(f"{run.name} is trained already: {run.path}")
     else:
         images = load_images(config.id_dataset, "train", data_root or None)
-        with distributed.on_first(run.doing("train", parameters), otherwise={}) as about:
-            about["environment"] = describe_machine(default_device())
-            encoder, history = train(config, images, run.path)
-            with distributed.together():
-                if distributed.rank() == 0:
-                    write_csv(pd.DataFrame(history), run.path / "history.csv")
-                    save_encoder(encoder, run.path / "encoder.safetensors")
+        with distributed.on_first(_alone_at(run), otherwise=None):
+            if distributed.anywhere(not run.is_done("train", asdict(config))):
+                _train(run, config, images)
     if distributed.rank() == 0:
         remove_checkpoint(run.path / CHECKPOINT)
         remove_partial_files(run.path, "encoder")
     return run
+
+
+@contextmanager
+def _alone_at(run: Run) -> Iterator[None]:
+    """Wait until no other process trains a run, and keep others waiting."""
+    from filelock import FileLock, Timeout
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.path.parents[1] / f"{run.name}.lock")  # not in the run's folder, which holds artefacts alone
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{run.name} is being trained by another process, which is waited for", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(run: Run, config: "TrainingConfig", images: ImageSet) -> None:
+    from oodlib import distributed
+    from oodlib.encoders import save_encoder
+    from oodlib.training import train
+
+    with distributed.on_first(run.doing("train", asdict(config)), otherwise={}) as about:
+        about["environment"] = describe_machine(default_device())
+        encoder, history = train(config, images, run.path)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_csv(pd.DataFrame(history), run.path / "history.csv")
+                save_encoder(encoder, run.path / "encoder.safetensors")
 
 
 def embed_step(

@@ -5,6 +5,7 @@ on the device in batches, and but for CIDER's prototypes nothing in a step waits
 drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
 """
 
+import copy
 import os
 import signal
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from oodlib import decoding, distributed
@@ -28,6 +28,7 @@ from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig, learning_rate_at
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 5000, 1000  # images behind the accuracy of a history row, so that it costs little
+LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
 MOST_WORKERS = 8  # processes that decode images from files
 FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
 
@@ -71,6 +72,27 @@ class HeadOutputs(torch.nn.Module):
         return self.encoder.outputs(self.encoder(views))
 
 
+class MovingAverage(torch.nn.Module):
+    """A copy of an encoder that follows its weights, and its statistics, as an exponential moving average.
+
+    torch's AveragedModel does the same, and waits for the device in every step.
+    """
+
+    def __init__(self, encoder: Encoder, decay: float):
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(encoder), decay
+        pairs = list(zip(self.module.state_dict().values(), encoder.state_dict().values(), strict=True))
+        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.others = [pair for pair in pairs if not pair[0].is_floating_point()]  # counts of batches
+
+    @torch.no_grad()
+    def update(self, first: bool) -> None:
+        """Follow the encoder after a step: to where it is after the `first` one, then a share of 1 - decay."""
+        torch._foreach_lerp_(*map(list, zip(*self.floating, strict=True)), 1.0 if first else 1 - self.decay)
+        for average, tensor in self.others:
+            average.copy_(tensor)
+
+
 class Trainer:
     """One training: its images on the device, and its state.
 
@@ -96,6 +118,8 @@ class Trainer:
         self.y = y.to(self.device)
         self.x_held_out, self.y_held_out = held_out
         self.generator = torch.Generator(self.device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic = True  # else the same steps give other weights
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
         self.state = self._first_state(encoder)
         self.network = distributed.parallel(HeadOutputs(self.state.encoder))
@@ -113,7 +137,7 @@ class Trainer:
         memory = self.objective.memory(encoder.spec).to(self.device) if self.objective.memory else None
         average = None
         if config.ema_decay:
-            average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            average = MovingAverage(encoder, config.ema_decay)
         losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
         return TrainingState(encoder, optimizer, losses, memory, average)
 
@@ -146,8 +170,7 @@ class Trainer:
         """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
         state, config, objective = self.state, self.config, self.objective
         views = torch.cat([config.views(images, self.generator) for _ in range(objective.n_views)])
-        with self.autocast:
-            heads = self.network(views.contiguous(memory_format=torch.channels_last))
+        heads = self._heads(views.contiguous(memory_format=torch.channels_last))
         heads = {name: distributed.gather_views(out.float(), objective.n_views) for name, out in heads.items()}
         loss = objective.loss(heads, self.y[batch], config.temperature or objective.temperature, config, state.memory)
         state.optimizer.zero_grad(set_to_none=True)
@@ -156,8 +179,17 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
         state.optimizer.step()
         if state.average is not None:
-            state.average.update_parameters(state.encoder)
+            state.average.update(first=state.epoch == state.step == 0)
         return loss.detach()
+
+    def _heads(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        try:
+            with self.autocast:
+                return self.network(views)
+        except RuntimeError as error:  # the first step compiles
+            if self.config.compile and "compiler" in str(error):
+                raise ValueError("torch.compile finds no C++ compiler: install one, or set compile: false") from error
+            raise
 
     def epoch(self, stop: threading.Event) -> bool:
         """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end.
@@ -181,19 +213,40 @@ class Trainer:
                 group["lr"] = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
             state.losses[state.step] = self.step(batch.to(self.device), images)
             state.step += 1
+            if state.step % LOOK == 0 and state.step < n_steps:
+                self._check_finite()
             if distributed.anywhere(stop.is_set()):
                 break
-        losses = state.losses[: state.step].cpu().numpy()  # waits for the device
+        self._check_finite()  # waits for the device
         state.seconds = time.perf_counter() - start
-        _check_finite(losses, state.epoch, config)
         return state.step == n_steps
+
+    def _check_finite(self) -> None:
+        """Raise FloatingPointError where a loss of this epoch, or a weight after its last step, is not finite."""
+        state = self.state
+        losses = state.losses[: state.step].cpu().numpy()
+        if not np.isfinite(losses).all():
+            raise self._not_finite("the loss is", int(np.flatnonzero(~np.isfinite(losses))[0]) + 1)
+        finite = [tensor.isfinite().all() for tensor in state.encoder.state_dict().values()]
+        if not torch.stack(finite).all():
+            raise self._not_finite("the weights are", state.step)
+
+    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+        config = self.config
+        return FloatingPointError(
+            f"{what} no longer finite in epoch {self.state.epoch + 1}, step {step}: try a lower learning_rate than "
+            f"{config.learning_rate}, more warmup_epochs than {config.warmup_epochs}, clip_norm or a higher temperature"
+        )
 
     def end_epoch(self) -> None:
         """Append the row of the epoch to the history, print it, and go to the next."""
         state = self.state
         n_steps = len(state.losses)
         some = np.random.default_rng(0).permutation(len(self.x))[:MONITOR_TRAIN]
-        z_train, z_held_out = embed(self.result, self.x[some])[0], embed(self.result, self.x_held_out)[0]
+        try:
+            z_train, z_held_out = embed(self.result, self.x[some])[0], embed(self.result, self.x_held_out)[0]
+        except FloatingPointError as error:  # weights may be finite, and yet so large that embeddings are not
+            raise self._not_finite("the embeddings are", n_steps) from error
         row = {
             "epoch": state.epoch + 1,
             "loss": float(state.losses.cpu().numpy().mean()),
@@ -221,12 +274,3 @@ def print_row(row: dict) -> None:
 def _seed(*numbers: int) -> int:
     """Return a seed that is a function of these numbers, and of nothing else."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _check_finite(losses: np.ndarray, epoch: int, config: TrainingConfig) -> None:
-    if not np.isfinite(losses).all():
-        step = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
-        raise FloatingPointError(
-            f"the loss is no longer finite in epoch {epoch + 1}, step {step}: try a lower learning_rate than "
-            f"{config.learning_rate}, more warmup_epochs than {config.warmup_epochs}, clip_norm or a higher temperature"
-        )

@@ -18,6 +18,7 @@ from oodlib.settings import TrainingConfig
 from oodlib.trainer import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
 
 SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
+WHOLE_PIXELS = 2**27  # of a set that is measured in one piece: CIFAR is, at its own size; half a GiB of floats
 CHECKPOINT, SNAPSHOTS = "checkpoint.safetensors", "snapshots"  # in a run's folder
 
 
@@ -45,7 +46,7 @@ def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
         about = pretrained_config(config.arch)
         mean, std = tuple(about["mean"]), tuple(about["std"])
     else:
-        mean, std = _mean_and_std(prepare(_some(images.images), side, channels, input_size))
+        mean, std = _mean_and_std(_some(images.images), side, channels, input_size)
     return EncoderSpec(
         config.arch,
         images.classes,
@@ -61,11 +62,26 @@ def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
     )
 
 
-def _mean_and_std(prepared: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of images (n, 3, s, s) uint8, in [0, 1]."""
-    flat = prepared.transpose(0, 1).flatten(1)  # (3, pixels)
-    channels = ((c.float().mean().item() / 255, max(c.float().std().item() / 255, 1e-3)) for c in flat)
-    mean, std = zip(*channels, strict=True)
+def _mean_and_std(images: Images, *form: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of images, prepared to a `form`, in [0, 1].
+
+    Where many images are enlarged, block by block, so that they are never all in memory; the sums of integers are
+    exact. The others are summed in float32, as in all runs on record: other last bits would be other weights.
+    """
+    if len(images) * form[-1] ** 2 <= WHOLE_PIXELS:
+        flat = prepare(images, *form).transpose(0, 1).flatten(1)  # (3, pixels)
+        moments = [(c.float().mean().item(), c.float().std().item()) for c in flat]
+    else:
+        counts = torch.zeros(3, 256, dtype=torch.float64)  # of each value in each channel
+        block = max(1, WHOLE_PIXELS // 16 // form[-1] ** 2)
+        for start in range(0, len(images), block):
+            flat = prepare(images[start : start + block], *form).transpose(0, 1).flatten(1)
+            counts += torch.stack([torch.bincount(c, minlength=256) for c in flat])
+        values, n = torch.arange(256, dtype=torch.float64), counts[0].sum()
+        means = counts @ values / n
+        variances = (counts * (values - means[:, None]) ** 2).sum(1) / (n - 1)
+        moments = list(zip(means.tolist(), variances.sqrt().tolist(), strict=True))
+    mean, std = zip(*((mean / 255, max(std / 255, 1e-3)) for mean, std in moments), strict=True)
     return mean, std
 
 

@@ -2,6 +2,8 @@
 
 Every image draws its own crop, flip, rotation, colours, blur and erased rectangle, all from one seeded generator.
 torchvision.transforms.v2 on a batch draws one set of parameters for the whole batch, which is why it is not used here.
+kornia.augmentation draws them for every image, as here, but takes several times as long and draws from torch's global
+generator (outputs/benchmarks/training.md, training-views).
 Geometry is one affine map and one `grid_sample`, colour is one 3 × 4 matrix an image: no step waits for the device.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomAffine, ColorJitter,

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from oodlib import folders
 from oodlib.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
 from oodlib.data import ImageSet, load_images
+from oodlib.encoders import save_encoder
 from oodlib.runs import Run
 from oodlib.settings import TrainingConfig
 from oodlib.steps import train_step
@@ -137,14 +138,22 @@ def train_run(study, config):
     train_step(study, config)
 
 
-def write_too_much(path):
-    """Save a checkpoint where files may have 100,000 bytes; exit with the error's number."""
+def write_too_much(path, save):
+    """Save something of a training where files may have 100,000 bytes; exit with the error's number."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        save_checkpoint(path, make_trainer(TINY, few_digits()).state, TINY)
+        save(path, make_trainer(TINY, few_digits()))
     except OSError as error:
-        os._exit(error.errno)
+        os._exit(error.errno if error.filename == str(path) and "the last one is kept" in str(error) else 1)
+
+
+def checkpoint_of(path, trainer):
+    save_checkpoint(path, trainer.state, TINY)
+
+
+def encoder_of(path, trainer):
+    save_encoder(trainer.result, path)
 
 
 # Going on
@@ -158,6 +167,17 @@ def test_stopped_by_sigterm_and_resumed_it_is_the_training_without_a_break(few, 
         assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
     train(CONFIGS[name], few, tmp_path)
     train(CONFIGS[name], few)
+    assert_same(*trainers[-2:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_training_with_every_view_and_a_break_is_the_one_without(few, trainers, tmp_path):
+    views = {"flip": 0.5, "jitter": 0.4, "grayscale": 0.2, "rotate": 15.0, "blur": 0.5, "erase": 0.5}
+    config = replace(TINY, arch="resnet18", objective="supcon", input_size=32, **views)
+    train_until(3, config, few, tmp_path)
+    train(config, few, tmp_path)
+    train(config, few)
+    assert torch.backends.cudnn.deterministic
     assert_same(*trainers[-2:])
 
 
@@ -218,6 +238,9 @@ def test_twenty_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
         history = train(config, few, tmp_path / f"undisturbed-{i}")[1]
         undisturbed.append(ends(tmp_path / f"undisturbed-{i}"))
         epoch = max(epoch, *(row["seconds"] for row in history[1:]))
+    idle = processes.Process(target=int)
+    idle.start()
+    idle.join()  # from here on, processes start at once
     draw, kills, finished, started = random.Random(0), 0, [0, 0, 0], 0.0
     while kills < 20:
         which = kills % 3
@@ -376,6 +399,17 @@ def test_a_checkpoint_of_an_older_version_names_the_setting_it_lacks(few, checkp
     assert_refused(TINY, few, tmp_path / CHECKPOINT, content, "is of a training with erase=None, not 0.0; delete")
 
 
+def test_going_on_with_other_processes_or_another_torch_is_said(few, checkpoint, tmp_path, monkeypatch, capsys):
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(checkpoint.read_bytes())
+    train(TINY, few, tmp_path)
+    assert "was written with" not in capsys.readouterr().out
+    monkeypatch.setattr("oodlib.checkpoint._where", lambda: {"processes": 2, "torch": "9.0"})
+    train(TINY, few, tmp_path)
+    said = f"{path} was written with processes=1, not 2; torch='{torch.__version__}', not '9.0': the weights may differ"
+    assert capsys.readouterr().out.startswith(said)
+
+
 def test_a_checkpoint_of_another_image_set_does_not_fit(few, checkpoint, tmp_path):
     more = load_images("digits", "train")
     fewer = few.labels < 6
@@ -412,10 +446,11 @@ def test_on_a_full_disk_the_last_checkpoint_stays_and_nothing_else(few, trainers
     assert_same(*trainers[-2:])
 
 
-def test_a_checkpoint_that_is_cut_off_while_it_is_written_leaves_no_trace(processes, tmp_path):
+@pytest.mark.parametrize("save", [checkpoint_of, encoder_of])
+def test_a_file_that_is_cut_off_while_it_is_written_leaves_no_trace(processes, tmp_path, save):
     path = tmp_path / CHECKPOINT
     path.write_bytes(b"the last good one")
-    process = processes.Process(target=write_too_much, args=(path,))
+    process = processes.Process(target=write_too_much, args=(path, save))
     process.start()
     process.join()
     assert process.exitcode == errno.EFBIG

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from oodlib import embedding
 from oodlib.embedding import embed, embed_images, knn_accuracy, linear_probe, load_embeddings, save_embeddings
 from oodlib.encoders import Encoder, EncoderSpec
 
@@ -75,6 +76,20 @@ def test_embeddings_that_are_not_finite(images, value):
     encoder.state_dict()["backbone.layer3.2.bn2.bias"][5] = value
     with pytest.raises(FloatingPointError, match="embeddings that are not finite; was its training cut short"):
         embed(encoder, images)
+
+
+def test_on_a_gpu_convolutions_are_of_float32_and_the_same_every_time():
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.enabled
+    with embedding._exactly(torch.device("cuda")):
+        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.enabled) == (False, True, True)
+    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.enabled) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_embeddings_on_a_gpu_are_those_of_the_cpu(encoder, images):
+    on_gpu = build().to("cuda")
+    np.testing.assert_allclose(embed(on_gpu, images)[0], embed(encoder, images)[0], rtol=1e-4, atol=1e-5)
 
 
 # Nearest neighbours

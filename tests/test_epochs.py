@@ -6,7 +6,8 @@ import torch
 
 from oodlib import epochs
 from oodlib.data import ImageSet, load_images
-from oodlib.encoders import Encoder, EncoderSpec, save_encoder
+from oodlib.embedding import embed
+from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
 from oodlib.epochs import COLUMNS, epoch_table
 
 
@@ -40,12 +41,27 @@ def test_a_row_an_epoch_and_measure(snapshots, sets):
         for epoch in (1, 2)
         for row in (
             ["digits", "ID", "global_separation"],
+            ["digits", "ID", "nearest_class_mean_accuracy"],
             ["digits789", "near", "auroc"],
             ["noise:8", "sanity", "auroc"],
         )
     ]
-    assert table.value[1] > 0.5  # even random features tell a little
-    assert table.value[3:].tolist() == [0, 0.5, 0.5]
+    assert table.value[2] > 0.5  # even random features tell a little
+    share_of_first = (epochs._part(sets[1], epochs.N_TEST).labels == 0).mean()  # all are as near: the first class wins
+    assert table.value[4:].tolist() == [0, share_of_first, 0.5, 0.5]
+
+
+def test_accuracy_of_the_nearest_class_mean_is_that_of_the_plain_definition(snapshots, sets):
+    training, test = (epochs._part(images, n) for images, n in zip(sets, (epochs.N_TRAIN, epochs.N_TEST), strict=False))
+    encoder = load_encoder(snapshots[0])
+    z, z_test = (embed(encoder, encoder.prepare(images.images))[0].astype(float) for images in (training, test))
+    z, z_test = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (z, z_test))
+    means = np.stack([z[training.labels == k].mean(axis=0) for k in range(7)])
+    cosine = z_test @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    table = epoch_table(snapshots[:1], *sets)
+    (value,) = table.value[table.measure == "nearest_class_mean_accuracy"]
+    assert value == pytest.approx((cosine.argmax(axis=1) == test.labels).mean(), abs=1e-3)
+    assert value > 0.5
 
 
 def test_without_snapshots_there_are_no_rows(sets):

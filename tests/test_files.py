@@ -1,4 +1,6 @@
+import errno
 import os
+import stat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -74,6 +76,59 @@ def test_failure_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, erro
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_error_of_the_system_names_the_file_and_says_what_is_kept(tmp_path):
+    path = tmp_path / "a.json"
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = r"^\[Errno 28\] cannot write the table \(No space left on device\); "
+    with pytest.raises(OSError, match=f"{said}there is none yet: '{path}'$"):
+        write_atomically(path, fail, "the table")
+    path.write_text("old")
+    with pytest.raises(OSError, match=f"{said}the last one is kept: '{path}'$"):
+        write_atomically(path, fail, "the table")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_said(tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)  # a test that runs as root may write everywhere
+    with pytest.raises(
+        PermissionError, match=r"cannot write the file \(Permission denied\); there is none yet: '.*/new'"
+    ):
+        write_atomically(tmp_path / "new", Path.touch)
+    assert os.listdir(tmp_path) == []
+
+
+def test_content_is_on_the_disk_before_its_name_is_and_then_the_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("name"), replace(*paths)))
+    write_atomically(tmp_path / "a", lambda temporary: temporary.write_text("whole"))
+    assert done == ["content", "name", "folder"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_file_is_the_umasks_choice_and_not_the_writers(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for name, own in (("shut", 0o600), ("open", 0o666)):
+            write_atomically(tmp_path / name, lambda temporary, own=own: temporary.chmod(own))
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+    finally:
+        os.umask(before)
 
 
 def _write_repeatedly(path: Path, letter: str) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -681,3 +684,20 @@ def test_foreign_clusters_are_refused(copied, key, values, message):
     np.savez(copied.path / "clusters.npz", **{key: values(len(embedded(copied, "digits", "train")["z"]))})
     with pytest.raises(ValueError, match=rf"clusters\.npz {message}"):
         evaluate(copied)
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained, printed = [], ""
+    monkeypatch.setattr(steps, "_train", lambda run, *_: trained.append(run.name))
+    (tmp_path / "outputs" / "shared").mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / "outputs" / "shared" / f"{NAME}.lock"):
+            step = pool.submit(steps.train_step, "shared", TrainingConfig(epochs=1))
+            while "is being trained by another process, which is waited for" not in printed:
+                assert not step.done()
+                time.sleep(0.01)
+                printed += capsys.readouterr().out
+            assert trained == []
+        step.result()
+    assert trained == [NAME]

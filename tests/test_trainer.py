@@ -188,6 +188,18 @@ def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, fl
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_without_a_compiler_one_sentence_says_what_to_do(few, monkeypatch, tmp_path):
+    import torch._dynamo
+    from torch._inductor import config as inductor
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, str(tmp_path / "none")))
+    monkeypatch.setitem(encoders.ARCHITECTURES, "small", Small)
+    said = "^torch.compile finds no C\\+\\+ compiler: install one, or set compile: false$"
+    with pytest.raises(ValueError, match=said):
+        train(replace(TINY, arch="small", epochs=1, compile=True), few)
+
+
 # Workers
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from oodlib import folders, training
-from oodlib.data import ImageSet, load_images
+from oodlib.data import ImageSet, load_images, prepare
 from oodlib.encoders import load_encoder
 from oodlib.objectives import OBJECTIVES, Objective
 from oodlib.settings import TrainingConfig
+from oodlib.trainer import Trainer
 from oodlib.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, snapshots_of, split_calibration, train
 
 TINY = TrainingConfig(epochs=1, batch_size=32, input_size=8, warmup_epochs=1)
@@ -109,6 +110,21 @@ def test_spec_of_colour_images_keeps_its_channels_apart_and_never_divides_by_zer
     assert (spec.side, spec.channels, spec.input_size) == (4, 3, 4)
     assert spec.mean == pytest.approx([0.5, 0, 0.2], abs=1e-6)
     assert spec.std == pytest.approx([0.5 * math.sqrt(96 / 95), 1e-3, 1e-3], rel=1e-5)
+
+
+def test_colours_of_a_large_set_are_measured_block_by_block(few, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = ImageSet(rng.integers(0, 256, (50, 6, 6, 3), dtype=np.uint8), np.arange(50) % 2, ("a", "b"), "colours")
+    for config in (replace(TINY, input_size=6), replace(TINY, input_size=11)):
+        whole, sizes = encoder_spec(config, images), []
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "prepare", lambda x, *form, sizes=sizes: sizes.append(len(x)) or prepare(x, *form))
+            patch.setattr(training, "WHOLE_PIXELS", 32 * config.input_size**2)  # in blocks of two
+            blocks = encoder_spec(config, images)
+        assert len(sizes) > 1
+        assert sum(sizes) == 50
+        assert blocks.mean == pytest.approx(whole.mean, rel=1e-6)
+        assert blocks.std == pytest.approx(whole.std, rel=1e-6)
 
 
 def test_spec_of_pretrained_weights_takes_their_mean_and_spread_and_their_stem(few):
@@ -249,6 +265,54 @@ def test_loss_that_turns_nan_stops_at_its_epoch_and_step_also_when_resumed(few, 
             train(replace(TINY, epochs=5), few, tmp_path)
         assert len(steps) == n_steps  # the epochs after it are not trained
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+@pytest.mark.parametrize("name", ["backbone.conv1.weight", "classifier.weight"])
+def test_weights_that_the_last_step_of_an_epoch_breaks_are_said_as_a_loss_is(few, tmp_path, monkeypatch, name):
+    step = Trainer.step
+
+    def breaking(trainer, *batch):
+        loss = step(trainer, *batch)
+        if (trainer.state.epoch, trainer.state.step) == (1, 1):  # the last of the last epoch: no loss will tell
+            weight = trainer.state.encoder.state_dict()[name]
+            weight[(0,) * weight.ndim] = math.nan
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", breaking)
+    said = (
+        "^the weights are no longer finite in epoch 2, step 2: try a lower learning_rate than 0.1, more warmup_epochs"
+    )
+    with pytest.raises(FloatingPointError, match=said):
+        train(replace(TINY, epochs=2, checkpoint_epochs=5), few, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_too_large_for_embeddings_are_said_as_a_loss_is(few, monkeypatch):
+    end_epoch = Trainer.end_epoch
+
+    def enlarged(trainer):
+        trainer.state.encoder.state_dict()["backbone.layer3.2.bn2.bias"].fill_(3e38)
+        trainer.state.encoder.state_dict()["backbone.layer3.2.bn2.weight"].fill_(3e38)
+        end_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "end_epoch", enlarged)
+    said = "^the embeddings are no longer finite in epoch 1, step 2: try a lower learning_rate than 0.1, more"
+    with pytest.raises(FloatingPointError, match=said):
+        train(TINY, few)
+
+
+def test_a_loss_that_turns_nan_in_a_long_epoch_is_seen_before_its_end(few, monkeypatch):
+    steps = []
+
+    def loss(heads, y, temperature, config, memory):
+        steps.append(len(steps))
+        return heads["classifier"].square().mean() * (math.nan if len(steps) == 4 else 1)
+
+    monkeypatch.setitem(OBJECTIVES, "ce", Objective(("classifier",), 1, 1.0, loss))
+    monkeypatch.setattr("oodlib.trainer.LOOK", 5)
+    with pytest.raises(FloatingPointError, match="the loss is no longer finite in epoch 1, step 4:"):
+        train(replace(TINY, batch_size=4), few)  # twenty steps
+    assert len(steps) == 5
 
 
 @pytest.mark.parametrize(("counts", "said"), [([8], "8 images, 1 classes"), ([1, 1, 1], "3 images, 3 classes")])

@@ -1,4 +1,4 @@
-"""Benchmarks of training: the loop against its bare network, and against a conventional loop, in images per second.
+"""Benchmarks of training: the loop against its bare network and a conventional loop, views against other libraries'.
 
 Images are random, 32 × 32 pixels, their views those of SimCLR on CIFAR. A turn is one epoch of a few batches. Images
 per second count network inputs, as history.csv does: two views of an image are two. The ratio is ours over the other's,
@@ -42,6 +42,37 @@ def conventional(scale: float) -> Iterator[dict]:
         other = conventional_loop(trainer)
         rates = compare_rates(partial(our_epoch, trainer), other, inputs_of_an_epoch(trainer), 7)
         yield about("training-conventional", trainer) | {"other": "PIL, torchvision, DataLoader, float32"} | rates
+
+
+def views(scale: float) -> Iterator[dict]:
+    """Views of a batch against kornia's, also whole batches with parameters an image, and PIL's, image by image."""
+    from kornia import augmentation
+
+    ours, batch = Views(**VIEWS), int(256 * scale)
+    images = torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    kornia = augmentation.AugmentationSequential(
+        augmentation.RandomResizedCrop((SIDE, SIDE), (ours.crop, 1.0), align_corners=False, cropping_mode="resample"),
+        augmentation.RandomHorizontalFlip(ours.flip),
+        augmentation.ColorJitter(ours.jitter, ours.jitter, ours.jitter, ours.hue, p=ours.jitter_p),
+        augmentation.RandomGrayscale(p=ours.grayscale),
+        same_on_batch=False,
+    )
+    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    view = picture_view(ours)
+    others = {
+        "kornia.augmentation": lambda: kornia(images.float().div_(255)),
+        "PIL, torchvision": lambda: torch.stack([view(picture) for picture in pictures]),
+    }
+    machine = describe_machine(torch.device("cpu"))
+    where = {
+        "network": "views alone",
+        "batch": batch,
+        "device": f"{machine['processor']}, {machine['threads']} threads",
+    }
+    for name, other in others.items():
+        row = {"benchmark": "training-views", "data": f"SimCLR views of {SIDE} × {SIDE}, {name}"} | where
+        yield row | {"other": name} | compare_rates(partial(ours, images, generator), other, batch, 15)
 
 
 def gpu(scale: float) -> Iterator[dict]:
@@ -110,21 +141,26 @@ def against_network(benchmark: str, arch: str, objective_name: str, batch: int, 
     return about(benchmark, trainer) | {"other": "network on fixed views"} | rates
 
 
+def picture_view(views: Views) -> transforms.Compose:
+    """Return torchvision's transforms of a PIL image to a random view, with the same parameters."""
+    jitter = transforms.ColorJitter(views.jitter, views.jitter, views.jitter, views.hue)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIDE, (views.crop, 1.0)),
+            transforms.RandomHorizontalFlip(views.flip),
+            transforms.RandomApply([jitter], views.jitter_p),
+            transforms.RandomGrayscale(views.grayscale),
+            transforms.ToTensor(),
+        ]
+    )
+
+
 class ViewsOfPictures(Dataset):
     """Images (n, h, w, 3) uint8 and labels; an item is some views of one, made from a PIL image, and its label."""
 
     def __init__(self, images: np.ndarray, labels: list[int], views: Views, n_views: int):
-        jitter = transforms.ColorJitter(views.jitter, views.jitter, views.jitter, views.hue)
         self.images, self.labels, self.n_views = images, labels, n_views
-        self.view = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(SIDE, (views.crop, 1.0)),
-                transforms.RandomHorizontalFlip(views.flip),
-                transforms.RandomApply([jitter], views.jitter_p),
-                transforms.RandomGrayscale(views.grayscale),
-                transforms.ToTensor(),
-            ]
-        )
+        self.view = picture_view(views)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -160,4 +196,9 @@ def conventional_loop(trainer: Trainer):
     return epoch
 
 
-BENCHMARKS = {"training-loop": loop, "training-conventional": conventional, "training-gpu": gpu}
+BENCHMARKS = {
+    "training-loop": loop,
+    "training-conventional": conventional,
+    "training-views": views,
+    "training-gpu": gpu,
+}
