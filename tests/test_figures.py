@@ -84,7 +84,9 @@ def test_an_svg_is_small_and_still_says_what_it_said(tmp_path):
     text = (tmp_path / "one.svg").read_text()
     texts = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
     assert {"1.23456 < x", "a  b"} <= set(texts)
-    assert not re.search(r'="[^"]*\d\.\d{3,}[^"]*"', re.sub("<style.*?</style>", "", text, flags=re.S))
+    assert not re.search(r'="[^"]*\d\.\d{2,}[^"]*"', re.sub("<style.*?</style>", "", text, flags=re.S))
+    ids, named = set(re.findall(r'id="([^"]*)"', text)), set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text))
+    assert {name for pair in named for name in pair if name} <= ids
     (png,) = re.findall(r'data:image/png;base64,([^"]*)', text)
     assert Image.open(BytesIO(b64decode(png))).mode == "P"
 
@@ -178,7 +180,7 @@ def test_many_classes_are_not_named(results):
 def test_histogram_figure_fills_id_and_draws_a_line_a_set(results, texts_overlap):
     figure = figures.histogram_figure(results, DETECTOR, "digits", 1)
     assert titles(figure) == ["cross-entropy", "SupCon"]
-    assert legend(figure) == ["digits", *OOD]
+    assert legend(figure) == ["digits 0–6", *NAMED]
     assert [(len(axis.collections), len(axis.lines)) for axis in figure.axes] == [(1, 4)] * 2
     assert DETECTOR in figure.axes[0].get_xlabel()
     assert not texts_overlap(figure)
@@ -192,7 +194,7 @@ def test_histogram_puts_more_normal_images_to_the_right(results):
 
 def test_roc_figure_is_the_curve_of_the_kept_scores(results, texts_overlap):
     figure = figures.roc_figure(results, DETECTOR, "digits", 0)
-    assert titles(figure) == OOD
+    assert titles(figure) == NAMED
     assert legend(figure) == ["cross-entropy", "SupCon"]
     scores = results.scores[(results.scores.seed == 0) & (results.scores.detector == DETECTOR)]
     for axis, ood in zip(figure.axes, OOD, strict=True):
