@@ -61,20 +61,19 @@ def reading_tables(results: Results, table: pd.DataFrame, best: str = "max") -> 
 
 
 def product_table(results: Results) -> pd.DataFrame:
-    """Return AUROC and FPR95, in percent, of all combinations of the factors: a row each, with K in numerical order.
+    """Return AUROC, in percent, of all combinations of the factors: a row each, with K in numerical order.
 
-    Columns: setting, clustering, n_clusters, pca, distance, threshold, and for near and far sets mean and sd over the
-    seeds of the mean over the sets, with n.
+    Columns: setting, clustering, n_clusters, pca, distance, threshold, and of the means over near and over far sets, as
+    near, near_sd, near_n and so on, mean and sd over the seeds, with n.
     """
     parts = ["clustering", "n_clusters", "pca", "distance", "threshold"]
     about = results.metrics[results.metrics.seen == 0].drop_duplicates("detector").set_index("detector")[parts]
-    means = group_means(results, ["auroc", "fpr95"])
+    means = group_means(results, ["auroc"])
     means = means[means.detector.isin(about.index)]
     columns = {}
     for group, own in means.groupby("group", sort=False):
-        for measure in ("auroc", "fpr95"):
-            found = over_seeds(own.assign(value=100 * own[measure]), [*SETTING, "detector"], "value")
-            columns |= {f"{group}_{measure}": found["mean"], f"{group}_{measure}_sd": found.sd, f"{group}_n": found.n}
+        found = over_seeds(own.assign(auroc=100 * own.auroc), [*SETTING, "detector"], "auroc")
+        columns |= {group: found["mean"], f"{group}_sd": found.sd, f"{group}_n": found.n}
     table = pd.DataFrame(columns).reset_index()
     for group in dict.fromkeys(means.group):
         table[f"{group}_n"] = table[f"{group}_n"].fillna(0).astype(int)

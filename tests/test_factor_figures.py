@@ -1,6 +1,7 @@
 """Figures of the factors, of hand-made tables: every cell, line, band and point against the table it is drawn from."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def test_product_figure_of_a_run_has_a_panel_a_set_and_a_cell_a_detector(metrics
     run = metrics[metrics.run == "digits-resnet20-supcon-s1"]
     figure = factor_figures.product_figure(run, by="ood_dataset")
     sets = ["digits789", "letters", "photos", "noise:8"]
-    top, bottom = np.reshape(figure.axes, (2, 4))
+    top, bottom = np.reshape(figure.axes[:-1], (2, 4))  # the last is the colour bar
     assert [axis.get_title() for axis in top] == sets
     rows = labels(top[0].get_yticklabels())
     assert rows == ["labels", "one", "kmeans-10"]
@@ -77,7 +78,38 @@ def test_product_figure_of_a_run_has_a_panel_a_set_and_a_cell_a_detector(metrics
         assert cells(above, rows) | cells(below, ["no clusters"]) == expected
         assert ("one", "relative-mahalanobis") not in cells(above, rows)
     assert figure._suptitle.get_text() == "AUROC %"
+    shown = [float(text.get_text()) for axis in figure.axes[:-1] for text in axis.texts]
+    assert figure.axes[-1].get_ylim() == pytest.approx((min(shown), max(shown)), abs=0.05)  # colours cover the data
     assert not texts_overlap(figure)
+
+
+def test_product_figure_has_a_title_and_ks_in_numerical_order(make_results):
+    detectors = [("labels", 7, "cosine"), *(("kmeans", k, "cosine") for k in (7, 100, 20)), ("none", 0, "knn")]
+    metrics = make_results(detectors=detectors).metrics
+    figure = factor_figures.product_figure(metrics, by="objective", title="near OOD of digits, n = 3")
+    assert figure._suptitle.get_text() == "AUROC %, near OOD of digits, n = 3"
+    assert labels(figure.axes[0].get_yticklabels()) == ["labels", "kmeans-7", "kmeans-20", "kmeans-100"]
+
+
+def test_study_risk_figure_has_a_line_an_objective_with_its_aurc(make_results, texts_overlap):
+    results = make_results(lambda objective, **_: {"ce": 0.9, "supcon": 0.75}[objective])
+    coverage = np.linspace(0.25, 1, 4)
+    curves = [
+        results.runs[["run", "id_dataset", "arch", "objective", "seed"]]
+        .iloc[[i] * 4]
+        .assign(coverage=coverage, risk=coverage / (2 + i), ood_dataset=ood, detector="knn")
+        for i in range(len(results.runs))
+        for ood in ("letters", "photos")
+    ]
+    results = replace(results, risk_coverage=pd.concat(curves))
+    figure = factor_figures.study_risk_figure(results, "knn", "digits", 1)
+    assert titles(figure) == ["letters", "photographs"]
+    for axis in figure.axes:
+        assert labels(axis.get_legend().get_texts()) == ["cross-entropy: 0.10", "SupCon: 0.25"]  # 1 - AUROC here
+        for line, i in zip(axis.lines, (1, 4), strict=True):
+            np.testing.assert_allclose(line.get_xydata(), np.column_stack([coverage, coverage / (2 + i)]))
+    assert not texts_overlap(figure)
+    assert "no risk-coverage curves of msp" in titles(factor_figures.study_risk_figure(results, "msp", "digits", 1))[0]
 
 
 def test_product_figure_of_a_study_averages_seeds_and_sets_a_panel_an_objective(metrics):
@@ -107,7 +139,7 @@ def test_rows_and_columns_stand_in_line_where_panels_have_others(metrics):
     figure = factor_figures.product_figure(metrics.assign(n_clusters=k)[~lacks], by="objective")
     rows = labels(figure.axes[0].get_yticklabels())
     assert rows == ["labels", "one", "kmeans-10", "kmeans-13"]
-    ce, supcon, ce_below, supcon_below = figure.axes
+    ce, supcon, ce_below, supcon_below, _ = figure.axes
     assert {row for row, _ in cells(ce, rows)} == {"labels", "one", "kmeans-10"}
     assert {row for row, _ in cells(supcon, rows)} == {"labels", "one", "kmeans-13"}
     assert labels(ce_below.get_xticklabels()) == labels(supcon_below.get_xticklabels()) == ["knn", "msp"]

@@ -1,6 +1,10 @@
 """Every figure of hand-made results: its axes, lines and labels, and that it can be saved."""
 
+import re
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -8,13 +12,14 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from oodlib import figures, run_figures
 from oodlib.data import ImageSet, load_images
 from oodlib.encoders import Encoder
 from oodlib.objectives import OBJECTIVES
 from oodlib.ranks import ranking
-from oodlib.report import choose, ranked
+from oodlib.report import ranked
 from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
 from oodlib.separation import METRICS, global_separation
@@ -24,6 +29,7 @@ from oodlib.training import encoder_spec
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"
 OOD = ["digits789", "letters", "photos", "noise:8"]
+NAMED = ["digits 7–9", "letters", "photographs", "noise 8"]
 
 
 @pytest.fixture
@@ -65,7 +71,31 @@ def test_figures_are_saved_as_png_and_svg_that_stay_the_same(results, tmp_path):
         assert not plt.fignum_exists(figure.number)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
-    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "first.png") as image:
+        assert image.mode == "P"
+        assert len(image.getcolors()) <= figures.N_COLORS
+
+
+def test_an_svg_is_small_and_still_says_what_it_said(tmp_path):
+    figure, axis = plt.subplots()
+    axis.scatter(*np.random.default_rng(0).normal(size=(2, 300)), c=np.arange(300), rasterized=True)
+    axis.set(title="1.23456 < x", xlabel="a  b")
+    figures.save_figure(figure, tmp_path, "one")
+    text = (tmp_path / "one.svg").read_text()
+    texts = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"1.23456 < x", "a  b"} <= set(texts)
+    assert not re.search(r'="[^"]*\d\.\d{2,}[^"]*"', re.sub("<style.*?</style>", "", text, flags=re.S))
+    ids, named = set(re.findall(r'id="([^"]*)"', text)), set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text))
+    assert {name for pair in named for name in pair if name} <= ids
+    (png,) = re.findall(r'data:image/png;base64,([^"]*)', text)
+    assert Image.open(BytesIO(b64decode(png))).mode == "P"
+
+
+def test_a_saved_figure_is_shown_as_it_is_on_disk(results, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figures.show_saved(figures.separation_figure(results, "digits"), tmp_path, "first one")
+    assert [image.data for image in shown] == [(tmp_path / "first_one.png").read_bytes()]
 
 
 def test_a_figure_of_a_set_that_is_a_folder_is_one_file(results, tmp_path):
@@ -77,52 +107,65 @@ def test_a_figure_of_a_set_that_is_a_folder_is_one_file(results, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_auroc_figure_has_a_panel_a_set_and_means_over_their_points(results, texts_overlap):
-    figure = figures.auroc_figure(results, "digits")
-    assert titles(figure) == ["digits789 (near)", "letters (near)", "photos (far)"]
+SHOWN = ["labels/cosine", "labels/mahalanobis", "kmeans-C/cosine", "knn"]  # in the order of MAIN
+OF_CLASSES = (("labels", 7, "mahalanobis"), ("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("none", 0, "knn"))
+
+
+def test_auroc_figure_has_panels_of_id_sets_and_groups_and_means_over_their_points(make_results, texts_overlap):
+    def auroc(objective, seed, detector, ood, **_):
+        return 0.6 + len(objective) / 50 + seed / 100 + len(detector) / 1000 + (ood == "letters") / 10
+
+    results = make_results(auroc, id_datasets=("digits", "cifar10"), detectors=OF_CLASSES)
+    figure = figures.auroc_figure(results)
+    assert titles(figure) == [
+        f"{name}: {group} OOD" for name in ("digits 0–6", "CIFAR-10") for group in ("near", "far")
+    ]
     assert legend(figure) == ["cross-entropy", "SupCon"]
-    axis = figure.axes[0]
-    detectors = ["labels/mahalanobis", "labels/cosine", "kmeans-10/cosine", "knn"]
-    assert [label.get_text() for label in axis.get_yticklabels()] == detectors
-    metrics = results.metrics
-    means = [line for line in axis.lines if len(line.get_xdata())]
-    for line, objective in zip(means, ("ce", "supcon"), strict=True):
-        assert to_rgb(line.get_color()) == pytest.approx(figures.COLORS[objective])
-        chosen = metrics[(metrics.objective == objective) & (metrics.ood_dataset == "digits789")]
-        expected = 100 * chosen.groupby("detector", sort=False).auroc.mean()
-        np.testing.assert_allclose(line.get_xdata(), expected[detectors])
-    points = [tuple(at) for collection in axis.collections for at in collection.get_offsets()]
-    assert len(points) == 4 * 2 * 3  # detectors × objectives × seeds
-    heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
-    assert {round(float(y), 3) for _, y in points} == heights  # means stand in line with their points
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == SHOWN
+    names = [name.replace("-C", "-7") for name in SHOWN]
+    drawn = [line for line in figure.axes[2].lines if line.get_marker() in ("o", "|")]
+    expected = [(name, objective) for name in names for objective in ("ce", "supcon")]
+    for points, mean, (name, objective) in zip(drawn[::2], drawn[1::2], expected, strict=True):
+        of = {"objective": objective, "detector": name}
+        by_hand = [100 * np.mean([auroc(seed=s, ood=o, **of) for o in ("digits789", "letters")]) for s in range(3)]
+        assert sorted(points.get_xdata()) == pytest.approx(by_hand)
+        assert mean.get_xdata() == pytest.approx(np.mean(by_hand))
+        assert to_rgb(mean.get_color()) == pytest.approx(figures.COLORS[objective])
+        assert set(points.get_ydata()) == set(mean.get_ydata())  # means stand in line with their points
+    limits = {axis.get_xlim() for axis in figure.axes}
+    assert len(limits) == 1
     assert not texts_overlap(figure)
+    assert figure.get_size_inches()[0] * figures.PNG_DPI == 900
 
 
-@pytest.mark.parametrize("objectives", [("ce",), ("ce", "simclr", "supcon")])
-def test_auroc_figure_of_other_numbers_of_objectives(make_results, objectives):
-    axis = figures.auroc_figure(make_results(objectives=objectives), "digits").axes[0]
-    heights = {round(float(y), 3) for line in axis.lines for y in line.get_ydata()}
-    assert {round(float(y), 3) for c in axis.collections for _, y in c.get_offsets()} == heights
-    assert len(heights) == 4 * len(objectives)
-
-
-def test_auroc_figure_draws_the_chosen_detectors_with_a_global_threshold(results):
+def test_auroc_figure_leaves_thresholds_a_cluster_out_and_of_other_detectors_shows_all(make_results):
+    results = make_results(detectors=OF_CLASSES)
     by_cluster = results.decisions[results.decisions.threshold == "global"].assign(threshold="per-cluster", auroc=0.1)
     metrics = ranked(pd.concat([results.decisions, by_cluster]))
-    chosen = choose(replace(results, metrics=metrics), ["knn", "*/cosine*"])
-    assert "labels/cosine/per-cluster" in set(chosen.metrics.detector)
-    axis = figures.auroc_figure(chosen, "digits").axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["knn", "labels/cosine", "kmeans-10/cosine"]
-    assert min(x for collection in axis.collections for x, _ in collection.get_offsets()) > 70
+    drawn = [
+        line
+        for line in figures.auroc_figure(replace(results, metrics=metrics)).axes[0].lines
+        if line.get_marker() == "|"
+    ]
+    assert min(float(line.get_xdata()[0]) for line in drawn) == 50
+    lone = figures.auroc_figure(make_results(detectors=(("one", 1, "cosine"),)))
+    assert [label.get_text() for label in lone.axes[0].get_yticklabels()] == ["one/cosine"]
 
 
 def test_projection_figure_names_the_classes_and_the_sets(results, texts_overlap):
     figure = figures.projection_figure(results, "digits", 0)
     assert titles(figure) == ["cross-entropy", "SupCon"]
-    assert legend(figure) == ["digits (ID)", *OOD]
+    assert legend(figure) == ["digits 0–6 (ID)", *NAMED]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0", "1", "2"]
+    below, above = (figure.axes[0].collections[i].get_zorder() for i in (1, 0))
+    assert below < above  # ID over OOD
     assert [len(collection.get_offsets()) for collection in figure.axes[0].collections] == [12] * 5
     assert not texts_overlap(figure)
+
+
+def test_classes_that_have_names_are_called_by_them(make_results):
+    figure = figures.projection_figure(make_results(id_datasets=("cifar10",)), "cifar10", 0)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["airplane", "automobile", "bird"]
 
 
 def test_many_classes_are_not_named(results):
@@ -137,7 +180,7 @@ def test_many_classes_are_not_named(results):
 def test_histogram_figure_fills_id_and_draws_a_line_a_set(results, texts_overlap):
     figure = figures.histogram_figure(results, DETECTOR, "digits", 1)
     assert titles(figure) == ["cross-entropy", "SupCon"]
-    assert legend(figure) == ["digits", *OOD]
+    assert legend(figure) == ["digits 0–6", *NAMED]
     assert [(len(axis.collections), len(axis.lines)) for axis in figure.axes] == [(1, 4)] * 2
     assert DETECTOR in figure.axes[0].get_xlabel()
     assert not texts_overlap(figure)
@@ -151,7 +194,7 @@ def test_histogram_puts_more_normal_images_to_the_right(results):
 
 def test_roc_figure_is_the_curve_of_the_kept_scores(results, texts_overlap):
     figure = figures.roc_figure(results, DETECTOR, "digits", 0)
-    assert titles(figure) == OOD
+    assert titles(figure) == NAMED
     assert legend(figure) == ["cross-entropy", "SupCon"]
     scores = results.scores[(results.scores.seed == 0) & (results.scores.detector == DETECTOR)]
     for axis, ood in zip(figure.axes, OOD, strict=True):
@@ -168,7 +211,10 @@ def test_roc_figure_is_the_curve_of_the_kept_scores(results, texts_overlap):
 
 def test_separation_figure_shows_classes_and_kmeans_clusters(results, texts_overlap):
     figure = figures.separation_figure(results, "digits")
-    assert titles(figure) == ["global separation of classes (digits)", "purity of as many k-means clusters (digits)"]
+    assert titles(figure) == [
+        "global separation of classes (digits 0–6)",
+        "purity of as many k-means clusters (digits 0–6)",
+    ]
     for axis in figure.axes:
         assert [label.get_text() for label in axis.get_xticklabels()] == ["cross-entropy", "SupCon"]
         assert sum(len(collection.get_offsets()) for collection in axis.collections) == 2 * 3 * 3
@@ -315,4 +361,4 @@ def test_projection_of_a_run_is_drawn_from_its_files(studied, monkeypatch):
     figure = run_figures.projection_figure(Run("small", "digits-resnet20-supcon-s1"))
     assert titles(figure) == ["digits-resnet20-supcon-s1"]
     assert [text.get_text() for text in figure.axes[0].texts] == list("0123456")
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["digits (ID)", *OOD]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["digits 0–6 (ID)", *NAMED]

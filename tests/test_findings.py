@@ -117,24 +117,31 @@ def measured(make_results):
     return replace(results, clusters=pd.concat([results.clusters, pd.DataFrame(rows)], ignore_index=True))
 
 
-def test_mistakes_are_changes_in_points_over_all_sets_of_all_runs(make_results):
+def test_mistakes_are_changes_in_points_near_and_far_apart_within_a_run_first(make_results):
     results = decisions_changed(
-        make_results(lambda seed, **_: 0.5 + 0.1 * seed),
+        make_results(lambda seed, ood, **_: 0.5 + 0.1 * seed + (ood == "letters") / 10, id_datasets=("b", "a")),
         lambda d: pd.concat([d, d[d.threshold == "global"].assign(threshold="per-cluster", auroc_101=d.auroc - 0.2)]),
     )
-    table = findings.mistake_table(results).set_index(["mistake", "detector"])
-    assert set(table.index.get_level_values(0)) == {
-        "true label",
-        "plain inverse",
-        "truncated curve, AUROC",
-        "OOD as positive, FPR95",
-    }
-    assert table.loc[("true label", "cosine"), ["right %", "change"]].tolist() == ["60.0 ± 8.3", "10.0 ± 0.0"]
-    assert table.loc[("plain inverse", "cosine"), "change"] == "-10.0 ± 0.0"
-    assert table.loc[("truncated curve, AUROC", "labels/cosine"), "change"] == "-20.0 ± 0.0"
+    table = findings.mistake_table(results)
+    names = ["true label", "plain inverse", "truncated curve, AUROC", "OOD as positive, FPR95"]
+    assert list(dict.fromkeys(table.mistake)) == names
+    assert table[table.mistake == "true label"].id_dataset.tolist() == ["a", "b"]
+    assert list(table.columns[3:]) == ["n", "near right %", "near change", "far right %", "far change"]
+    table = table[table.id_dataset == "a"].set_index(["mistake", "detector"])
+    cells = table.loc[("true label", "cosine")]
+    # seeds 0, 1, 2 of two objectives; near: the mean of 50 and 60, and so on; noise is no set of a mistake
+    assert cells.tolist()[1:] == [6, "65.0 ± 8.9", "10.0 ± 0.0", "60.0 ± 8.9", "10.0 ± 0.0"]
+    assert table.loc[("plain inverse", "cosine"), "near change"] == "-10.0 ± 0.0"
+    assert table.loc[("truncated curve, AUROC", "labels/cosine"), "far change"] == "-20.0 ± 0.0"
     # fpr95 is 1 - value, the other 0.75 - value / 2: at 0.5, 0.6, 0.7 that is 0, 5, 10 points more
-    assert table.loc[("OOD as positive, FPR95", "labels/cosine"), "change"] == "5.0 ± 4.2"
-    assert set(table.n) == {24}  # 2 objectives, 3 seeds, 4 sets
+    assert table.loc[("OOD as positive, FPR95", "labels/cosine"), "far change"] == "5.0 ± 4.5"
+
+
+def test_mistakes_of_any_name_are_told(make_results):
+    results = make_results()
+    ablations = results.ablations.assign(mistake="plain inverse, 32 images a class")
+    table = findings.mistake_table(replace(results, ablations=ablations))
+    assert "plain inverse, 32 images a class" in set(table.mistake)
 
 
 def test_id_measures_are_means_over_the_classes_of_embeddings_as_they_are(measured):
@@ -153,7 +160,8 @@ def test_id_measures_are_means_over_the_classes_of_embeddings_as_they_are(measur
 
 def test_global_separation_is_that_of_the_classes(make_results):
     table = findings.id_measures(make_results(separation=lambda seed, **_: 0.3 * seed, purity=lambda seed, **_: seed))
-    assert set(table) == {"id_accuracy", "nearest_class_mean", "global_separation"}  # no purity of k-means
+    assert set(table) == {"id_accuracy", "nearest_class_mean", "global_separation", "k-means cluster_purity"}
+    assert sorted(table["k-means cluster_purity"]) == [0, 0, 1, 1, 2, 2]  # of as many clusters as classes
     assert sorted(table.global_separation) == pytest.approx([0, 0, 0.3, 0.3, 0.6, 0.6])
 
 

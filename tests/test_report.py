@@ -72,7 +72,7 @@ KNOWN = ["labels/mahalanobis", "labels/cosine", "kmeans-10/cosine", "knn"]  # of
         (["kmeans-*/cosine"], ["kmeans-10/cosine"]),
         (["knn", "*/cosine", "labels/*"], ["knn", "labels/cosine", "kmeans-10/cosine", "labels/mahalanobis"]),
         (["*"], KNOWN),
-        ([], ["labels/cosine", "labels/mahalanobis", "kmeans-10/cosine", "knn"]),  # the order of SHOWN
+        ([], ["labels/cosine", "labels/mahalanobis", "knn"]),  # the order of SHOWN; 10 is not the number of classes
     ],
 )
 def test_detectors_are_chosen_by_name_or_pattern_in_the_order_given(make_results, asked, chosen):
@@ -101,8 +101,10 @@ def test_detectors_by_cluster_are_chosen_by_their_own_names(make_results):
 def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
     shown = report.choose(decided(make_results()), [])
     found = ["labels/cosine", "labels/cosine/per-cluster", "labels/mahalanobis", "labels/mahalanobis/per-cluster"]
-    assert list(dict.fromkeys(shown.metrics.detector)) == [*found, "kmeans-10/cosine", "knn"]
-    assert "kmeans-10/cosine/per-cluster" in set(decided(make_results()).metrics.detector)
+    assert list(dict.fromkeys(shown.metrics.detector)) == [*found, "knn"]
+    of_classes = make_results(detectors=(("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("gmm", 7, "ssd")))
+    names = list(dict.fromkeys(report.choose(of_classes, []).metrics.detector))
+    assert names == ["labels/cosine", "kmeans-7/cosine", "gmm-7/ssd"]
     lacking = report.choose(make_results(detectors=(("none", 0, "residual"), ("one", 1, "cosine"))), [])
     assert set(lacking.metrics.detector) == {"residual"}
 
@@ -190,9 +192,9 @@ def test_main_table_of_another_measure(make_results):
     assert cell(table, "mean", **key) == pytest.approx(expected)
 
 
-def test_wide_table_orders_sets_by_group_with_the_mean_behind_each(make_results):
+def test_wide_table_has_the_means_first_and_then_the_sets_by_group(make_results):
     table = report.wide(report.main_table(make_results(values)))
-    sets = ["digits789", "letters", "near mean", "photos", "far mean", "noise:8"]
+    sets = ["near mean", "far mean", "digits789", "letters", "photos", "noise:8"]
     assert list(table) == [*report.SETTING, "detector", "n", *sets]
     assert set(table.n) == {"3"}
     assert list(table.objective) == ["ce"] * 4 + ["supcon"] * 4
@@ -230,6 +232,8 @@ def test_the_best_is_found_for_each_id_set(make_results):
 def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
     assert report.mean_sd(97.25, 1.349) == "97.2 ± 1.3"
     assert report.mean_sd(97.25, float("nan")) == "97.2"
+    assert report.mean_sd(97.25, float("nan"), 96.04, 98.0) == "97.2 [96.0, 98.0]"
+    assert report.mean_sd(97.25, 1.349, 96.04, 98.0) == "97.2 ± 1.3"
     one = report.wide(report.main_table(make_results(values, seeds=(0,))))
     assert not one.map(lambda text: "±" in text).any(axis=None)
     several = report.wide(report.main_table(make_results(values)))
@@ -291,12 +295,35 @@ def test_cluster_table_has_one_row_a_clustering_and_an_empty_cell_for_what_has_n
 
 def test_tables_are_written_as_csv_markdown_and_latex(make_results, tmp_path):
     tidy = report.main_table(make_results(values))
-    readable = report.write_table(tmp_path / "report", "main", tidy, report.wide(tidy))
+    text = report.write_table(tmp_path / "report", "main", tidy, report.wide(tidy))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "report" / "main.csv"), tidy, check_dtype=False, atol=1e-3)
     markdown = (tmp_path / "report" / "main.md").read_text().splitlines()
+    assert markdown == text.splitlines()
+    readable = report.wide(tidy)
     assert [part.strip() for part in markdown[2].strip("|").split("|")] == readable.iloc[0].tolist()
     assert len(markdown) == 2 + len(readable)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"main.csv", "main.md", "main.tex"}
+
+
+def test_tables_of_several_parts_have_titles(tmp_path):
+    parts = {"one": pd.DataFrame({"a": ["x|y"]}), "two": pd.DataFrame({"b": [2]})}
+    text = report.write_table(tmp_path, "t", pd.DataFrame({"c": [1.0]}), parts)
+    assert text == "**one**\n\n| a |\n| --- |\n| x\\|y |\n\n**two**\n\n| b |\n| --- |\n| 2 |"
+    assert (tmp_path / "t.md").read_text() == text + "\n"
+    assert (tmp_path / "t.tex").read_text().count("tabular") == 4
+    assert (tmp_path / "t.csv").read_text() == "c\n1\n"
+
+
+def test_a_pattern_can_name_the_number_of_classes_of_each_id_set(make_results):
+    detectors = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"))
+    results = make_results(id_datasets=("digits", "other"), detectors=detectors)
+    other = (results.decisions.id_dataset == "other") & (results.decisions.clustering == "labels")
+    decisions = results.decisions.assign(n_clusters=results.decisions.n_clusters.mask(other, 20))
+    shown = report.choose(replace(results, decisions=decisions), ["kmeans-{classes}/cosine"]).metrics
+    assert set(zip(shown.id_dataset, shown.detector, strict=True)) == {
+        ("digits", "kmeans-7/cosine"),
+        ("other", "kmeans-20/cosine"),
+    }
 
 
 def test_latex_escapes_what_latex_reads_as_its_own(tmp_path):
@@ -356,25 +383,20 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
     tables = {
         f"{name}.{form}"
         for name in (
-            *("main_auroc", "main_fpr95", "cost", "clusters", "predictors", "verdicts"),
+            *("main_auroc", "main_fpr95", "cost", "clusters", "predictors", "verdicts", "data", "runs"),
             *("thresholds", "errors", "outlier_exposure", "regret", "mistakes"),
         )
         for form in ("csv", "md", "tex")
     }
-    of_id_set = ("auroc", "product", "separation", "projection", "false_alarms", "histograms", "roc")
-    of_id_set = (*of_id_set, "epochs", "cluster_sizes")
-    of_study = (
-        "history",
-        "predictors",
-        "ranks",
-        "accuracy",
-        "regret",
-        "thumbnails_digits_ce",
-        "thumbnails_digits_supcon",
-    )
-    names = [*(f"{name}_digits" for name in of_id_set), *of_study]
+    of_id_set = ("separation", "projection", "histograms", "roc", "epochs", "cluster_sizes", "risk")
+    names = [f"{name}_digits" for name in of_id_set]
+    names += [f"product_digits_{group}" for group in ("near", "far")]
+    names += [f"false_alarms_digits_labels_{distance}" for distance in ("mahalanobis", "cosine")]
+    names += ["auroc", "history", "predictors", "ranks_near", "ranks_far", "accuracy", "regret"]
+    names += ["thumbnails_digits_ce", "thumbnails_digits_supcon"]
     figures = {f"{name}.{form}" for name in names for form in ("png", "svg")}
-    assert {path.name for path in folder.iterdir()} == tables | figures | {"environment.json", "05_report.ipynb"}
+    others = {"environment.json", "05_report.ipynb", "product.csv"}
+    assert {path.name for path in folder.iterdir()} == tables | figures | others
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["runs"] == 4
     assert environment["seeds"] == [0, 1]
