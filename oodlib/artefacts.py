@@ -6,7 +6,7 @@ import pandas as pd
 from oodlib.clustering import MIXTURES, Clusters
 from oodlib.embedding import load_embeddings
 from oodlib.files import write_atomically
-from oodlib.mixture import Gaussians
+from oodlib.gaussians import Gaussians
 from oodlib.product import Embedded, Key, RunEmbeddings
 from oodlib.run_tables import ID_SPLITS, ood_groups
 from oodlib.runs import Run

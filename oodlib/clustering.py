@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from oodlib.blocks import to_unit_norm
+from oodlib.gaussians import Gaussians
 from oodlib.kmeans import (
     assign,
     check_distinct,
@@ -21,7 +22,7 @@ from oodlib.kmeans import (
     kmeans,
     standardize,
 )
-from oodlib.mixture import Gaussians, fit_mixture
+from oodlib.mixture import fit_mixture
 from oodlib.moments import cluster_means
 
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)  # what "auto" chooses from

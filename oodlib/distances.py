@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from oodlib.blocks import UnitRows, array_module, read_blocks, to_unit_norm, working_dtype
-from oodlib.mixture import Gaussians
+from oodlib.gaussians import Gaussians
 from oodlib.moments import Moments
 
 State = dict[str, np.ndarray]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from oodlib.distances import DISTANCES, fit_distances
-from oodlib.mixture import Gaussians
+from oodlib.gaussians import Gaussians
 from oodlib.moments import mean_of
 from oodlib.pca import pca_basis, project
 from oodlib.references import LOGIT_SCORES, KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
