@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oodlib.data import ImageSet
+from oodlib.data import ImageSet, prepare
 from oodlib.factor_figures import fraction_figure
 from oodlib.figures import draw_projection, show_images
 from oodlib.run_tables import id_embeddings
@@ -15,9 +15,19 @@ from oodlib.runs import Run
 from oodlib.separation import METRICS, separation_curve
 
 if TYPE_CHECKING:
+    import torch
+
     from oodlib.encoders import Encoder
     from oodlib.settings import TrainingConfig
 
+AUGMENTATIONS = {
+    "crop, flip": {"crop": 0.2, "flip": 0.5},
+    "colour": {"jitter": 0.8, "hue": 0.2, "jitter_p": 1.0},
+    "grayscale": {"grayscale": 1.0},
+    "blur": {"blur": 1.0},
+    "rotation": {"rotate": 45.0},
+    "erasing": {"erase": 1.0},
+}
 N_JUDGED = 3000  # embeddings that separation curves are drawn from, at most
 
 
@@ -25,10 +35,7 @@ def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, 
     """Draw some training images, a row each: the prepared image, then random views of it as training draws them."""
     import torch
 
-    from oodlib.encoders import Encoder
-    from oodlib.training import encoder_spec
-
-    prepared = Encoder(encoder_spec(config, images)).prepare(images.images[:n_images])  # (n, 3, s, s)
+    prepared = _prepared(config, images, n_images)
     generator = torch.Generator().manual_seed(config.seed)
     views = [config.views(prepared, generator).mul(255).byte() for _ in range(n_views)]
     rows = torch.stack([prepared, *views], dim=1).permute(0, 1, 3, 4, 2).numpy()  # (n, 1 + views, s, s, 3)
@@ -48,6 +55,30 @@ def select_images(images: ImageSet, n_images: int) -> np.ndarray:
         turn[labels == label] = np.arange((labels == label).sum())
     chosen = np.lexsort((labels, turn))[:n_images]
     return chosen[np.lexsort((chosen, labels[chosen]))]
+
+
+def augmentations_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 11) -> Figure:
+    """Draw some training images, prepared, and below them a row for each augmentation alone, certain and strong."""
+    import torch
+
+    from oodlib.views import Views
+
+    prepared = _prepared(config, images, n_images)
+    generator = torch.Generator().manual_seed(config.seed)
+    off = {"crop": 1.0, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0}
+    views = {name: Views(**off | strong)(prepared, generator) for name, strong in AUGMENTATIONS.items()}
+    rows = {"images": prepared} | {name: view.mul(255).byte() for name, view in views.items()}
+    figure, axes = plt.subplots(len(rows), figsize=(0.8 * n_images, 0.8 * len(rows)))
+    for axis, (name, row) in zip(axes, rows.items(), strict=True):
+        show_images(axis, row.permute(0, 2, 3, 1).numpy(), name, n_images)
+    plt.close(figure)
+    return figure
+
+
+def _prepared(config: "TrainingConfig", images: ImageSet, n: int) -> "torch.Tensor":
+    """Return the first n images as the encoder of a configuration sees them, (n, 3, s, s) uint8; none is built."""
+    side = min(images.images.shape[1:3])
+    return prepare(images.images[:n], side, 1 if images.images.ndim == 3 else 3, config.input_size or side)
 
 
 def inputs_figure(encoder: "Encoder", sets: list[ImageSet], n_images: int = 12) -> Figure:

@@ -10,6 +10,7 @@ The distributions are those of torchvision's RandomResizedCrop, RandomHorizontal
 RandomGrayscale, GaussianBlur and RandomErasing. What differs, measured on photographs of 32 × 32 pixels:
 
 * Half a pixel inside its edge, a crop interpolates with the pixel beyond it, where torchvision repeats its last pixel.
+* Of RandomAffine there is the rotation: shifts and scales are the crop's, and there is no shear.
 * A rotated view shows, beyond its crop, more of the image, mirrored at the image's edge, and not black corners.
 * Colour is clipped once, at the end, and in the order brightness, contrast, saturation, hue, grayscale; torchvision
   clips after each and shuffles the first four. Means and standard deviations over views agree within 0.01.

@@ -322,6 +322,20 @@ def test_views_figure_shows_images_and_their_views():
     assert not np.array_equal(views[0], views[1])
 
 
+def test_augmentations_figure_shows_each_alone_below_the_images():
+    rng = np.random.default_rng(0)
+    images = ImageSet(rng.integers(0, 256, (3, 12, 12, 3), dtype=np.uint8), np.arange(3), ("a", "b", "c"), "noise")
+    figure = run_figures.augmentations_figure(TrainingConfig(input_size=0), images, n_images=3)
+    rows = {axis.get_ylabel(): axis.images[0].get_array()[:, :12].astype(int) for axis in figure.axes}
+    assert list(rows) == ["images", "crop, flip", "colour", "grayscale", "blur", "rotation", "erasing"]
+    np.testing.assert_array_equal(rows["images"], images.images[0])
+    assert all((row != rows["images"]).any() for name, row in rows.items() if name != "images")
+    assert (rows["grayscale"].max(axis=2) - rows["grayscale"].min(axis=2)).max() <= 1
+    unchanged = np.isclose(rows["erasing"], rows["images"], atol=1)  # apart from the rectangle
+    assert unchanged.mean() > 0.6
+    assert (rows["erasing"][~unchanged] == 0).all()
+
+
 def test_inputs_figure_shows_sets_as_the_network_sees_them():
     encoder = Encoder(encoder_spec(TrainingConfig(), load_images("digits", "train")))
     figure = run_figures.inputs_figure(encoder, [load_images(name) for name in ("digits", "photos")], n_images=4)
