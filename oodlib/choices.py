@@ -16,7 +16,7 @@ from oodlib.clustering import OWN_SIZE, cluster
 from oodlib.distances import fit_distances
 from oodlib.metrics import auroc
 from oodlib.pca import pca_basis, project
-from oodlib.product import Embedded, Key, RunEmbeddings, all_scores
+from oodlib.product import Embedded, Key, RunEmbeddings, Scored, all_scores
 from oodlib.scoring import nearest_cluster
 
 MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
@@ -61,8 +61,7 @@ def choice_table(
             rows.append((rule, *_chosen_row(_reduced(data, seed), n_neighbors, seed)))
             continue
         for part in RULES[rule](_reduced(data, seed), seed):
-            assignments = {key: _clustered(part, key, seed) for key in clusterings}
-            for scored in all_scores(part, assignments, distances, n_neighbors, []):
+            for scored in _scores(part, clusterings, distances, n_neighbors, seed):
                 detector = (scored.clustering, scored.n_clusters, scored.pca, scored.distance)
                 rows.append((rule, *detector, auroc(scored.scores["test"], scored.scores["unknown"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -79,9 +78,8 @@ def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0) -> pd.
     turns = []
     for part in left_out_classes(data, seed, MAX_TURNS):
         keys = [(0, method, len(np.unique(part.train.y))) for method in ("labels", "kmeans")]
-        assignments = {key: _clustered(part, key, seed) for key in keys}
         part = replace(part, weight=None, bias=None)  # no candidate needs the classifier
-        found = all_scores(part, assignments, list(CANDIDATE_DISTANCES), n_neighbors, [])
+        found = _scores(part, keys, list(CANDIDATE_DISTANCES), n_neighbors, seed)
         auc = {(s.clustering, s.distance): auroc(s.scores["test"], s.scores["unknown"]) for s in found}
         turns.append([auc[candidate] for candidate in CANDIDATES])
     if not turns:
@@ -122,10 +120,18 @@ def _rows(embedded: Embedded, index: np.ndarray) -> Embedded:
     return Embedded(embedded.z[index], embedded.y[index], logits)
 
 
-def _clustered(data: RunEmbeddings, key: Key, seed: int) -> np.ndarray:
-    pca, method, k = key
-    z = project(data.train.z, pca_basis(data.train.z, pca) if pca else None)
-    return cluster(z, data.train.y, method, None if method in OWN_SIZE else min(k, len(z)), seed).assignments
+def _scores(
+    data: RunEmbeddings, clusterings: list[Key], distances: list[str], n_neighbors: int, seed: int
+) -> Iterator[Scored]:
+    """Return the scores of every detector, its clusters found on the training embeddings of this data."""
+    found = {}
+    for pca, method, k in clusterings:
+        z = project(data.train.z, pca_basis(data.train.z, pca) if pca else None)
+        size = None if method in OWN_SIZE else min(k, len(z))
+        found[pca, method, k] = cluster(z, data.train.y, method, size, seed)
+    assignments = {key: clusters.assignments for key, clusters in found.items()}
+    mixtures = {key: clusters.mixture for key, clusters in found.items()}
+    return all_scores(data, assignments, distances, n_neighbors, [], mixtures)
 
 
 def left_out_classes(data: RunEmbeddings, seed: int, n_parts: int = MAX_FOLDS) -> Iterator[RunEmbeddings]:
