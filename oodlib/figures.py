@@ -43,7 +43,7 @@ MAIN = (  # the detectors of the main figure
     "msp",
     "energy",
 )
-N_COLORS, PNG_DPI, MAX_WIDTH = 128, 120, 1500  # of saved pngs, the last in pixels
+N_COLORS, PNG_DPI, MAX_WIDTH = 128, 120, 1400  # of saved pngs, the last in pixels
 FONT = "font-family: 'DejaVu Sans', sans-serif; "  # as matplotlib writes it into each text of an svg
 SVG_DPI = 72  # of what an svg holds as pixels
 
