@@ -33,9 +33,14 @@ app.commands.execute('docmanager:open', {path: path}).then(async widget => {
 }).catch(error => done(String(error)));
 """
 SHOWN = """
-const cells = [...document.querySelectorAll('.jp-OutputArea-output img')];
-return cells.filter(image => image.complete && image.naturalWidth > 0).length;
+const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
+return images.filter(image => image.complete && image.naturalWidth > 0).map(image => image.src);
 """
+SCROLL = (
+    "document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = e.scrollHeight * arguments[0])"
+)
+CLOSE = "window.jupyterapp.commands.execute('application:close-all').finally(() => arguments[0]())"
+LAB = ("lab", "notebooks", "--no-browser", "--allow-root", "--expose-app-in-browser", "--LabApp.news_url=None")
 
 
 def main() -> int:
@@ -44,17 +49,7 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", default=names)
     notebooks = parser.parse_args().notebooks
     token, folder = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="notebooks-"))
-    lab = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        "lab",
-        "notebooks",
-        "--no-browser",
-        "--allow-root",
-        "--expose-app-in-browser",
-    ]
-    lab += [f"--port={PORT}", f"--IdentityProvider.token={token}", "--LabApp.news_url=None"]
+    lab = [sys.executable, "-m", "jupyter", *LAB, f"--port={PORT}", f"--IdentityProvider.token={token}"]
     server = subprocess.Popen(lab, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         driver = open_lab(token)
@@ -93,24 +88,18 @@ def look_at(driver: webdriver.Chrome, name: str, folder: Path) -> tuple[int, int
     cells = [c for c in json.loads((ROOT / "notebooks" / name).read_text())["cells"] if c["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
     errors = sum(output["output_type"] == "error" for output in outputs) + bool(failed)
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    shown, places = 0, max(2 * len(cells), 1)
+    pictures = len({output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})})
+    shown, places = set(), max(2 * len(cells), 1)
     for place in range(places + 1):  # the page holds what is near the window alone
-        driver.execute_script(
-            "document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = e.scrollHeight * arguments[0])",
-            place / places,
-        )
+        driver.execute_script(SCROLL, place / places)
         time.sleep(0.3)
-        shown = max(shown, driver.execute_script(SHOWN))
+        shown |= set(driver.execute_script(SHOWN))
         if place in (0, places // 2, places):
             driver.save_screenshot(str(folder / f"{Path(name).stem}-{place}.png"))
-    print(
-        f"{name:24} {len(cells):3} cells {errors:2} errors {pictures:3} pictures {shown:3} shown {seconds:6.0f} s {failed}"
-    )
-    driver.execute_async_script(
-        "window.jupyterapp.commands.execute('application:close-all').then(() => arguments[0]()).catch(() => arguments[0]())"
-    )
-    return errors, pictures, shown
+    found = f"{errors:2} errors {pictures:3} pictures {len(shown):3} shown"
+    print(f"{name:24} {len(cells):3} cells {found} {seconds:6.0f} s {failed}", flush=True)
+    driver.execute_async_script(CLOSE)
+    return errors, pictures, len(shown)
 
 
 if __name__ == "__main__":
