@@ -51,8 +51,9 @@ def array_module(z):
 def to_unit_norm(z: np.ndarray) -> np.ndarray:
     """Return the rows of z (n, d), array or tensor, at unit length; a zero row stays zero, at distance 1 of all."""
     norms = array_module(z).linalg.norm(z, axis=1, keepdims=True)
-    if isinstance(z, np.ndarray) and not ((norms > 1e-15) & (norms < 1e15)).all():
-        z, norms = _at_largest_one(z)  # their squares left the range of float32, or were zero
+    if isinstance(z, np.ndarray) and not (usual := (norms[:, 0] > 1e-15) & (norms[:, 0] < 1e15)).all():
+        z, norms = z.copy(), norms.copy()  # the squares of some rows left the range of float32, or were zero
+        z[~usual], norms[~usual] = _at_largest_one(z[~usual])
     return z / (norms + (norms == 0))
 
 

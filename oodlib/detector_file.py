@@ -41,7 +41,7 @@ def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder |
     keeps the one of its file. Raises NotFittedError, TypeError for what is none of the detectors, and ValueError for
     parameters or arrays that `load_detector` would refuse and for another encoder than that of its file.
     """
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     from oodlib.scoring import DETECTORS
 
@@ -61,8 +61,7 @@ def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder |
     header |= {"held_out": detector.held_out_, "classes": list(detector.class_names_)}
     arrays = {name: np.asarray(a.T if name in fortran_order else a, order="C") for name, a in arrays.items()}
     # one entry of metadata: safetensors writes several in any order
-    content = save(arrays, {FORMAT: json.dumps(header)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: save_file(arrays, temporary, {FORMAT: json.dumps(header)}))
 
 
 def load_detector(path: str | Path, encoder: "Encoder | str | None" = None) -> BaseEstimator:

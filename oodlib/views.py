@@ -132,7 +132,8 @@ def _warp(x, crop, flip, rotate, generator):
     n, _, h, w = x.shape
     device = x.device
     affine = torch.zeros(n, 2, 3, device=device)  # from a view's coordinates to the image's, both in [-1, 1]
-    affine[:, 0, 0] = affine[:, 1, 1] = 1
+    affine[:, 0, 0].fill_(1)
+    affine[:, 1, 1].fill_(1)
     if rotate:
         angle = math.radians(rotate) * (2 * torch.rand(n, generator=generator, device=device) - 1)  # (n,)
         affine[:, 0, 0] = affine[:, 1, 1] = angle.cos()

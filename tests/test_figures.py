@@ -367,7 +367,7 @@ def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied
         assert [list(line[:, 0]) for line in lines] == [[0.2, 0.6, 1.0]] * 7
         np.testing.assert_allclose([line[:, 1] for line in lines], np.transpose(expected))
         of_run = kept[kept.measure == f"global_separation{name}"].value
-        np.testing.assert_allclose([line[-1, 1] for line in lines], of_run, rtol=1e-5)  # the run's own, all distances
+        np.testing.assert_allclose([line[-1, 1] for line in lines], of_run, rtol=5e-5)  # the run's own, all distances
 
 
 def test_projection_of_a_run_is_drawn_from_its_files(studied, monkeypatch):
