@@ -86,8 +86,7 @@ def run_folders(study: str) -> tuple[list[Path], list[str]]:
     complete, incomplete = [], []
     for folder in sorted((study_folder(study) / "runs").glob("[!.]*/")):
         record = Run(study, folder.name).record
-        texts = [a for artefacts in ARTEFACTS.values() for a in artefacts if a.endswith(".csv")]
-        if ARTEFACTS.keys() <= record.keys() and all((folder / text).is_file() for text in texts):
+        if ARTEFACTS.keys() <= record.keys() and all((folder / f"{part}.csv").is_file() for part in PARTS):
             complete.append(folder)
         else:
             incomplete.append(folder.name)

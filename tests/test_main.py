@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -133,7 +134,9 @@ def test_train_alone_writes_the_artefacts_of_the_training_step(project, capsys):
 def start_and_stop(project, name, path, stop):
     """Run a study until `path` is there, send it a signal, and return its status and what it complained of."""
     command = project.arguments(name, "--jobs", "2")
-    process = subprocess.Popen(command, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=project.root, preexec_fn=heard, **pipes)
     deadline = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]

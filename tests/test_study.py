@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -375,7 +376,9 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
 
 def stop_when(project, path, stop: signal.Signals) -> subprocess.Popen:
     """Start study "small" by the command line, and stop it as soon as `path` is there."""
-    process = subprocess.Popen(project.arguments("small", "--jobs", "2"), cwd=project.root, stderr=subprocess.PIPE)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
+    command = project.arguments("small", "--jobs", "2")
+    process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
