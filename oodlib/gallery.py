@@ -73,6 +73,7 @@ def _p_among_others(detector: Detector, sets: dict[str, np.ndarray]) -> np.ndarr
 
 
 def class_of(part: Part, i: int) -> str:
+    """Return the name of the class that image i of a part is labelled with."""
     return part.images.classes[part.images.labels[i]]
 
 

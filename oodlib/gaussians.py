@@ -107,6 +107,7 @@ def frame_of(origin: np.ndarray, total: np.ndarray) -> Frame:
 
 
 def enter_frame(z: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return the coordinates (n, d) float32 of z (n, d) in a frame, a block at a time."""
     x = np.empty(z.shape, np.float32)
     for i in range(0, len(z), BLOCK):
         x[i : i + BLOCK] = (z[i : i + BLOCK] - frame.origin) @ frame.enter

@@ -261,12 +261,14 @@ class Trainer:
 
 
 def print_header() -> None:
+    """Print what the columns of `print_row` are, on the first process alone."""
     distributed.say(
         f"{'epoch':>5} {'loss':>9} {'knn_accuracy':>12} {'learning_rate':>13} {'seconds':>8} {'images/s':>9}"
     )
 
 
 def print_row(row: dict) -> None:
+    """Print a row of the history, fixed in width, on the first process alone."""
     form = "{epoch:5d} {loss:9.4f} {knn_accuracy:12.4f} {learning_rate:13.5f} {seconds:8.2f} {images_per_second:9.0f}"
     distributed.say(form.format(**row))
 
