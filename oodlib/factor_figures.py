@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from oodlib.figures import COLORS, nothing_figure, objective_name
+from oodlib.drawing import COLORS, nothing_figure, objective_name
 from oodlib.findings import id_measures, ood_auroc
 from oodlib.provenance import display_name
 from oodlib.report import Results, clustering_names

@@ -1,17 +1,10 @@
-"""Figures: the text artefacts of a study in; matplotlib figures out, for light print, through seaborn.
+"""Figures: the text artefacts of a study in; matplotlib figures out, through seaborn.
 
-Objectives always have the same colours, ID is always dark grey. Score figures are drawn from the 101 quantiles that a
-run keeps. A figure of one seed shows the runs of the study's first architecture.
+Score figures are drawn from the 101 quantiles that a run keeps. A figure of one seed shows the runs of the study's
+first architecture.
 """
 
-import os
-import re
-from base64 import b64decode, b64encode
-from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO, StringIO
-from itertools import cycle
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,16 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from oodlib.data import load_images
-from oodlib.files import write_atomically
+from oodlib.drawing import COLORS, ID_COLOR, nothing_figure, objective_name, ood_colors
 from oodlib.provenance import class_names, display_name
 from oodlib.ranks import Ranking
 from oodlib.report import Results, choose, group_means, names_by_classes, of_classes
-from oodlib.runs import slug
 
-OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon", "joint": "joint", "cider": "CIDER"}
-COLORS = dict(zip(OBJECTIVE_NAMES, sns.color_palette("colorblind"), strict=False))
-ID_COLOR = "0.25"
 MAIN = (  # the detectors of the main figure
     "labels/euclidean",
     "labels/cosine",
@@ -43,93 +31,6 @@ MAIN = (  # the detectors of the main figure
     "msp",
     "energy",
 )
-N_COLORS, PNG_DPI, MAX_WIDTH = 128, 120, 1400  # of saved pngs, the last in pixels
-FONT = "font-family: 'DejaVu Sans', sans-serif; "  # as matplotlib writes it into each text of an svg
-SVG_DPI = 72  # of what an svg holds as pixels
-
-
-def use_style() -> None:
-    """Set the style all figures share: white ground, readable type, ids that stay, so that an svg does too.
-
-    Objectives that a plugin has added take the colours that are left.
-    """
-    if os.environ.get("OODLIB_PLUGINS"):
-        from oodlib.objectives import OBJECTIVES
-
-        free = sns.color_palette("colorblind")[len(OBJECTIVE_NAMES) :]
-        COLORS.update(zip([name for name in OBJECTIVES if name not in OBJECTIVE_NAMES], cycle(free), strict=False))
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    plt.rcParams.update({"figure.dpi": 90, "savefig.bbox": "tight", "svg.hashsalt": "oodlib", "svg.fonttype": "none"})
-    plt.rcParams["font.sans-serif"] = ["DejaVu Sans", "sans-serif"]  # an svg names them all for each text
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
-    """Write a figure as png, in a palette of N_COLORS, and svg; return it, so that a notebook shows it."""
-    name = "_".join(slug(part) for part in name.split())
-    write_atomically(folder / f"{name}.png", lambda path: _write_png(figure, path))
-    write_atomically(folder / f"{name}.svg", lambda path: path.write_text(_svg(figure)))
-    plt.close(figure)
-    return figure
-
-
-def _write_png(figure: Figure, path: Path) -> None:
-    """Write a png of few colours: a third of the bytes, and hardly a difference to the eye."""
-    drawn = BytesIO()
-    dpi = min(PNG_DPI, MAX_WIDTH / figure.get_size_inches()[0])
-    figure.savefig(drawn, format="png", dpi=dpi)
-    path.write_bytes(_few_colors(drawn.getvalue(), "RGB"))
-
-
-def _few_colors(png: bytes, mode: str) -> bytes:
-    from PIL import Image
-
-    smaller = BytesIO()
-    with Image.open(BytesIO(png)) as image:
-        image.convert(mode).quantize(N_COLORS, dither=Image.Dither.NONE).save(smaller, format="png", optimize=True)
-    return smaller.getvalue()
-
-
-def _svg(figure: Figure) -> str:
-    """Return a figure as svg that stays the same, a third of matplotlib's: coordinates to a tenth of a point, one font.
-
-    Ids that nothing refers to, and indentation, are left out.
-    """
-    drawn = StringIO()
-    figure.savefig(drawn, format="svg", dpi=SVG_DPI, metadata={"Date": None})
-    parts = re.split(r'(xlink:href="data:[^"]*"|<style.*?</style>|>[^<]*<)', drawn.getvalue(), flags=re.S)
-    parts[::2] = [re.sub(r"(?<![\w#.])-?\d+\.\d{2,}", _shorter, part) for part in parts[::2]]  # the others are texts
-    text = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", "".join(parts))  # that turns by nothing
-    text = re.sub(r'(?<="data:image/png;base64,)[^"]*', _smaller, text)
-    text = re.sub(r' id="[a-zA-Z.]+(2d)?_\d+"', "", text)
-    text = text.replace(FONT, "").replace("<svg ", f'<svg style="{FONT.strip()}" ', 1)
-    return re.sub(r"\n\s+", "\n", text)
-
-
-def _smaller(png: re.Match) -> str:
-    return b64encode(_few_colors(b64decode(png[0]), "RGBA")).decode()
-
-
-def _shorter(number: re.Match) -> str:
-    return f"{float(number[0]):.1f}".removesuffix(".0")
-
-
-def show_saved(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure and show the png that was written: drawn once, and as small in the notebook as on disk."""
-    from IPython.display import Image, display
-
-    save_figure(figure, folder, name)
-    path = folder / f"{'_'.join(slug(part) for part in name.split())}.png"
-    display(Image(path.read_bytes(), alt=name))
-
-
-def objective_name(objective: str) -> str:
-    """Return an objective's name for people."""
-    return OBJECTIVE_NAMES.get(objective, objective)
-
-
-def ood_colors(datasets: list[str]) -> dict[str, tuple]:
-    """Return a colour for each OOD set, none of them an objective's."""
-    return dict(zip(datasets, sns.color_palette("Set2", len(datasets)), strict=True))
 
 
 def auroc_figure(results: Results) -> Figure:
@@ -209,7 +110,7 @@ def draw_projection(axis: Axes, table: pd.DataFrame, id_dataset: str) -> None:
 
 def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
     """Draw ID and OOD test embeddings, a panel an objective, in the plane that parts the training classes."""
-    table = _of_seed(results.projection, id_dataset, seed)
+    table = of_seed(results.projection, id_dataset, seed)
     objectives = list(dict.fromkeys(table.objective))
     size = (4.6 * len(objectives), 4.8)
     figure, axes = plt.subplots(1, len(objectives), figsize=size, squeeze=False, layout="constrained")
@@ -230,7 +131,7 @@ def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
     return figure
 
 
-def _of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
+def of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
     """Return the rows of one ID set, seed and (the first) architecture. Raises ValueError for an unknown seed."""
     table = table[table.id_dataset == id_dataset]
     if seed not in set(table.seed):
@@ -240,7 +141,7 @@ def _of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
 
 
 def _panels(results: Results, detector: str, id_dataset: str, seed: int) -> tuple[pd.DataFrame, list[str], list[str]]:
-    table = _of_seed(results.scores, id_dataset, seed)
+    table = of_seed(results.scores, id_dataset, seed)
     known = list(dict.fromkeys(table.detector))
     if detector not in known:
         raise ValueError(f"scores of {detector!r} are not kept for figures; known: {', '.join(known)}")
@@ -370,68 +271,3 @@ def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
         fontsize=10,
     )
     return figure
-
-
-def nothing_figure(reason: str) -> Figure:
-    """Draw the reason why there is nothing to draw."""
-    figure, axis = plt.subplots(figsize=(9, 0.6))
-    axis.set_title(reason, fontsize=10)
-    axis.axis("off")
-    plt.close(figure)
-    return figure
-
-
-def thumbnail_figures(results: Results, detector: str, seed: int, data_root: str = "") -> Iterator[tuple[str, Figure]]:
-    """Yield (ID set and objective, figure) of the most and least normal images, by one detector and seed.
-
-    Image sets that are not on this machine are left out, and said so.
-    """
-    extremes = results.extremes[results.extremes.detector == detector]
-    extremes = pd.concat([_of_seed(extremes, name, seed) for name in dict.fromkeys(extremes.id_dataset)])
-    images = {}
-    for name in dict.fromkeys(extremes.dataset):
-        try:
-            images[name] = load_images(name, "test", data_root or None).images
-        except (OSError, ValueError) as error:
-            print(f"no thumbnails of {name}: {error}")
-    for (id_dataset, objective), part in extremes.groupby(["id_dataset", "objective"], sort=False):
-        if id_dataset in images:
-            yield (
-                f"{id_dataset}_{objective}",
-                _thumbnails(part, images, f"{objective_name(objective)}, {detector}, seed {seed}"),
-            )
-
-
-def _thumbnails(extremes: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
-    sets = [name for name in dict.fromkeys(extremes.dataset) if name in images]
-    rows = [(name, extreme) for name in sets for extreme in ("most", "least")]
-    n_columns = int(extremes["rank"].max()) + 1
-    size = (0.75 * n_columns + 1.6, 0.78 * len(rows) + 0.4)
-    figure, axes = plt.subplots(len(rows), figsize=size, squeeze=False, layout="constrained")
-    for axis, (name, extreme) in zip(axes.flat, rows, strict=True):
-        chosen = extremes[(extremes.dataset == name) & (extremes.extreme == extreme)].sort_values("rank")
-        show_images(axis, images[name][chosen["index"]], f"{name}\n{extreme} normal", n_columns)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def show_images(axis: Axes, images: np.ndarray, label: str, n: int) -> None:
-    """Show up to n images (m, h, w[, c]) uint8 side by side in an axis with room for n, with a label at the left."""
-    axis.imshow(strip(images, n), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.grid(visible=False)
-    sns.despine(ax=axis, left=True, bottom=True)
-    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-
-
-def strip(images: np.ndarray, n: int) -> np.ndarray:
-    """Return one image of up to n images (m, h, w[, c]) uint8 from left to right, with white between them and after.
-
-    An axis for each would look the same, but a hundred axes take seconds to draw.
-    """
-    height, width = images.shape[1:3]
-    step = width + max(1, width // 8)
-    shown = np.full((height, n * step - (step - width), *images.shape[3:]), 255, dtype=np.uint8)
-    for i, image in enumerate(images[:n]):
-        shown[:, i * step : i * step + width] = image
-    return shown

@@ -69,3 +69,10 @@ def remove_partial_files(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left of the files `name`, without suffix, in a folder; none may be writing them."""
     for left in folder.glob(f"{name}.partial-*"):
         left.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all; return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+    return path

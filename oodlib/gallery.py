@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 
 from oodlib.blocks import to_unit_norm
 from oodlib.detector import Detector
+from oodlib.drawing import ID_COLOR, nothing_figure, ood_colors
 from oodlib.drift import Drift
-from oodlib.figures import ID_COLOR, nothing_figure, ood_colors
 from oodlib.neighbors import kneighbors
 from oodlib.pca import pca_basis, project
 from oodlib.product import Embedded
@@ -26,7 +26,7 @@ KINDS = {  # and what to say where there are none
     "least normal": "no held-out images",
     "mislabelled": "no image has a majority of neighbours of another class",
     "duplicate": "no image is in two parts, or under two labels",
-    "wrongly accepted": "no OOD image is accepted",
+    "wrongly accepted": "there is no OOD image that is accepted",
 }
 N_SHOWN, N_COLUMNS = 10, 5
 N_VOTES, N_CANDIDATES = 10, 5  # neighbours that judge a label, that may be the same image
@@ -59,11 +59,6 @@ def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str
             about = {"kind": kind, "rank": rank, "part": name, "index": int(i), "class": class_of(parts[name], i)}
             rows.append(about | {"file": parts[name].names[i], "p_value": p_values[name][i], "note": note})
     return pd.DataFrame(rows)
-
-
-def kinds(parts: dict[str, Part]) -> list[str]:
-    """Return the KINDS that there can be images of: without an OOD folder, no OOD image can be accepted."""
-    return [kind for kind in KINDS if kind != "wrongly accepted" or "ood" in parts]
 
 
 def _p_among_others(detector: Detector, sets: dict[str, np.ndarray]) -> np.ndarray:

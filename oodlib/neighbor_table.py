@@ -15,7 +15,7 @@ from torch import Tensor
 from oodlib.device import has_fast_bfloat16
 
 CELL_ROWS = 256  # on average, unless MAX_CELLS are more
-MAX_CELLS = 64
+MAX_CELLS = 32
 SAMPLE = 4096  # rows that the centres are found with; rows in a block
 GROUP = 16  # rows of which a search looks at the nearest first
 PADDING = 3e38  # half squared length of what fills a cell's last group

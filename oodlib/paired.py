@@ -41,6 +41,11 @@ class Estimate:
         interval = f", {100 * level:.4g} % interval {low:{form}} to {high:{form}}" if self.n > 1 else ""
         return f"{self.mean:{form}} (n = {self.n}{interval}{'' if np.isnan(p) else f', Holm p = {p:.2g}'})"
 
+    def brief(self, level: float = 0.95, form: str = "+.2f") -> str:
+        """Return mean and interval as short as can be: "+1.20 [+0.90, +1.50]"; of one value "+1.20 [n = 1]"."""
+        low, high = self.interval(level)
+        return f"{self.mean:{form}} [{f'{low:{form}}, {high:{form}}' if self.n > 1 else 'n = 1'}]"
+
 
 def estimate(values: np.ndarray | pd.Series) -> Estimate | None:
     """Return the mean of values (n,), one a run; missing ones do not count. None where there is none."""

@@ -96,8 +96,8 @@ def losses_of_best(found: Ranking) -> tuple[list[tuple[str, str, Estimate]], flo
     return losses, 1 - 0.05 / (len(losses) * (found.blocks.shape[1] - 1))
 
 
-def judge(found: Ranking) -> tuple[str, str]:
-    """Return what a ranking says of "no combination wins everywhere", a word and a sentence.
+def judge(found: Ranking) -> tuple[str, str, str]:
+    """Return what a ranking says of "no combination wins everywhere": a word, a short sentence and a long one.
 
     Supported where the best by rank loses to the winner of some pair by a corrected interval above 0, contradicted
     where it is the best in every block of several seeds.
@@ -118,7 +118,8 @@ def judge(found: Ranking) -> tuple[str, str]:
         f"with seeds averaged {friedman(found.pairs()):.1g}; the {len(losses)} pairs have {len(winners)} winner(s)"
     )
     if not lost:
-        return word, f"{text}, itself"
+        return word, f"{best}, best by mean rank, wins every pair", f"{text}, itself"
     *_, pair, winner, loss = max(lost, key=lambda own: own[:2])
     lone = ", and one seed has no interval" if loss.n < 2 else ""
-    return word, f"{text}; on {pair} it loses to {winner} by {loss.text(level=level)}{lone}"
+    short = f"{best}, best by mean rank, loses to {winner} by {loss.brief(level)} on {pair.split(' (')[0]}"
+    return word, short, f"{text}; on {pair} it loses to {winner} by {loss.text(level=level)}{lone}"

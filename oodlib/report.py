@@ -6,7 +6,6 @@ Nothing here needs images, weights or embeddings, so a report can be made again 
 import fnmatch
 import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from oodlib.clustering import OWN_SIZE
-from oodlib.files import write_atomically
+from oodlib.files import write_text
 from oodlib.runs import ARTEFACTS, Run, study_folder
 
 PARTS = (
@@ -328,45 +327,6 @@ def write_environment(study: str, parameters: dict, results: Results) -> Path:
         "seconds": {step: round(sum(record[step]["seconds"] for record in records), 1) for step in ARTEFACTS},
     }
     return write_text(folder / "report" / "environment.json", json.dumps(content, indent=1) + "\n")
-
-
-def write_table(
-    folder: Path, name: str, tidy: pd.DataFrame, readable: pd.DataFrame | dict[str, pd.DataFrame] | None = None
-) -> str:
-    """Write a table as csv, and the form for reading as markdown and LaTeX; return the markdown.
-
-    The form for reading may be several tables by their titles.
-    """
-    tables = {"": tidy if readable is None else readable} if not isinstance(readable, dict) else readable
-    write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format="%.6g"))
-    parts = [f"**{title}**\n\n" * bool(title) + markdown(table) for title, table in tables.items()]
-    write_text(folder / f"{name}.md", "\n\n".join(parts) + "\n")
-    latex = [f"% {title}\n" * bool(title) + latex_table(table) for title, table in tables.items()]
-    write_text(folder / f"{name}.tex", "\n".join(latex))
-    return "\n\n".join(parts)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table for reading as markdown."""
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-def latex_table(table: pd.DataFrame) -> str:
-    """Return a table for reading as LaTeX."""
-    return table.map(_latex).rename(columns=_latex).to_latex(index=False)
-
-
-def _latex(cell: object) -> str:
-    text = re.sub(r"([%&#_$])", r"\\\1", str(cell)).replace("±", r"$\pm$")
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all; return where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-    return path
 
 
 def main_table_text(study: str) -> str:

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from oodlib.data import ImageSet, prepare
 from oodlib.factor_figures import fraction_figure
-from oodlib.figures import draw_projection, show_images
+from oodlib.figures import draw_projection
 from oodlib.run_tables import id_embeddings
 from oodlib.runs import Run
 from oodlib.separation import METRICS, separation_curve
+from oodlib.thumbnails import show_images
 
 if TYPE_CHECKING:
     import torch

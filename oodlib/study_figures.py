@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oodlib.figures import COLORS, nothing_figure, objective_name
+from oodlib.drawing import COLORS, nothing_figure, objective_name
 from oodlib.provenance import display_name
 from oodlib.published import FIGURES
 from oodlib.regret import ORACLE
@@ -18,16 +18,22 @@ MARKERS = ("o", "^", "s", "D")
 
 
 def epoch_figure(results: Results, id_dataset: str) -> Figure:
-    """Draw, epoch by epoch, global separation of the classes and mean near and far AUROC, a line an objective.
+    """Draw, epoch by epoch, separation of the classes, accuracy and mean near and far AUROC, a line an objective.
 
-    Of the runs that kept encoders on their way; AUROC is that of the cosine distance to class means.
+    Of the runs that kept encoders on their way; accuracy, where it was measured, is that of the nearest class mean by
+    cosine, and AUROC that of the same distance.
     """
     epochs = results.epochs[results.epochs.id_dataset == id_dataset]
-    panels = [("global separation", "ID", "global_separation", 1), ("near AUROC, %", "near", "auroc", 100)]
-    panels.append(("far AUROC, %", "far", "auroc", 100))
+    panels = [
+        ("global separation", "ID", "global_separation", 1),
+        ("nearest class mean, accuracy, %", "ID", "nearest_class_mean_accuracy", 100),
+        ("near AUROC, %", "near", "auroc", 100),
+        ("far AUROC, %", "far", "auroc", 100),
+    ]
+    panels = [panel for panel in panels if panel[2] in set(epochs.measure)]
     if epochs.empty:
         return nothing_figure("no run kept encoders on its way (snapshot_epochs)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.6), layout="constrained")
     for axis, (title, group, measure, times) in zip(axes, panels, strict=True):
         part = epochs[(epochs.group == group) & (epochs.measure == measure)]
         part = part.groupby(["objective", "run", "epoch"], sort=False).value.mean().mul(times).reset_index()

@@ -1,4 +1,4 @@
-"""Verdicts: the results of a study in; for each of the paper's claims C1 to C5 a word and a sentence with numbers out.
+"""Verdicts: the results of a study in; for each of the paper's claims C1 to C5 a word, and its numbers, out.
 
 The claims are those of arXiv 2203.08549. Detectors are named before the results are seen. Comparisons are paired, run
 by run of the same ID set, architecture and seed. A claim that must hold everywhere is supported when every one of its
@@ -33,15 +33,17 @@ class Verdict:
     """What a study says of one claim, and why.
 
     The verdict is "supported", "contradicted" or "undecided", of near and far OOD apart where they are ("near: …").
+    The finding is a sentence with the numbers that decide, 95 % intervals in brackets; the reason tells all.
     """
 
     claim: str
     verdict: str
+    finding: str
     reason: str
 
 
 def _needs(claim: str, what: str) -> Verdict:
-    return Verdict(claim, "undecided", f"this study has no {what}")
+    return Verdict(claim, "undecided", f"this study has no {what}", "")
 
 
 def _everywhere(words: list[str]) -> str:
@@ -65,17 +67,19 @@ def separated_clusters(results: Results, detector: str) -> Verdict:
         return _needs(claim, "pair of SupCon and SimCLR runs")
     means, purity = (t.groupby(["id_dataset", "objective"]).value.mean().unstack() for t in (per_run, kmeans))
     p_values = dict(zip(by_set, holm([difference.p() for difference in by_set.values()]), strict=True))
-    words, texts = [], []
+    words, found, texts = [], [], []
     for name, difference in by_set.items():
         well = means.supcon[name] >= WELL_SEPARATED > means.simclr[name]
         opposite = difference.mean < 0 and p_values[name] < 0.05
         above = difference.interval()[0] > 0
         words.append("contradicted" if opposite else "supported" if above and well else "undecided")
+        found.append(f"{name} {difference.brief()}, SupCon {means.supcon[name]:.2f}")
         listed = _separations(means.loc[name], purity.reindex(means.index).loc[name])
         texts.append(f"{name}: {listed}; separation of SupCon minus SimCLR {difference.text(p_values[name])}")
     return Verdict(
         claim,
         _everywhere(words),
+        f"global separation, SupCon minus SimCLR: {'; '.join(found)} (well separated is {WELL_SEPARATED})",
         f"global separation of the classes (well separated: at least {WELL_SEPARATED}) / purity of k-means clusters; "
         + "; ".join(texts),
     )
@@ -145,9 +149,12 @@ def contrastive_on_cifar10(results: Results, detector: str) -> Verdict:
     listed = ", ".join(f"{name} {found.text(level=level, form='.1f')}" for (_, name), found in reached.items())
     own = list(dict.fromkeys(chosen.objective))
     joint = f"; joint, which contains CE, apart: {_near_and_far(results, 'cifar10', detector, ('joint',))}"
+    best = max(reached, key=lambda key: reached[key].mean)
     return Verdict(
         claim,
         verdict,
+        f"AUROC against CIFAR-100, best of them: {best[1]} {reached[best].brief(level, '.1f')} at "
+        f"{accuracy[best]:.0f} % ID accuracy; outstanding is {OUTSTANDING}",
         f"AUROC against CIFAR-100 with {detector}: {listed}; outstanding is the published {OUTSTANDING} (SSD, "
         f"ResNet-50; CSI with labels, ResNet-18); {_trained(results, 'cifar10', own)}; contradicted only at about "
         f"the published accuracy; minus CE: {_near_and_far(results, 'cifar10', detector, CONTRASTIVE)}"
@@ -164,12 +171,13 @@ def cosine_on_cifar100(results: Results, detector: str) -> Verdict:
     claim = "C3: on CIFAR-100, cross-entropy with cosine beats every contrastive variant"
     ranked = results.metrics[results.metrics.threshold.eq("global") & results.metrics.seen.eq(0)]
     kept = ranked.detector.unique()
-    words, texts = {}, []
+    words, found, texts = {}, [], []
     for group in ("near", "far"):
         points = _points(results, "cifar100", group)
         points = points.loc[:, [own in kept for _, own in points]] if len(points) else points
-        word, text = _cosine_against_all(points)
+        word, short, text = _cosine_against_all(points)
         words[group] = word
+        found.append(f"{group} {short}")
         texts.append(f"{group}: {text}")
     if not any(words.values()):
         return _needs(claim, "CIFAR-100 runs of both CE and a contrastive objective")
@@ -177,28 +185,32 @@ def cosine_on_cifar100(results: Results, detector: str) -> Verdict:
     return Verdict(
         claim,
         "; ".join(f"{group}: {word or 'undecided'}" for group, word in words.items()),
+        f"AUROC, CE with cosine minus the strongest contrastive rival: {'; '.join(found)}",
         f"AUROC points of ce labels/cosine; {'; '.join(texts)}; {_trained(results, 'cifar100', objectives)}",
     )
 
 
-def _cosine_against_all(points: pd.DataFrame) -> tuple[str, str]:
-    """Return the word and the sentence for one group of OOD sets; empty words where there is no rival."""
+def _cosine_against_all(points: pd.DataFrame) -> tuple[str, str, str]:
+    """Return the word, finding and reason for one group of OOD sets; no word where there is no rival."""
     own = ("ce", "labels/cosine")
     rivals = {key: estimate(points[own] - points[key]) for key in points if key[0] != "ce"} if own in points else {}
     rivals = {key: difference for key, difference in rivals.items() if difference}
     if not rivals:
-        return "", "no rival was measured"
+        return "", "not measured", "no rival was measured"
     p_values = dict(zip(rivals, holm([difference.p() for difference in rivals.values()]), strict=True))
     beaten = [key for key, difference in rivals.items() if difference.interval()[0] > 0]
     losing = [key for key, d in rivals.items() if d.mean < 0 and p_values[key] < 0.05 and key[0] in CONTRASTIVE]
     word = "contradicted" if losing else "supported" if len(beaten) == len(rivals) else "undecided"
     text = f"{points[own].mean():.1f}, above {len(beaten)} of {len(rivals)} rivals by the 95 % interval of each"
+    short = "not measured"
     for kind, names in (("strongest contrastive rival", CONTRASTIVE), ("strongest joint one", ("joint",))):
         found = [key for key in rivals if key[0] in names]
         if found:
             best = min(found, key=lambda key: rivals[key].mean)
             text += f", {kind} {' '.join(best)}: CE minus it {rivals[best].text(p_values[best])}"
-    return word, text
+            if names == CONTRASTIVE:
+                short = f"{rivals[best].brief()} ({' '.join(best)})"
+    return word, short, text
 
 
 def no_single_winner(results: Results, detector: str) -> Verdict:
@@ -215,10 +227,11 @@ def no_single_winner(results: Results, detector: str) -> Verdict:
     judged = {group: judge(own) for group, own in found.items()}
     archs = results.runs.arch.unique()
     scope = f"with {archs[0]} alone, nothing is said of how it depends on the architecture" if len(archs) == 1 else ""
-    texts = [f"{group}: {text}" for group, (_, text) in judged.items()]
+    texts = [f"{group}: {text}" for group, (_, _, text) in judged.items()]
     return Verdict(
         claim,
-        "; ".join(f"{group}: {word}" for group, (word, _) in judged.items()),
+        "; ".join(f"{group}: {word}" for group, (word, _, _) in judged.items()),
+        "; ".join(f"{group}: {short}" for group, (_, short, _) in judged.items()),
         "; ".join([*texts, *([scope] if scope else [])]),
     )
 
@@ -241,9 +254,13 @@ def cheap_cross_entropy(results: Results, detector: str) -> Verdict:
         verdict = "undecided"
     listed = ", ".join(f"{name} {estimate(times[name]).text(form='.2f')}" for name in times)
     texts = [f"{name}: {_near_and_far(results, name, detector)}" for name in near]
+    best = [(name, *max(own.items(), key=lambda item: item[1].mean)) for name, own in near.items()]
     return Verdict(
         claim,
         verdict,
+        f"near AUROC, the best other objective minus CE: "
+        f"{'; '.join(f'{name} {other} {difference.brief()}' for name, other, difference in best)}"
+        f"; their training takes {times.mean().min():.1f} to {times.mean().max():.1f} times as long",
         f"competitive is within {MARGIN:.0f} AUROC points of every objective on near OOD, in every ID set; minus CE "
         f"with {detector}: {'; '.join(texts)}; training seconds, as multiples of those of the CE run paired with it: "
         f"{listed} (two views an image are twice the network inputs by construction)",

@@ -104,10 +104,10 @@ def figure_style():
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from oodlib import figures
+    from oodlib.drawing import use_style
 
     with mpl.rc_context():
-        figures.use_style()
+        use_style()
         yield
     plt.close("all")
 

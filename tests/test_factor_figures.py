@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from oodlib import factor_figures, findings
-from oodlib.figures import COLORS
+from oodlib.drawing import COLORS
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTORS = (

@@ -1,23 +1,18 @@
 """Every figure of hand-made results: its axes, lines and labels, and that it can be saved."""
 
-import re
-from base64 import b64decode
 from dataclasses import replace
-from io import BytesIO
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
 
 from oodlib import figures, run_figures
 from oodlib.data import ImageSet, load_images
+from oodlib.drawing import COLORS
 from oodlib.encoders import Encoder
-from oodlib.objectives import OBJECTIVES
+from oodlib.figure_files import PNG_DPI
 from oodlib.ranks import ranking
 from oodlib.report import ranked
 from oodlib.run_tables import id_embeddings
@@ -49,64 +44,6 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in found.get_texts()]
 
 
-def test_every_objective_has_a_colour_of_its_own():
-    assert set(OBJECTIVES) <= figures.COLORS.keys()
-    assert set(OBJECTIVES) <= figures.OBJECTIVE_NAMES.keys()
-    assert len(set(figures.COLORS.values())) == len(figures.COLORS)
-    assert figures.objective_name("supcon") == "SupCon"
-    assert figures.objective_name("other") == "other"
-
-
-def test_ood_sets_have_colours_of_their_own():
-    colors = figures.ood_colors(["a", "b", "c"])
-    assert list(colors) == ["a", "b", "c"]
-    assert len(set(colors.values())) == 3
-
-
-def test_figures_are_saved_as_png_and_svg_that_stay_the_same(results, tmp_path):
-    for name in ("first", "second"):
-        np.random.default_rng(len(name)).normal()
-        figure = figures.separation_figure(results, "digits")
-        assert figures.save_figure(figure, tmp_path, name) is figure
-        assert not plt.fignum_exists(figure.number)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.png", "first.svg", "second.png", "second.svg"]
-    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
-    with Image.open(tmp_path / "first.png") as image:
-        assert image.mode == "P"
-        assert len(image.getcolors()) <= figures.N_COLORS
-
-
-def test_an_svg_is_small_and_still_says_what_it_said(tmp_path):
-    figure, axis = plt.subplots()
-    axis.scatter(*np.random.default_rng(0).normal(size=(2, 300)), c=np.arange(300), rasterized=True)
-    axis.set(title="1.23456 < x", xlabel="a  b")
-    figures.save_figure(figure, tmp_path, "one")
-    text = (tmp_path / "one.svg").read_text()
-    texts = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"1.23456 < x", "a  b"} <= set(texts)
-    assert not re.search(r'="[^"]*\d\.\d{2,}[^"]*"', re.sub("<style.*?</style>", "", text, flags=re.S))
-    ids, named = set(re.findall(r'id="([^"]*)"', text)), set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text))
-    assert {name for pair in named for name in pair if name} <= ids
-    (png,) = re.findall(r'data:image/png;base64,([^"]*)', text)
-    assert Image.open(BytesIO(b64decode(png))).mode == "P"
-
-
-def test_a_saved_figure_is_shown_as_it_is_on_disk(results, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    figures.show_saved(figures.separation_figure(results, "digits"), tmp_path, "first one")
-    assert [image.data for image in shown] == [(tmp_path / "first_one.png").read_bytes()]
-
-
-def test_a_figure_of_a_set_that_is_a_folder_is_one_file(results, tmp_path):
-    figures.save_figure(plt.figure(), tmp_path / "report", "auroc_folder:../my images/a")
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "auroc_folder_.._my_images_a.png",
-        "auroc_folder_.._my_images_a.svg",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
-
-
 SHOWN = ["labels/cosine", "labels/mahalanobis", "kmeans-C/cosine", "knn"]  # in the order of MAIN
 OF_CLASSES = (("labels", 7, "mahalanobis"), ("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("none", 0, "knn"))
 
@@ -130,12 +67,12 @@ def test_auroc_figure_has_panels_of_id_sets_and_groups_and_means_over_their_poin
         by_hand = [100 * np.mean([auroc(seed=s, ood=o, **of) for o in ("digits789", "letters")]) for s in range(3)]
         assert sorted(points.get_xdata()) == pytest.approx(by_hand)
         assert mean.get_xdata() == pytest.approx(np.mean(by_hand))
-        assert to_rgb(mean.get_color()) == pytest.approx(figures.COLORS[objective])
+        assert to_rgb(mean.get_color()) == pytest.approx(COLORS[objective])
         assert set(points.get_ydata()) == set(mean.get_ydata())  # means stand in line with their points
     limits = {axis.get_xlim() for axis in figure.axes}
     assert len(limits) == 1
     assert not texts_overlap(figure)
-    assert figure.get_size_inches()[0] * figures.PNG_DPI == 900
+    assert figure.get_size_inches()[0] * PNG_DPI == 900
 
 
 def test_auroc_figure_leaves_thresholds_a_cluster_out_and_of_other_detectors_shows_all(make_results):
@@ -247,7 +184,7 @@ def test_rank_figure_shows_the_ranks_among_all(results):
     figure = figures.rank_figure(found, n_shown=3)
     shown = [text.get_text().strip() for text in figure.axes[0].texts]
     assert sorted(shown) == sorted(f"{name} ({rank:.1f})" for name, rank in found.ranks.head(3).items())
-    assert {to_rgb(text.get_color()) for text in figure.axes[0].texts} == {figures.COLORS["supcon"]}
+    assert {to_rgb(text.get_color()) for text in figure.axes[0].texts} == {COLORS["supcon"]}
     title = figure.axes[0].get_title()
     assert title.startswith(f"near OOD: mean ranks of the best 3 of {len(found.ranks)} combinations, 6 blocks")
     assert f"difference, {found.critical_difference:.1f}" in title
@@ -258,38 +195,6 @@ def test_rank_figure_of_nothing_to_rank_says_so(make_results):
     assert titles(figures.rank_figure(ranking(results, "near"))) == [
         "no two combinations are in every block: nothing to rank"
     ]
-
-
-def test_thumbnails_are_the_named_images(results):
-    shown = dict(figures.thumbnail_figures(results, DETECTOR, 0))
-    assert list(shown) == ["digits_ce", "digits_supcon"]
-    figure = shown["digits_ce"]
-    assert figure._suptitle.get_text() == "cross-entropy, labels/mahalanobis, seed 0"
-    rows = [f"{name}\n{extreme} normal" for name in ("digits", *OOD) for extreme in ("most", "least")]
-    assert [axis.get_ylabel() for axis in figure.axes] == rows
-    shown = figure.axes[rows.index("photos\nleast normal")].images[0].get_array()
-    np.testing.assert_array_equal(shown, figures.strip(load_images("photos").images[:3], 3))
-
-
-def test_a_strip_has_white_between_images_and_where_they_are_missing():
-    images = np.arange(2 * 3 * 16, dtype=np.uint8).reshape(2, 3, 16)
-    shown = figures.strip(images, 3)
-    assert shown.shape == (3, 52)
-    for i in range(2):
-        np.testing.assert_array_equal(shown[:, 18 * i : 18 * i + 16], images[i])
-        assert (shown[:, 18 * i + 16 : 18 * i + 18] == 255).all()
-    assert (shown[:, 36:] == 255).all()
-    assert figures.strip(images[..., None].repeat(3, axis=3), 1).shape == (3, 16, 3)
-
-
-def test_thumbnails_of_missing_sets_are_left_out_and_said_so(results, capsys):
-    extremes = results.extremes.assign(dataset=results.extremes.dataset.replace("photos", "elsewhere"))
-    shown = dict(figures.thumbnail_figures(replace(results, extremes=extremes), DETECTOR, 0))
-    assert len(shown["digits_ce"].axes) == 2 * 4
-    assert "no thumbnails of elsewhere: unknown image set 'elsewhere'" in capsys.readouterr().out
-    missing = extremes.assign(dataset=extremes.dataset.replace("digits", "gone"), id_dataset="gone")
-    assert dict(figures.thumbnail_figures(replace(results, extremes=missing), DETECTOR, 0)) == {}
-    assert "no thumbnails of gone" in capsys.readouterr().out
 
 
 def test_figures_of_one_seed_show_one_architecture(make_results):

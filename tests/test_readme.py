@@ -19,9 +19,9 @@ from oodlib import model
 from oodlib.clustering import CLUSTERINGS
 from oodlib.data import load_images
 from oodlib.distances import DISTANCES
+from oodlib.drawing import OBJECTIVE_NAMES
 from oodlib.encoders import ARCHITECTURES
 from oodlib.evaluation import evaluate
-from oodlib.figures import OBJECTIVE_NAMES
 from oodlib.metrics import auroc
 from oodlib.objectives import OBJECTIVES
 from oodlib.product import Embedded, RunEmbeddings, cluster_scores
@@ -127,7 +127,7 @@ def cells(study: str, objective: str, detector: str, columns: list[tuple[str, st
 def test_verdicts_are_the_committed_ones():
     cifar, digits = (pd.read_csv(OUTPUTS / study / "report" / "verdicts.csv") for study in ("cifar-small", "digits"))
     assert list(cifar.claim) == list(digits.claim)
-    expected = zip(cifar.claim, cifar.verdict, digits.verdict, cifar.reason, strict=True)
+    expected = zip(cifar.claim, cifar.verdict, digits.verdict, cifar.finding, strict=True)
     assert rows_below("| claim of the paper | CIFAR | digits | on CIFAR |") == [list(row) for row in expected]
 
 
@@ -155,7 +155,9 @@ def test_speed_of_a_model_in_a_program_is_the_measured_one():
     assert f"One 32×32 image takes {ours['array', 1]:.1f} ms with a ResNet-20 and `labels/mahalanobis`" in text
     assert f"({ours['tensor', 1]:.1f} ms as a tensor, {ours['exported', 1]:.1f} ms in the exported graph" in text
     assert f"the encoder alone {encoder['tensor', 1]:.1f} ms)" in text
-    assert f"a batch goes at {100 * ratio['tensor', 512]:.0f} % of the encoder's rate" in text
+    shares = [f"{100 * ratio[way, 512]:.0f} %" for way in ("tensor", "tensor, knn")]
+    rates = f"{shares[0]} of the encoder's rate, {shares[1]} with `knn`"
+    assert f"a batch goes at {rates} on 50,000 embeddings" in text
 
 
 def test_what_predicts_is_as_committed():

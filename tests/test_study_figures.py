@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from oodlib import study_figures
-from oodlib.figures import COLORS
+from oodlib.drawing import COLORS
 from oodlib.regret import regrets
 
 pytestmark = pytest.mark.usefixtures("figure_style")
@@ -16,11 +16,14 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 def test_epochs_have_a_line_a_run_and_a_panel_a_group(make_results, texts_overlap):
     results = make_results(seeds=(0,))
-    more = results.epochs[results.epochs.group == "ID"].assign(measure="nearest_class_mean_accuracy", value=9.0)
+    more = results.epochs[results.epochs.group == "ID"].assign(measure="nearest_class_mean_accuracy", value=0.75)
     figure = study_figures.epoch_figure(replace(results, epochs=pd.concat([results.epochs, more])), "digits")
     lines = [[line.get_ydata().tolist() for line in axis.lines if len(line.get_xdata())] for axis in figure.axes]
-    assert lines == [[[0.2, 0.4]] * 2, [[25, 50]] * 2, [[25, 50]] * 2]  # percent; accuracy is no separation
-    assert [axis.get_title() for axis in figure.axes] == ["global separation", "near AUROC, %", "far AUROC, %"]
+    assert lines == [[[0.2, 0.4]] * 2, [[75, 75]] * 2, [[25, 50]] * 2, [[25, 50]] * 2]
+    names = ["global separation", "nearest class mean, accuracy, %", "near AUROC, %", "far AUROC, %"]
+    assert [axis.get_title() for axis in figure.axes] == names
+    unmeasured = study_figures.epoch_figure(results, "digits")
+    assert [axis.get_title() for axis in unmeasured.axes] == [names[0], *names[2:]]
     assert figure._suptitle.get_text() == "digits 0–6, cosine to class means, n = 1 run an objective"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cross-entropy", "SupCon"]
     assert not texts_overlap(figure)

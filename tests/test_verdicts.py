@@ -67,6 +67,8 @@ def test_c1_says_of_every_id_set_what_it_is_and_is_supported_only_by_all(make_re
 
     supported = verdicts.CLAIMS["C1"](made(hard=0.6), DETECTOR)
     assert supported.verdict == "supported"
+    difference = r"\+0\.70 \[\+0\.70, \+0\.70\], SupCon 0\.80; hard \+0\.50 \["
+    assert re.search(rf"^global separation, SupCon minus SimCLR: easy {difference}", supported.finding)
     assert "easy: simclr 0.10 / 0.90, supcon 0.80 / 0.90; separation of SupCon minus SimCLR +0.70 (n = 3, 95 %" in (
         supported.reason
     )
@@ -140,6 +142,13 @@ def test_c2_is_held_against_the_published_figure(make_results, reached, accuracy
     assert ("joint, which contains CE, apart: near joint" in result.reason) == ("joint" in reached)
 
 
+def test_c2_finds_the_best_contrastive_objective_at_its_accuracy(make_results):
+    finding = verdicts.CLAIMS["C2"](on_cifar10(make_results, {"ce": 99, "supcon": 91, "simclr": 60}), DETECTOR).finding
+    assert re.search(
+        r"best of them: supcon 91\.\d \[8\d\.\d, 9\d\.\d\] at 80 % ID accuracy; outstanding is 90\.6$", finding
+    )
+
+
 def reason_of_c2(results) -> str:
     return verdicts.CLAIMS["C2"](results, DETECTOR).reason
 
@@ -197,6 +206,7 @@ def test_c3_is_against_every_variant_with_every_distance(make_results, near, far
     assert f"above {8 - ('undecided' in expected.split(';')[0])} of 8 rivals" in result.reason.split("; far")[0]
     assert "ce 91.0 % (published, ResNet-50: 75.3) after 2 epochs of resnet20" in result.reason
     if "supcon knn" in far:
+        assert re.search(r"; far -3\.96 \[-4\.29, -3\.63\] \(supcon knn\)$", result.finding)
         assert (
             "far: 83.0, above 7 of 8 rivals by the 95 % interval of each, strongest contrastive rival supcon knn"
             in (result.reason)
@@ -218,7 +228,7 @@ def test_c3_leaves_out_thresholds_a_cluster_and_what_has_seen_outliers(make_resu
 def test_claims_about_cifar_need_cifar(make_results, claim):
     result = verdicts.CLAIMS[claim](make_results(), DETECTOR)
     assert result.verdict == "undecided"
-    assert "this study has no CIFAR-10" in result.reason
+    assert result.finding.startswith("this study has no CIFAR-10")
 
 
 COMBINATIONS = [
@@ -257,6 +267,8 @@ def test_c4_is_supported_where_the_best_loses_a_pair_for_sure(make_results):
     results = make_results(ordered(swapped), detectors=OF_CLASSES, ood=THREE_NEAR)
     result = verdicts.CLAIMS["C4"](results, DETECTOR)
     assert result.verdict == "near: supported; far: contradicted"
+    assert f"near: {COMBINATIONS[0]}, best by mean rank, loses to supcon knn by +14.00 [+14.00" in result.finding
+    assert result.finding.endswith(f" on digits → letters; far: {COMBINATIONS[0]}, best by mean rank, wins every pair")
     assert (
         "the 3 pairs have 2 winner(s); on digits → letters (resnet20) it loses to supcon knn by +14.00" in result.reason
     )
@@ -288,7 +300,7 @@ def test_c4_needs_blocks_and_combinations(make_results):
     for results in (one_block, two):
         result = verdicts.CLAIMS["C4"](results, DETECTOR)
         assert result.verdict == "undecided"
-        assert "this study has no three blocks and three combinations to rank" in result.reason
+        assert result.finding == "this study has no three blocks and three combinations to rank"
 
 
 @pytest.mark.parametrize(
@@ -306,10 +318,17 @@ def test_c4_needs_blocks_and_combinations(make_results):
     ],
 )
 def test_c5_is_against_every_objective(make_results, points, cost, expected):
-    result = verdicts.CLAIMS["C5"](make_results(differing(**points), objectives=tuple(points), cost=cost), DETECTOR)
+    results = make_results(differing(**points), objectives=tuple(points), cost=cost)
+    result = verdicts.CLAIMS["C5"](results, DETECTOR)
     assert result.verdict == expected
     assert re.search(r"digits: near supcon \S+ \(n = 3, .*; far supcon \S+ \(n = 3, ", result.reason)
     assert "twice the network inputs by construction" in result.reason
+    number = r"([+-]?\d+\.\d+)"
+    found = re.search(rf"CE: digits (\w+) {number} \[.* takes {number} to {number} times as long$", result.finding)
+    assert points[found[1]] == max(points[name] for name in points if name != "ce")
+    assert float(found[2]) == pytest.approx(points[found[1]] - points["ce"], abs=0.05)
+    times = verdicts.cost_ratios(results).mean()
+    assert [float(found[3]), float(found[4])] == pytest.approx([times.min(), times.max()], abs=0.05)
 
 
 def test_c5_holds_only_in_all_id_sets(make_results):
@@ -343,7 +362,7 @@ def test_one_seed_decides_nothing_about_differences(make_results):
 
 def test_table_of_verdicts_has_a_row_a_claim(make_results):
     table = verdicts.verdicts(make_results(differing(ce=0, supcon=1)), DETECTOR)
-    assert list(table) == ["claim", "verdict", "reason"]
+    assert list(table) == ["claim", "verdict", "finding", "reason"]
     assert [claim[:2] for claim in table.claim] == ["C1", "C2", "C3", "C4", "C5"]
     assert set(re.sub("(near|far): ", "", "; ".join(table.verdict)).split("; ")) <= set(WORDS)
 

@@ -21,9 +21,9 @@ import torch
 import training
 
 from oodlib.device import default_device, describe_machine
-from oodlib.figures import save_figure, use_style
-from oodlib.files import resolve
-from oodlib.report import write_text
+from oodlib.drawing import use_style
+from oodlib.figure_files import save_figure
+from oodlib.files import resolve, write_text
 
 TABLES = {
     "factors": {
