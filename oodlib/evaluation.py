@@ -73,10 +73,13 @@ def _shares(p_values: np.ndarray, nearest: np.ndarray, reference_nearest: np.nda
 
 def rank_metrics(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> dict[str, float]:
     """Return what the order of ID scores (n,) and OOD scores (m,) decides; correct (n,) bool. NaN raises ValueError."""
-    right, wrong, ood = _count(inside, outside, correct)
+    return _of_counts(*_count(inside, outside, correct))
+
+
+def _of_counts(right: np.ndarray, wrong: np.ndarray, ood: np.ndarray) -> dict[str, float]:
     id_ = right + wrong
     values = {name: metric(id_, ood) for name, metric in METRICS.items()}
-    values |= {"n_id": len(inside), "n_ood": len(outside)}
+    values |= {"n_id": int(id_.sum()), "n_ood": int(ood.sum())}
     values |= {"error_auroc": counts.auroc(right, wrong + ood) if right.any() else np.nan}
     return values | {"aurc": counts.aurc(right, wrong + ood), "oscr": counts.oscr(right, wrong, ood)}
 
@@ -86,9 +89,8 @@ def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, 
 
     Those that count pairs have DeLong's, none where a group has less than two scores; the others a bootstrap's.
     """
-    values = rank_metrics(inside, outside, correct)
     right, wrong, ood = _count(inside, outside, correct)
-    intervals = {}
+    values, intervals = _of_counts(right, wrong, ood), {}
     if min(len(inside), len(outside)) > 1:
         intervals["auroc"] = counts.auroc_interval(right + wrong, ood)
         intervals["oscr"] = counts.oscr_interval(right, wrong, ood)

@@ -24,13 +24,14 @@ PORT = 8899
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--no-first-run")
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
 RUN = """
-const [path, done] = arguments, app = window.jupyterapp;
+const path = arguments[0], app = window.jupyterapp;
+window.failed = null;  // until all cells have run: the browser's own calls end after two minutes
 app.commands.execute('docmanager:open', {path: path}).then(async widget => {
   await widget.context.ready; await widget.sessionContext.ready;
   await app.commands.execute('notebook:run-all-cells');
   await app.commands.execute('docmanager:save');
-  done('');
-}).catch(error => done(String(error)));
+  window.failed = '';
+}).catch(error => { window.failed = String(error); });
 """
 SHOWN = """
 const images = [...document.querySelectorAll('.jp-OutputArea-output img')];
@@ -67,7 +68,6 @@ def open_lab(token: str) -> webdriver.Chrome:
     for flag in (*FLAGS, *QUIET, f"--user-data-dir={tempfile.mkdtemp()}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-    driver.set_script_timeout(1800)
     for _ in range(60):
         try:
             driver.get(f"http://localhost:{PORT}/lab?token={token}&reset")
@@ -83,7 +83,9 @@ def open_lab(token: str) -> webdriver.Chrome:
 def look_at(driver: webdriver.Chrome, name: str, folder: Path) -> tuple[int, int, int]:
     """Run a notebook in the browser, print its row, and return its errors, its pictures and those that are shown."""
     start = time.monotonic()
-    failed = driver.execute_async_script(RUN, name)
+    driver.execute_script(RUN, name)
+    while (failed := driver.execute_script("return window.failed")) is None:
+        time.sleep(1)
     seconds = time.monotonic() - start
     cells = [c for c in json.loads((ROOT / "notebooks" / name).read_text())["cells"] if c["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
