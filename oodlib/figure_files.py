@@ -43,11 +43,14 @@ def _write_png(figure: Figure, path: Path) -> None:
 
 
 def _few_colors(png: bytes, mode: str) -> bytes:
+    """Return a png in N_COLORS; where nothing shines through they cover all there are, so that rare ones stay apart."""
     from PIL import Image
 
+    covering = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1} if mode == "RGB" else {}
     smaller = BytesIO()
     with Image.open(BytesIO(png)) as image:
-        image.convert(mode).quantize(N_COLORS, dither=Image.Dither.NONE).save(smaller, format="png", optimize=True)
+        few = image.convert(mode).quantize(N_COLORS, dither=Image.Dither.NONE, **covering)
+        few.save(smaller, format="png", optimize=True)
     return smaller.getvalue()
 
 

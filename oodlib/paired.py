@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 PAIR = ["id_dataset", "arch", "seed"]
+ROUNDING = 5e-4  # least standard error: values are kept with five digits, AUROC in points to 0.001
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,6 @@ class Estimate:
         """Return the two-sided p-value of the t test that the mean is `null`; NaN for one value."""
         if self.n < 2:
             return np.nan
-        if self.error == 0:
-            return float(self.mean == null)
         return float(2 * stats.t.sf(abs(self.mean - null) / self.error, self.n - 1))
 
     def text(self, p: float = np.nan, level: float = 0.95, form: str = "+.2f") -> str:
@@ -53,7 +52,7 @@ def estimate(values: np.ndarray | pd.Series) -> Estimate | None:
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return None
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    error = max(values.std(ddof=1) / np.sqrt(len(values)), ROUNDING) if len(values) > 1 else np.nan
     return Estimate(float(values.mean()), float(error), len(values))
 
 

@@ -40,6 +40,10 @@ class Ranking:
         """Return AUROC averaged over seeds, which are not independent blocks: one row an ID set, arch and OOD set."""
         return self.blocks.groupby(level=OF_PAIR, sort=False).mean()
 
+    def averaged(self) -> "Ranking":
+        """Return the ranking whose blocks are the pairs."""
+        return _rank(self.group, self.pairs())
+
     def told_apart(self) -> int:
         """Return how many combinations the Nemenyi test tells from the best."""
         return int((self.ranks - self.ranks.iloc[0] > self.critical_difference).sum())
@@ -67,6 +71,10 @@ def ranking(results: Results, group: str) -> Ranking | None:
     blocks = rank_matrix(results, group)
     if blocks.empty or blocks.shape[1] < 2:
         return None
+    return _rank(group, blocks)
+
+
+def _rank(group: str, blocks: pd.DataFrame) -> Ranking:
     ranks = blocks.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
     return Ranking(group, blocks, ranks, critical_difference(*blocks.shape[::-1]))
 
@@ -83,43 +91,58 @@ def friedman(blocks: pd.DataFrame) -> float:
     return float(stats.friedmanchisquare(*blocks.to_numpy().T).pvalue)
 
 
-def losses_of_best(found: Ranking) -> tuple[list[tuple[str, str, Estimate]], float]:
-    """Return, for each pair, its name, its winner and how much the best by rank loses to it, and the interval's level.
+def losses(found: Ranking) -> tuple[dict[str, dict[str, tuple[str, Estimate]]], float]:
+    """Return, for each pair and combination, the pair's winner and how much the combination loses to it; and a level.
 
-    The winner of a pair has the best mean over seeds. It is chosen on the same data, among all others and on every
-    pair, so the level is corrected for all of these comparisons (Bonferroni).
+    The winner of a pair has the best mean over seeds; what is as good is its own winner. It is chosen on the same data,
+    among all others and on every pair, so the intervals' level is corrected for all of these comparisons (Bonferroni).
     """
-    losses = []
+    by_pair = {}
     for (id_dataset, arch, ood), rows in found.blocks.groupby(level=OF_PAIR, sort=False):
-        winner = rows.mean().idxmax()
-        losses.append((f"{id_dataset} → {ood} ({arch})", winner, estimate(rows[winner] - rows[found.best])))
-    return losses, 1 - 0.05 / (len(losses) * (found.blocks.shape[1] - 1))
+        means = rows.mean()
+        first, best = means.idxmax(), means.max()
+        winners = {name: name if means[name] == best else first for name in rows}
+        by_pair[f"{id_dataset} → {ood} ({arch})"] = {
+            name: (winner, estimate(rows[winner] - rows[name])) for name, winner in winners.items()
+        }
+    return by_pair, 1 - 0.05 / (len(by_pair) * (found.blocks.shape[1] - 1))
 
 
 def judge(found: Ranking) -> tuple[str, str, str]:
     """Return what a ranking says of "no combination wins everywhere": a word, a short sentence and a long one.
 
-    Supported where the best by rank loses to the winner of some pair by a corrected interval above 0, contradicted
-    where it is the best in every block of several seeds.
+    Supported where every combination loses to the winner of some pair by a corrected interval above 0, contradicted
+    where one is the best in every block of several pairs and seeds.
     """
     blocks, best = found.blocks, found.best
-    losses, level = losses_of_best(found)
-    wins = int((blocks[best] >= blocks.max(axis=1)).sum())
-    winners = {winner for _, winner, _ in losses}
-    lost = [(loss.interval(level)[0], loss.mean, pair, winner, loss) for pair, winner, loss in losses if winner != best]
-    word = "supported" if any(low > 0 for low, *_ in lost) else "undecided"
-    if wins == len(blocks) and min(loss.n for *_, loss in losses) > 1:
+    by_pair, level = losses(found)
+    losing = [name for name in blocks if any(own[name][1].interval(level)[0] > 0 for own in by_pair.values())]
+    of_best = {pair: own[best] for pair, own in by_pair.items()}
+    always = (blocks[best] >= blocks.max(axis=1)).all()
+    word = "supported" if len(losing) == blocks.shape[1] else "undecided"
+    if always and len(by_pair) > 1 and min(loss.n for _, loss in of_best.values()) > 1:
         word = "contradicted"
-    n_others = len(found.ranks) - 1
+    lost = {pair: own for pair, own in of_best.items() if own[0] != best}
     text = (
-        f"{best} has the best mean rank, {found.ranks[best]:.1f} of {n_others + 1} combinations over {len(blocks)} "
-        f"blocks (ID set, architecture, seed, OOD set); the critical difference, {found.critical_difference:.1f}, "
-        f"tells it from {found.told_apart()} of the {n_others} others; Friedman p = {friedman(blocks):.1g}, over pairs "
-        f"with seeds averaged {friedman(found.pairs()):.1g}; the {len(losses)} pairs have {len(winners)} winner(s)"
+        f"{_tests(found)}; it wins {len(by_pair) - len(lost)} of {len(by_pair)} pairs; "
+        f"{len(losing)} of {blocks.shape[1]} combinations lose some pair for sure"
     )
     if not lost:
-        return word, f"{best}, best by mean rank, wins every pair", f"{text}, itself"
-    *_, pair, winner, loss = max(lost, key=lambda own: own[:2])
+        return word, f"{best}, best by mean rank, wins every pair", text
+    pair = max(lost, key=lambda own: (lost[own][1].interval(level)[0], lost[own][1].mean))
+    winner, loss = lost[pair]
     lone = ", and one seed has no interval" if loss.n < 2 else ""
-    short = f"{best}, best by mean rank, loses to {winner} by {loss.brief(level)} on {pair.split(' (')[0]}"
+    short = f"{best}, best by mean rank, is {loss.brief(level, '.2f')} below {winner} on {pair.split(' (')[0]}"
     return word, short, f"{text}; on {pair} it loses to {winner} by {loss.text(level=level)}{lone}"
+
+
+def _tests(found: Ranking) -> str:
+    """Say who has the best mean rank, and what the tests of Friedman and Nemenyi find."""
+    averaged, n = found.averaged(), len(found.ranks)
+    return (
+        f"{found.best} has the best mean rank, {found.ranks.iloc[0]:.1f} of {n} combinations over {len(found.blocks)} "
+        f"blocks (ID set, architecture, seed, OOD set); the critical difference, {found.critical_difference:.1f}, "
+        f"tells it from {found.told_apart()} of the {n - 1} others, Friedman p = {friedman(found.blocks):.1g}; with "
+        f"seeds averaged, {averaged.critical_difference:.1f}, {averaged.told_apart()} and "
+        f"{friedman(averaged.blocks):.1g}"
+    )

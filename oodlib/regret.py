@@ -19,7 +19,7 @@ def chosen_detectors(results: Results) -> pd.DataFrame:
     rows = []
     choices = results.choices.assign(detector=detector_names(results.choices))
     for (run, rule), found in choices.groupby(["run", "rule"], sort=False):
-        rows.append((run, rule, found.detector.iloc[found.auroc.argmax()]))
+        rows.append((run, rule, found.detector.iloc[found.auroc.fillna(-1).argmax()]))
     quality = results.clusters[results.clusters.measure.eq("silhouette") & results.clusters.value.notna()]
     quality = quality.assign(distance="cosine")
     for run, found in quality.assign(detector=detector_names(quality)).groupby("run", sort=False):
@@ -32,14 +32,16 @@ def regrets(results: Results) -> pd.DataFrame:
     """Return one row a run, rule and OOD set: AUROC of the chosen detector, that of the best, and the regret.
 
     In AUROC points. The rule "oracle" takes the best, which it knows from OOD data, and has none. Detectors that have
-    seen outliers, thresholds a cluster and sanity sets are left out.
+    seen outliers, thresholds a cluster and sanity sets are left out, and so are rules that have chosen a detector that
+    was not evaluated: the other runs of such a rule are no fair sample.
     """
     metrics = results.metrics
     metrics = metrics[metrics.threshold.eq("global") & metrics.seen.eq(0) & metrics.group.ne("sanity")]
     metrics = metrics.assign(
         auroc=100 * metrics.auroc, best=100 * metrics.groupby(["run", "ood_dataset"]).auroc.transform("max")
     )
-    table = chosen_detectors(results).merge(metrics, left_on=["run", "chosen"], right_on=["run", "detector"])
+    table = chosen_detectors(results).merge(metrics, "left", left_on=["run", "chosen"], right_on=["run", "detector"])
+    table = table[~table.rule.isin(table.rule[table.detector.isna()])]
     best = metrics.loc[metrics.groupby(["run", "ood_dataset"], sort=False).auroc.idxmax()]
     table = pd.concat([table, best.assign(rule=ORACLE, chosen=best.detector)], ignore_index=True)
     return table.assign(regret=table.best - table.auroc)[COLUMNS]
@@ -49,9 +51,10 @@ def regret_table(found: pd.DataFrame) -> pd.DataFrame:
     """Return the mean regret of each rule, AUROC points, near, far and by OOD set: mean ± sd over seeds, with n.
 
     One row an ID set and rule, least near regret first. Sets and objectives are averaged within a seed, since runs of
-    one seed share its choices. The oracle, which has no regret, is named with the detector it takes most often.
+    one seed share its choices; seeds that lack an objective of their ID set are left out where another has all. The
+    oracle, which has no regret, is named with the detector it takes most often.
     """
-    found = found[found.group.isin(["near", "far"])]
+    found = _whole_seeds(found[found.group.isin(["near", "far"])])
     by_set = found.assign(column=found.ood_dataset)
     both = pd.concat([found.assign(column=found.group + " mean"), by_set])
     seeds = both[both.rule != ORACLE].groupby(["id_dataset", "rule", "column", "seed"], sort=False).regret.mean()
@@ -61,12 +64,21 @@ def regret_table(found: pd.DataFrame) -> pd.DataFrame:
     return _spread(cells)
 
 
+def _whole_seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of seeds that have all objectives of their ID set and architecture, where there are any."""
+    keys = ["id_dataset", "arch"]
+    all_there, of_seed = (found.groupby(by).objective.transform("nunique") for by in (keys, [*keys, "seed"]))
+    whole = of_seed == all_there
+    return found[whole | ~whole.groupby([found[key] for key in keys]).transform("any")]
+
+
 def _oracle_cells(both: pd.DataFrame) -> pd.DataFrame:
     """Return what the oracle takes: the detector it takes most often, and for how many of its choices."""
     oracle = both[both.rule == ORACLE]
     taken = oracle.groupby(["id_dataset", "rule", "column"], sort=False)
     cells = taken.chosen.agg(lambda names: f"{names.mode()[0]} ({names.eq(names.mode()[0]).sum()}/{len(names)})")
-    return cells.rename("cell").reset_index().assign(n=oracle.seed.nunique(), mean=-1.0)  # before all rules
+    n = oracle.groupby("id_dataset").seed.nunique()
+    return cells.rename("cell").reset_index().assign(n=lambda own: own.id_dataset.map(n), mean=-1.0)  # before all rules
 
 
 def _spread(cells: pd.DataFrame) -> pd.DataFrame:

@@ -78,6 +78,8 @@ def accuracy_figure(results: Results) -> Figure:
     ways = epoch_ways(results)
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(dict.fromkeys(results.runs.id_dataset))}
     n_panels = len(panels) + bool(len(ways))
+    if n_panels == 0:
+        return nothing_figure("no near OOD set, so no AUROC to hold against accuracy")
     figure, axes = plt.subplots(1, n_panels, figsize=(4.2 * n_panels, 4.2), squeeze=False, layout="constrained")
     for axis, (title, part) in zip(axes[0], panels.items(), strict=False):
         _draw_accuracy(axis, part, markers)

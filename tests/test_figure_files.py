@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from oodlib import figure_files, figures
+from oodlib.drawing import COLORS
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 
@@ -31,6 +32,17 @@ def test_figures_are_saved_as_png_and_svg_that_stay_the_same(results, tmp_path):
     with Image.open(tmp_path / "first.png") as image:
         assert image.mode == "P"
         assert len(image.getcolors()) <= figure_files.N_COLORS
+
+
+def test_a_png_keeps_the_colours_of_a_few_points_apart(tmp_path):
+    figure, axis = plt.subplots()
+    axis.imshow(np.random.default_rng(0).random((99, 99, 3)))  # thousands of others
+    for i, color in enumerate(COLORS.values()):
+        axis.plot([20 * i + 5], [50], "s", markersize=12, color=color)
+    figure_files.save_figure(figure, tmp_path, "points")
+    pixels = np.asarray(Image.open(tmp_path / "points.png").convert("RGB")).reshape(-1, 3).astype(int)
+    for color in COLORS.values():
+        assert np.abs(pixels - 255 * np.array(color)).max(axis=1).min() <= 20
 
 
 def test_an_svg_is_small_and_still_says_what_it_said(tmp_path):

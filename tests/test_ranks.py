@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.ranks import critical_difference, friedman, losses_of_best, rank_matrix, ranking
+from oodlib.ranks import BLOCK, Ranking, critical_difference, friedman, judge, losses, rank_matrix, ranking
 from oodlib.report import choose
 
 DETECTORS = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"), ("none", 0, "knn"))
@@ -82,12 +82,45 @@ def test_friedman_is_that_of_scipy_and_needs_three():
 
 def test_losses_of_the_best_are_paired_and_corrected_for_all_that_could_win(make_results):
     found = ranking(make_results(values, detectors=DETECTORS), "near")
-    losses, level = losses_of_best(found)
-    by_pair = {pair: (winner, loss.mean, loss.n) for pair, winner, loss in losses}
-    assert by_pair == {
+    by_pair, level = losses(found)
+    of_best = {pair: own[found.best] for pair, own in by_pair.items()}
+    assert {pair: (winner, loss.mean, loss.n) for pair, (winner, loss) in of_best.items()} == {
         "digits → digits789 (resnet20)": ("supcon kmeans/cosine", pytest.approx(10), 3),
         "digits → letters (resnet20)": ("ce kmeans/cosine", 0, 3),
     }
     assert level == 1 - 0.05 / (2 * 5)
     assert found.pairs().shape == (2, 6)
     assert found.told_apart() == int((found.ranks > found.ranks.iloc[0] + found.critical_difference).sum())
+
+
+def by_hand(a, b, c) -> Ranking:
+    """Return a ranking of three combinations: their points on two pairs of three seeds each."""
+    index = [("digits", "resnet20", seed, ood) for ood in ("x", "y") for seed in range(3)]
+    blocks = pd.DataFrame({"a": a, "b": b, "c": c}, pd.MultiIndex.from_tuples(index, names=BLOCK), dtype=float)
+    ranks = blocks.rank(axis=1, ascending=False).mean().sort_values()
+    return Ranking("near", blocks, ranks, critical_difference(3, 6))
+
+
+def test_the_best_by_rank_that_loses_is_no_proof_that_all_do():
+    found = by_hand(a=[80] * 6, b=[79, 79, 95, 79, 79, 95], c=[10] * 6)
+    assert found.best == "a"  # but b has the better mean on both pairs
+    assert {own["a"][0] for own in losses(found)[0].values()} == {"b"}
+    assert judge(found)[0] == "undecided"
+
+
+def test_every_combination_that_loses_somewhere_is_proof():
+    word, short, text = judge(by_hand(a=[90, 90, 90, 70, 70, 70], b=[70, 70, 70, 90, 90, 90], c=[10] * 6))
+    assert word == "supported"
+    assert "a, best by mean rank, is 20.00 [" in short
+    assert "3 of 3 combinations lose some pair for sure" in text
+
+
+def test_what_is_as_good_as_the_winner_loses_nothing():
+    word, short, _ = judge(by_hand(a=[100] * 6, b=[100, 100, 100, 90, 90, 90], c=[10] * 6))
+    assert (word, short) == ("contradicted", "a, best by mean rank, wins every pair")
+
+
+def test_seeds_averaged_are_blocks_of_their_own():
+    found = by_hand(a=[90] * 6, b=[80] * 6, c=[10] * 6)
+    assert found.averaged().blocks.shape == (2, 3)
+    assert found.averaged().critical_difference == critical_difference(3, 2)

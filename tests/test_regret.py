@@ -100,3 +100,26 @@ def test_id_sets_of_other_ood_sets_leave_cells_empty(make_results):
 def test_a_study_without_rules_still_has_the_simple_ones(results):
     table = regret_table(regrets(replace(results, choices=results.choices[:0])))
     assert set(table.rule) == {ORACLE, BY_CLUSTERS, *(f"always {name}" for name in ALWAYS)}
+
+
+def test_seeds_that_lack_an_objective_are_left_out_where_another_has_all(results):
+    lacking = (results.runs.objective == "ce") & (results.runs.seed == 2)
+    part = replace(results, metrics=results.metrics[~results.metrics.run.isin(results.runs.run[lacking])])
+    part = replace(part, runs=results.runs[~lacking], choices=part.choices[:0], clusters=part.clusters[:0])
+    cells = regret_table(regrets(part)).set_index("rule")
+    assert set(cells.n) == {2}
+    assert cells.loc["always knn", "near mean"] == "5.2 ± 0.4"  # 5.0, 5.5
+
+
+def test_a_rule_whose_choice_was_not_evaluated_is_left_out(results):
+    metrics = results.metrics
+    gone = (metrics.detector == "labels/mahalanobis") & (metrics.seed == 1)  # what left-out classes choose
+    rules = set(regrets(replace(results, metrics=metrics[~gone])).rule)
+    assert rules == {ORACLE, BY_CLUSTERS, "virtual outliers", "always knn", "always labels/cosine"}
+
+
+def test_a_rule_that_could_not_measure_takes_the_detector_it_names(results):
+    unmeasured = results.choices.rule == "left-out classes"
+    choices = results.choices.assign(auroc=results.choices.auroc.mask(unmeasured))
+    chosen = chosen_detectors(replace(results, choices=choices))
+    assert chosen[chosen.rule == "left-out classes"].chosen.nunique() == 1
