@@ -142,9 +142,6 @@ def of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
 
 def _panels(results: Results, detector: str, id_dataset: str, seed: int) -> tuple[pd.DataFrame, list[str], list[str]]:
     table = of_seed(results.scores, id_dataset, seed)
-    known = list(dict.fromkeys(table.detector))
-    if detector not in known:
-        raise ValueError(f"scores of {detector!r} are not kept for figures; known: {', '.join(known)}")
     table = table[table.detector == detector]
     return table, list(dict.fromkeys(table.objective)), [d for d in dict.fromkeys(table.dataset) if d != id_dataset]
 
@@ -155,6 +152,8 @@ def histogram_figure(results: Results, detector: str, id_dataset: str, seed: int
     Scores are shown as minus the logarithm of the distance, in which near and far both have room.
     """
     table, objectives, oods = _panels(results, detector, id_dataset, seed)
+    if table.empty:
+        return nothing_figure(f"{display_name(id_dataset)}: no scores of {detector} were kept")
     colors = {id_dataset: ID_COLOR} | ood_colors(oods)
     size = (4.6 * len(objectives), 3.6)
     figure, axes = plt.subplots(1, len(objectives), figsize=size, squeeze=False, layout="constrained")
@@ -181,6 +180,8 @@ def histogram_figure(results: Results, detector: str, id_dataset: str, seed: int
 def roc_figure(results: Results, detector: str, id_dataset: str, seed: int) -> Figure:
     """Draw ROC curves, ID positive: share of ID kept against OOD kept, a panel an OOD set, a line an objective."""
     table, objectives, oods = _panels(results, detector, id_dataset, seed)
+    if table.empty:
+        return nothing_figure(f"{display_name(id_dataset)}: no scores of {detector} were kept")
     size = (3.2 * len(oods), 4.2)
     figure, axes = plt.subplots(1, len(oods), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, ood in zip(axes[0], oods, strict=True):

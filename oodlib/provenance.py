@@ -71,16 +71,20 @@ def data_table(results: Results) -> pd.DataFrame:
 
 
 def run_table(study: str, results: Results) -> pd.DataFrame:
-    """Return how each run was made: seed, epochs, accuracy, seconds of the four steps, threads, machine, versions."""
+    """Return how each run was made: seed, epochs, accuracy, seconds of the four steps, threads, machine, versions.
+
+    Seconds of training are those of all epochs, also of a run that was interrupted.
+    """
+    trained = results.history.groupby("run").seconds.sum()
     rows = []
     for run in results.runs.itertuples():
         record = json.loads((study_folder(study) / "runs" / run.run / "config.json").read_text())
         machine = record["train"]["environment"]
-        seconds = {f"{step} s": round(record[step]["seconds"]) for step in ARTEFACTS}
+        seconds = {step: record[step]["seconds"] for step in ARTEFACTS} | {"train": trained[run.run]}
         versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "timm", "scikit-learn"))
         rows.append(
             {"run": run.run, "seed": run.seed, "epochs": run.epochs, "ID accuracy %": f"{100 * run.id_accuracy:.1f}"}
-            | seconds
+            | {f"{step} s": round(spent) for step, spent in seconds.items()}
             | {
                 "threads": machine["threads"],
                 "machine": f"{machine['device']}, {machine['processor']}",

@@ -255,7 +255,11 @@ def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
 
 
 def mean_sd(mean: float, sd: float, low: float = np.nan, high: float = np.nan) -> str:
-    """Return "mean ± sd" with one decimal; of one run, which has no sd, "mean [low, high]" where they are known."""
+    """Return "mean ± sd" with one decimal; of one run, which has no sd, "mean [low, high]" where they are known.
+
+    Rounded from six digits, so that a table that is kept with six reads the same.
+    """
+    mean = float(f"{mean:.6g}")
     if pd.notna(sd):
         return f"{mean:.1f} ± {sd:.1f}"
     return f"{mean:.1f}" if pd.isna(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
@@ -324,7 +328,8 @@ def write_environment(study: str, parameters: dict, results: Results) -> Path:
         "runs": len(records),
         "seeds": sorted({record["train"]["parameters"]["seed"] for record in records}),
         "environments": [json.loads(text) for text in sorted({json.dumps(r["train"]["environment"]) for r in records})],
-        "seconds": {step: round(sum(record[step]["seconds"] for record in records), 1) for step in ARTEFACTS},
+        "seconds": {step: round(sum(record[step]["seconds"] for record in records), 1) for step in ARTEFACTS}
+        | {"train": round(float(results.history.seconds.sum()), 1)},  # of interrupted runs too
     }
     return write_text(folder / "report" / "environment.json", json.dumps(content, indent=1) + "\n")
 

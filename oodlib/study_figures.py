@@ -100,14 +100,14 @@ def accuracy_figure(results: Results) -> Figure:
 def epoch_ways(results: Results) -> pd.DataFrame:
     """Return near AUROC (cosine) and accuracy, in percent, of every epoch that was kept: one row a run and epoch.
 
-    Accuracy is that of the nearest class mean or, of runs that did not measure it, of held-out nearest neighbours.
+    Accuracy is that of the nearest class mean or, where some run did not measure it, of held-out nearest neighbours.
     """
     keys = [*SETTING, "run", "epoch"]
     epochs = results.epochs
     near = epochs[(epochs.measure == "auroc") & (epochs.group == "near")]
     table = near.groupby(keys, sort=False).value.mean().mul(100).rename("auroc").reset_index()
     own = epochs[epochs.measure == "nearest_class_mean_accuracy"].set_index(["run", "epoch"]).value
-    if len(own):
+    if set(table.run) <= set(own.index.get_level_values("run")):
         table = table.assign(measured="nearest-class-mean accuracy")
     else:
         own = results.history.set_index(["run", "epoch"]).knn_accuracy

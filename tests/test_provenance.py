@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
+
 from oodlib import provenance, report
 
 
@@ -28,7 +30,9 @@ def test_runs_say_how_they_were_made(studied, monkeypatch):
     row = table.set_index("run").loc["digits-resnet20-ce-s1"]
     record = json.loads((studied.run_folder("small", "digits-resnet20-ce-s1") / "config.json").read_text())
     assert (row.seed, row.epochs) == (1, 1)
-    for step in ("train", "embed", "cluster", "evaluate"):
+    history = pd.read_csv(studied.run_folder("small", "digits-resnet20-ce-s1") / "history.csv")
+    assert row["train s"] == round(history.seconds.sum())
+    for step in ("embed", "cluster", "evaluate"):
         assert row[f"{step} s"] == round(record[step]["seconds"])
     assert row.threads == record["train"]["environment"]["threads"]
     assert f"torch {record['train']['environment']['torch']}" in row.versions

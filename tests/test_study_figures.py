@@ -70,6 +70,14 @@ def test_accuracy_of_an_epoch_is_that_of_the_nearest_class_mean_where_it_was_mea
     assert set(table.accuracy) == {50}
     assert set(table.measured) == {"nearest-class-mean accuracy"}
     assert sorted(set(table.auroc)) == [25, 50]
+    of_some = pd.concat([results.epochs, own[own.objective == "ce"]])
+    assert set(study_figures.epoch_ways(replace(results, epochs=of_some)).measured) == {"held-out k-NN accuracy"}
+
+
+def test_without_near_sets_there_is_no_auroc_to_hold_against_accuracy(make_results):
+    results = make_results(ood={"photos": "far"})
+    figure = study_figures.accuracy_figure(replace(results, epochs=results.epochs[:0]))
+    assert figure.axes[0].get_title() == "no near OOD set, so no AUROC to hold against accuracy"
 
 
 def test_what_others_reach_is_marked_as_theirs(make_results, texts_overlap):
