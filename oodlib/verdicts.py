@@ -259,11 +259,12 @@ def cheap_cross_entropy(results: Results, detector: str) -> Verdict:
     texts = [f"{name}: {_near_and_far(results, name, detector)}" for name in near]
     leaders = {name: max(own, key=lambda other: own[other].mean) for name, own in near.items()}
     best = [f"{name} {own} {near[name][own].brief()}" for name, own in leaders.items()]
+    longer = "–".join(dict.fromkeys(f"{mean:.1f}" for mean in (times.mean().min(), times.mean().max())))
     return Verdict(
         claim,
         verdict,
         f"near AUROC, the best other objective minus CE: {'; '.join(best)} ({MARGIN:.0f} are competitive); "
-        f"their training takes {times.mean().min():.1f} to {times.mean().max():.1f} times as long",
+        f"their training takes {longer} times as long",
         f"competitive is within {MARGIN:.0f} AUROC points of every objective on near OOD, in every ID set; minus CE "
         f"with {detector}, p of no difference: {'; '.join(texts)}; training seconds, as multiples of those of the CE "
         f"run paired with it: {listed} (two views an image are twice the network inputs by construction)",

@@ -328,11 +328,11 @@ def test_c5_is_against_every_objective(make_results, points, cost, expected):
     assert re.search(r"digits: near supcon \S+ \(n = 3, .*; far supcon \S+ \(n = 3, ", result.reason)
     assert "twice the network inputs by construction" in result.reason
     number = r"([+-]?\d+\.\d+)"
-    found = re.search(rf"CE: digits (\w+) {number} \[.* takes {number} to {number} times as long$", result.finding)
+    found = re.search(rf"CE: digits (\w+) {number} \[.* takes {number}(?:–{number})? times as long$", result.finding)
     assert points[found[1]] == max(points[name] for name in points if name != "ce")
     assert float(found[2]) == pytest.approx(points[found[1]] - points["ce"], abs=0.05)
     times = verdicts.cost_ratios(results).mean()
-    assert [float(found[3]), float(found[4])] == pytest.approx([times.min(), times.max()], abs=0.05)
+    assert [float(found[3]), float(found[4] or found[3])] == pytest.approx([times.min(), times.max()], abs=0.05)
 
 
 def test_c5_holds_only_in_all_id_sets(make_results):
