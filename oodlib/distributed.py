@@ -8,12 +8,14 @@ what it was given.
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # the first process may wait for another training, or for a download
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def process_group() -> Iterator[None]:
         if n_here > n_gpus:
             raise ValueError(f"each process needs a GPU of its own: {n_here} processes on a machine with {n_gpus}")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

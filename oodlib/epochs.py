@@ -35,15 +35,16 @@ def epoch_table(
     rows = []
     training, test = _part(training, N_TRAIN), _part(test, N_TEST)
     sets = [(group, _part(images, N_OOD)) for group, images in ood]
+    known, labels = np.unique(training.labels, return_inverse=True)
     for path in snapshots:
         encoder = load_encoder(path).to(default_device())
         epoch = int(path.stem)
         z, z_test = (embed(encoder, encoder.prepare(images.images))[0] for images in (training, test))
-        separation = float(global_separation(z, training.labels).mean())
+        separation = float(global_separation(z, labels).mean())
         rows.append((epoch, training.name, "ID", "global_separation", separation))
-        state = fit_distances([DISTANCE], z, training.labels, len(training.classes))[DISTANCE]
+        state = fit_distances([DISTANCE], z, labels, len(known))[DISTANCE]
         scores, nearest = nearest_cluster(z_test, DISTANCE, state)
-        accuracy = float((nearest == test.labels).mean())
+        accuracy = float((known[nearest] == test.labels).mean())
         rows.append((epoch, test.name, "ID", "nearest_class_mean_accuracy", accuracy))
         for group, images in sets:
             z_ood = embed(encoder, encoder.prepare(images.images))[0]

@@ -68,8 +68,9 @@ def _p_among_others(detector: Detector, sets: dict[str, np.ndarray]) -> np.ndarr
 
 
 def class_of(part: Part, i: int) -> str:
-    """Return the name of the class that image i of a part is labelled with."""
-    return part.images.classes[part.images.labels[i]]
+    """Return the name of the class that image i of a part is labelled with, empty where it has no label."""
+    label = part.images.labels[i]
+    return part.images.classes[label] if label >= 0 else ""
 
 
 def other_class_share(z: np.ndarray, y: np.ndarray, n_neighbors: int = N_VOTES) -> tuple[np.ndarray, np.ndarray]:

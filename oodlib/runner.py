@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from oodlib.dask_cluster import connected, do_run_on
+from oodlib.decoding import usable_cores
 from oodlib.execution import do_run, execute, what_failed
 from oodlib.runs import study_folder
 from oodlib.study import NOTEBOOKS, REPORT, PlannedRun, StudyError, check_runs, read_study
@@ -25,6 +26,7 @@ class Progress:
     def __init__(self, n_steps: int):
         self.n_steps, self.start = n_steps, time.monotonic()
         self.started, self.ended, self.running, self.most_running = set(), set(), {}, 0
+        self.n_timed = 0  # steps that ended and had not been done before
         self.events: queue.Queue = queue.Queue()
 
     def follow(self, n_runs: int) -> list[str]:
@@ -59,13 +61,14 @@ class Progress:
         self.ended.add((run, step))
         self.running.pop(run, None)
         if seconds is not None:  # None: it was done already
+            self.n_timed += 1
             self._print(f"{run} {NOTEBOOKS[step]} in {seconds:.0f} s")
 
     def _left(self) -> str:
-        n_ended = len(self.ended)
-        if n_ended < len(NOTEBOOKS) * self.most_running or n_ended in (0, self.n_steps):
+        n_left = self.n_steps - len(self.ended)
+        if self.n_timed < max(1, len(NOTEBOOKS) * self.most_running) or n_left == 0:
             return ""  # steps differ too much to judge by the first few
-        rest = (time.monotonic() - self.start) * (self.n_steps / n_ended - 1)
+        rest = (time.monotonic() - self.start) * n_left / self.n_timed
         return f" · about {_clock(rest)} left"
 
     def _print(self, news: str) -> None:
@@ -84,7 +87,7 @@ def default_jobs() -> int:
     """Return how many runs go side by side: up to four on the CPU, two where they share a GPU."""
     import torch
 
-    return 2 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
+    return 2 if torch.cuda.is_available() else min(usable_cores(), 4)
 
 
 def run_study(study: str, jobs: int = 0, dask: str | None = None) -> list[str]:
@@ -115,7 +118,7 @@ def run_study(study: str, jobs: int = 0, dask: str | None = None) -> list[str]:
 def _run_here(study: str, runs: list[PlannedRun], jobs: int) -> list[str]:
     jobs = min(jobs or default_jobs(), len(runs))
     # the kernels inherit it: without, each would start a thread for every core
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs))
     print(f"study {study}: {len(runs)} runs, {jobs} side by side", flush=True)
     progress = Progress(len(runs) * len(NOTEBOOKS))
     return _side_by_side(runs, jobs, progress, lambda plan: do_run(plan, progress.events.put))

@@ -18,8 +18,9 @@ VIEWS = ("crop", "flip", "jitter", "grayscale", "rotate", "blur", "erase")
 class TrainingConfig:
     """Every choice that decides the weights. Names and defaults are those of the parameters of notebook 01.
 
-    `temperature` 0 takes the objective's usual one, `input_size` 0 the ID set's own side. `ce_weight` is the λ of
-    "joint", `compactness_weight` and `prototype_decay` are CIDER's. 0 switches off `label_smoothing`, `clip_norm` (the
+    `temperature` 0 takes the objective's usual one, `input_size` 0 the ID set's own side; in cross-entropy temperature
+    divides the logits of the loss alone, not those that are scored. `ce_weight` is the λ of "joint",
+    `compactness_weight` and `prototype_decay` are CIDER's. 0 switches off `label_smoothing`, `clip_norm` (the
     largest norm of the gradient) and `ema_decay` (of a moving average of the weights, which then is the encoder).
     `patch_size` and `pool` are of vision transformers. `pretrained` starts from timm's weights, `frozen` trains the
     heads alone. `crop` is the smallest share of the area a random crop keeps; `flip`, `grayscale`, `blur` and `erase`

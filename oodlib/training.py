@@ -121,7 +121,8 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
     """
     trainer = make_trainer(config, images)
     state = trainer.state
-    if folder is not None and distributed.anywhere((folder / CHECKPOINT).exists()):
+    going_on = folder is not None and distributed.anywhere((folder / CHECKPOINT).exists())
+    if going_on:
         with distributed.together():
             load_checkpoint(folder / CHECKPOINT, state, config)
     print_header()
@@ -129,6 +130,8 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
         print_row(row)
     if folder is not None and distributed.rank() == 0:
         remove_partial_files(folder / SNAPSHOTS)
+        for left in [] if going_on else snapshots_of(folder):  # by a training whose checkpoint was deleted
+            left.unlink()
     with noticing_sigterm() as stop:
         while state.epoch < config.epochs and not distributed.anywhere(stop.is_set()):
             if trainer.epoch(stop):

@@ -58,10 +58,10 @@ def read_parts(id_folder: str, ood_folder: str, side: int, data_root: str = "") 
     if not whole and id_folder == "digits":
         ood_folder = ood_folder or OOD_DIGITS
     if whole and not any((whole / split).is_dir() for split in (*SPLITS, "val")):
-        everything = _read(id_folder, "test", side, data_root)
+        everything = _labelled(_read(id_folder, "test", side, data_root))
         train, test = (everything.take(index) for index in split_calibration(everything.images, TEST_SHARE))
     else:
-        train, test = (_read(id_folder, split, side, data_root) for split in SPLITS)
+        train, test = (_labelled(_read(id_folder, split, side, data_root)) for split in SPLITS)
         test = replace(test, images=_with_classes(test.images, train.images.classes))
     rest, calibration = (train.take(index) for index in split_calibration(train.images, CALIBRATION_SHARE))
     fitted, choice = (rest.take(index) for index in split_calibration(rest.images, CHOICE_SHARE))
@@ -89,6 +89,16 @@ def _read(name: str, split: str, side: int, data_root: str, flat: bool = False) 
     images = load_images(f"folder:{folder}@{side}", split, flat=flat)
     names = [printable(os.path.relpath(path, folder)) for path in images.files]
     return Part(replace(images, name=folder.name), np.array(names, dtype=object))
+
+
+def _labelled(part: Part) -> Part:
+    """Return a part whose classes are those that have images. Raises ValueError where an image has no class."""
+    images = part.images
+    if unlabelled := int((images.labels < 0).sum()):
+        raise ValueError(f"{images.name}: {unlabelled} of {len(images)} images have no class")
+    present, labels = np.unique(images.labels, return_inverse=True)
+    classes = tuple(images.classes[k] for k in present)
+    return replace(part, images=replace(images, labels=labels.astype(np.int64), classes=classes))
 
 
 def _with_classes(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:

@@ -21,6 +21,7 @@ from oodlib.choices import OF_NOTEBOOK, choose_candidate, rank_candidates
 from oodlib.clustering import cluster
 from oodlib.data import ImageSet
 from oodlib.detector import Detector, check_alpha
+from oodlib.device import default_device
 from oodlib.embedding import embed_images
 from oodlib.encoders import Encoder, EncoderSpec, check_arch, pretrained_config
 from oodlib.files import resolve
@@ -86,7 +87,7 @@ def make_encoder(
     if weights:
         encoder = _pretrained(images, backbone, side) if weights == "pretrained" else None
         encoder = encoder or own_encoder(resolve(weights), backbone)
-        encoder = encoder or _of_state(images, backbone, side, resolve(weights))
+        encoder = (encoder or _of_state(images, backbone, side, resolve(weights))).to(default_device())
         if encoder.classifier is None or encoder.spec.classes != images.classes:
             z, _ = embed_images(encoder, images.images)
             set_classifier(encoder, images.classes, *_probe(z, images.labels))
@@ -189,7 +190,9 @@ def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
     The images are those of the part choice; ahead and noise are of `choices.rank_candidates`. Where no class can be
     left out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan.
     """
-    found = rank_candidates(RunEmbeddings(data["train"], data["choice"], data["choice"], {}), N_NEIGHBORS)
+    few = np.unique(data["train"].y, return_counts=True)[1].min() < 2  # one image does not say how a class varies
+    parts = RunEmbeddings(data["train"], data["choice"], data["choice"], {})
+    found = pd.DataFrame() if few else rank_candidates(parts, N_NEIGHBORS)
     if found.empty:
         return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
     names = [_name(*candidate) for candidate in zip(found.clustering, found.distance, strict=True)]
@@ -245,10 +248,11 @@ def promise(n_calibration: int, alpha: float) -> str:
     """Say whether so many calibration images can promise a false-alarm rate of at most alpha."""
     least = math.ceil(1 / alpha - 1 - 1e-9)
     if n_calibration >= least:
-        return f"{n_calibration} calibration images: at most {alpha:.1%} of images like these are rejected."
+        return f"{n_calibration} calibration images: at most {100 * alpha:.4g} % of images like these are rejected."
+    enough = math.ceil(1000 / (n_calibration + 1)) / 1000  # rounded down it would still be too little
     return (
-        f"{n_calibration} calibration images are too few to promise {alpha:.1%}, which takes {least}: nothing is "
-        f"rejected. Add images, or take alpha = {1 / (n_calibration + 1):.3f} or more."
+        f"{n_calibration} calibration images are too few to promise {100 * alpha:.4g} %, which takes {least}: nothing "
+        f"is rejected. Add images, or take alpha = {enough:.3f} or more."
     )
 
 

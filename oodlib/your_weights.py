@@ -101,6 +101,6 @@ def set_classifier(encoder: Encoder, classes: tuple[str, ...], weight: torch.Ten
     """Give an encoder a classifier of these classes, weight (C, d) and bias (C,), in the place of its own."""
     others = [head for head in encoder.spec.heads if head != "classifier"]
     encoder.spec = replace(encoder.spec, classes=classes, heads=("classifier", *others))
-    encoder.classifier = nn.Linear(*weight.T.shape)
+    encoder.classifier = nn.Linear(*weight.T.shape, device=encoder.mean.device)
     encoder.classifier.load_state_dict({"weight": weight.float(), "bias": bias.float()})
     encoder.eval()

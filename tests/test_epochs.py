@@ -1,5 +1,7 @@
 """A look back at training, with encoders of random weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,10 @@ def test_a_part_keeps_images_of_every_class_and_pairs_them_with_their_labels():
     assert len(epochs._part(images, 100)) == 54
     unlabelled = ImageSet(images.images, np.full(54, -1), (), "none")
     assert len(epochs._part(unlabelled, 6)) == 6
+
+
+def test_a_label_that_no_image_has_changes_nothing(snapshots, sets):
+    training, test, ood = sets
+    classes = ("none", *training.classes)
+    shifted = (replace(images, labels=images.labels + 1, classes=classes) for images in (training, test))
+    assert epoch_table(snapshots[:1], *shifted, ood).equals(epoch_table(snapshots[:1], *sets))

@@ -248,9 +248,24 @@ def test_every_run_goes_through_its_steps_in_order_and_the_report_comes_last(fas
 
 
 def test_runs_go_side_by_side_and_the_cores_are_shared_out(fast, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
     run_study("fast", jobs=7)  # no more than there are runs
     assert os.environ["OMP_NUM_THREADS"] == "4"
+
+
+def test_the_time_that_is_left_is_judged_by_the_steps_of_this_call(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    progress = runner.Progress(96)
+    for i in range(18):  # 72 steps that were done before
+        for step in NOTEBOOKS:
+            progress._ended(f"run {i}", step, None)
+    assert progress._left() == ""
+    progress._started("last", "train")
+    for step in NOTEBOOKS:
+        now[0] += 60
+        progress._ended("last", step, 60.0)
+    assert progress._left() == " · about 20:00 left"  # 20 steps, a minute each
 
 
 def test_what_is_done_is_not_done_again(fast):

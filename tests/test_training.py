@@ -243,6 +243,13 @@ def test_what_a_kill_left_of_a_snapshot_is_none_and_the_next_training_removes_it
     assert snapshots_of(tmp_path / "none") == []
 
 
+def test_snapshots_of_a_training_that_was_given_up_are_no_part_of_the_next(few, tmp_path):
+    train(replace(TINY, epochs=4, snapshot_epochs=1), few, tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    train(replace(TINY, epochs=2, snapshot_epochs=1, learning_rate=0.01), few, tmp_path)
+    assert [path.stem for path in snapshots_of(tmp_path)] == ["0001", "0002"]
+
+
 # Refusals
 
 

@@ -496,13 +496,24 @@ def test_the_threshold_is_conformal(name):
 
 @pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
 def test_what_can_be_promised(m, alpha):
-    assert your_images.promise(m, alpha).startswith(f"{m} calibration images: at most {alpha:.1%} of images like")
+    assert your_images.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
     assert your_images.promise(m - 1, alpha) == (
-        f"{m - 1} calibration images are too few to promise {alpha:.1%}, which takes {m}: nothing is rejected. "
-        f"Add images, or take alpha = {1 / m:.3f} or more."
+        f"{m - 1} calibration images are too few to promise {100 * alpha:.4g} %, which takes {m}: nothing "
+        f"is rejected. Add images, or take alpha = {math.ceil(1000 / m) / 1000:.3f} or more."
     )
     assert math.isinf(conformal_threshold(np.arange(m - 1.0), alpha))
     assert math.isfinite(conformal_threshold(np.arange(1.0 * m), alpha))
+
+
+@pytest.mark.parametrize("n", [2, 8, 15, 22, 41, 333])
+def test_the_alpha_that_is_advised_can_be_promised(n):
+    advised = float(re.search(r"alpha = (\S+) or more", your_images.promise(n, 0.001))[1])
+    assert "at most" in your_images.promise(n, advised)
+
+
+def test_one_image_a_class_falls_back_on_what_assumes_least():
+    data = {name: Embedded(np.eye(4), np.arange(4)) for name in ("train", "choice")}
+    assert your_images.rank_detectors(data).detector.tolist() == ["knn"]
 
 
 def test_rejections_are_counted_with_their_intervals():
@@ -750,7 +761,7 @@ def test_the_notebook_runs_as_it_stands(project):
     }  # fmt: skip
     encoder = load_encoder(folder / "encoder.safetensors")
     assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder_fingerprint(encoder)
-    assert "222 calibration images: at most 5.0% of images like these are rejected." in printed
+    assert "222 calibration images: at most 5 % of images like these are rejected." in printed
     assert set(pd.read_csv(folder / "gallery.csv").kind) <= set(gallery.KINDS)
 
 
@@ -764,7 +775,7 @@ def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_
     of_before.parent.mkdir(parents=True)
     of_before.write_bytes(b"")
     printed = run_notebook(project, id_folder="mine", ood_folder="", weights="mine.safetensors", alpha=0.02)
-    assert "knn; 20 calibration images are too few to promise 2.0%, which takes 49: nothing is rejected" in printed
+    assert "knn; 20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected" in printed
     kept = load_encoder(project.root / "outputs" / "your_images" / "encoder.safetensors")
     assert kept.spec.classes == ("china", "zeros")  # of four that the file tells
     assert torch.equal(kept.backbone.conv1.weight, trained[1].backbone.conv1.weight)
@@ -773,3 +784,27 @@ def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_
     assert skipped.file.tolist() == ["china/broken.jpg", "china/notes.txt"]
     assert of_before.stat().st_size > 0  # none of this run are accepted, and the figure says so
     assert re.search(r"class_index +class_name +normality +p_value +accepted\n0 ", printed)
+
+
+def numbered(project, labels, name="numbered"):
+    """Write an image set without names of its classes."""
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+    (project.root / "data").mkdir(exist_ok=True)
+    np.savez(project.root / "data" / f"{name}-test.npz", images=images, labels=np.asarray(labels))
+    np.savez(project.root / "data" / f"{name}-train.npz", images=images, labels=np.asarray(labels))
+    return project.root / "data"
+
+
+def test_a_class_without_images_is_no_class(project):
+    parts = your_folder.read_parts("numbered", "", 8, str(numbered(project, np.arange(60) % 3 + 1)))
+    assert parts["train"].images.classes == ("1", "2", "3")
+    assert set(parts["test"].images.labels) == {0, 1, 2}
+
+
+def test_images_without_a_class_are_refused_as_id_and_have_no_name_as_ood(project):
+    root = numbered(project, np.arange(60) % 3)
+    numbered(project, np.full(60, -1), "unnamed")
+    with pytest.raises(ValueError, match="unnamed: 60 of 60 images have no class"):
+        your_folder.read_parts("unnamed", "", 8, str(root))
+    parts = your_folder.read_parts("numbered", "unnamed", 8, str(root))
+    assert gallery.class_of(parts["ood"], 0) == ""
