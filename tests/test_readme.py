@@ -124,6 +124,24 @@ def cells(study: str, objective: str, detector: str, columns: list[tuple[str, st
     return set(chosen.n), found
 
 
+def test_what_more_epochs_change_is_as_committed():
+    text, of_ce, gaps = " ".join(README.split()), [], []
+    for study in ("cifar-small", "cifar-longer"):
+        cost, main = (pd.read_csv(OUTPUTS / study / "report" / f"{name}.csv") for name in ("cost", "main_auroc"))
+        cost = cost[cost.id_dataset == "cifar10"].set_index("objective").astype(str)
+        accuracy = cost["ID accuracy %"].str.split().str[0].astype(float)
+        by_mean = cost["nearest class mean %"].str.split().str[0].astype(float)
+        gaps.append(by_mean.ce - by_mean.supcon)
+        near = main[(main.id_dataset == "cifar10") & (main.objective == "ce") & (main.ood_dataset == "near mean")]
+        near = near.set_index("detector")["mean"]
+        of_ce.append((accuracy.ce, near.msp, near.knn))
+    (accuracy, msp, knn), (accuracy_longer, msp_longer, knn_longer) = of_ce
+    assert f"cross-entropy from {accuracy:.1f} to {accuracy_longer:.1f} % ID accuracy" in text
+    assert f"from {msp:.1f} to {msp_longer:.1f} with `msp` and from {knn:.1f} to {knn_longer:.1f} with `knn`" in text
+    assert f"SupCon is {gaps[0]:.1f} points less accurate than cross-entropy after ten epochs" in text
+    assert f"and {gaps[1]:.1f} points after thirty." in text
+
+
 def test_verdicts_are_the_committed_ones():
     cifar, digits = (pd.read_csv(OUTPUTS / study / "report" / "verdicts.csv") for study in ("cifar-small", "digits"))
     assert list(cifar.claim) == list(digits.claim)
