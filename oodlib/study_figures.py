@@ -86,9 +86,8 @@ def accuracy_figure(results: Results) -> Figure:
         _draw_published(axis, title.split(",")[0], set(results.runs.id_dataset))
         axis.set(title=title, xlabel="ID accuracy, %", ylabel="near AUROC, %")
         low, high = axis.get_xlim()
-        axis.set_xlim(
-            min(low, (low + high) / 2 - 2), max(high, (low + high) / 2 + 2)
-        )  # a tenth is no difference to show
+        middle = (low + high) / 2
+        axis.set_xlim(min(low, middle - 2), max(high, middle + 2))  # a tenth of a percent is no difference to show
     if len(ways):
         for _, way in ways.groupby("run", sort=False):
             axes[0, -1].plot(way.accuracy, way.auroc, color=COLORS.get(way.objective.iloc[0], "0.4"), linewidth=0.8)

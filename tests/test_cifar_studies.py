@@ -58,3 +58,14 @@ def test_the_smallest_run_goes_through_every_notebook(made_up, name, arch, runs)
     of_auroc = published[published.against != "ID accuracy"]
     assert len(of_auroc) == sum(figure[0] == "cifar10" and figure[2] == "ce" for figure in FIGURES)
     assert all(setting.startswith(f"{arch}, 1 epochs, ID accuracy ") for setting in published["our setting"])
+
+
+def test_the_longer_runs_differ_from_the_small_ones_in_epochs_alone():
+    longer, small = (
+        {plan.run.name: plan.parameters["train"] for plan in read_study(name)[0]}
+        for name in ("cifar-longer", "cifar-small")
+    )
+    assert sorted(longer) == ["cifar10-resnet20-ce-s0", "cifar10-resnet20-supcon-s0"]
+    for run, parameters in longer.items():
+        differing = {name for name, value in parameters.items() if small[run][name] != value}
+        assert differing == {"epochs", "snapshot_epochs"}
