@@ -41,9 +41,9 @@ class Estimate:
         return f"{self.mean:{form}} (n = {self.n}{interval}{'' if np.isnan(p) else f', Holm p = {p:.2g}'})"
 
     def brief(self, level: float = 0.95, form: str = "+.2f") -> str:
-        """Return mean and interval as short as can be: "+1.20 [+0.90, +1.50]"; of one value "+1.20 [n = 1]"."""
+        """Return mean and interval as short as can be: "+1.20 [+0.90, +1.50; n = 3]"; of one value "+1.20 [n = 1]"."""
         low, high = self.interval(level)
-        return f"{self.mean:{form}} [{f'{low:{form}}, {high:{form}}' if self.n > 1 else 'n = 1'}]"
+        return f"{self.mean:{form}} [{f'{low:{form}}, {high:{form}}; ' if self.n > 1 else ''}n = {self.n}]"
 
 
 def estimate(values: np.ndarray | pd.Series) -> Estimate | None:

@@ -132,7 +132,9 @@ def judge(found: Ranking) -> tuple[str, str, str]:
     pair = max(lost, key=lambda own: (lost[own][1].interval(level)[0], lost[own][1].mean))
     winner, loss = lost[pair]
     lone = ", and one seed has no interval" if loss.n < 2 else ""
-    short = f"{best}, best by mean rank, is {loss.brief(level, '.2f')} below {winner} on {pair.split(' (')[0]}"
+    sure = "for sure" if loss.interval(level)[0] > 0 else "not for sure"
+    on = f"on {pair.split(' (')[0]} ({sure}, n = {loss.n})"
+    short = f"{best}, best by mean rank, is {loss.mean:.2f} points below {winner} {on}"
     return word, short, f"{text}; on {pair} it loses to {winner} by {loss.text(level=level)}{lone}"
 
 

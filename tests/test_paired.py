@@ -35,6 +35,8 @@ def test_one_value_has_no_interval_and_no_p():
     assert found.interval() == (-np.inf, np.inf)
     assert np.isnan(found.p())
     assert found.text() == "+2.00 (n = 1)"
+    assert found.brief() == "+2.00 [n = 1]"
+    assert Estimate(-1.234, 0.1, 3).brief(0.99, ".1f") == "-1.2 [-2.2, -0.2; n = 3]"
     assert Estimate(-1.234, 0.1, 3).text(0.034, 0.99) == "-1.23 (n = 3, 99 % interval -2.23 to -0.24, Holm p = 0.034)"
 
 

@@ -111,7 +111,7 @@ def test_the_best_by_rank_that_loses_is_no_proof_that_all_do():
 def test_every_combination_that_loses_somewhere_is_proof():
     word, short, text = judge(by_hand(a=[90, 90, 90, 70, 70, 70], b=[70, 70, 70, 90, 90, 90], c=[10] * 6))
     assert word == "supported"
-    assert "a, best by mean rank, is 20.00 [" in short
+    assert short == "a, best by mean rank, is 20.00 points below b on digits → y (for sure, n = 3)"
     assert "3 of 3 combinations lose some pair for sure" in text
 
 

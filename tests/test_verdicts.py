@@ -68,7 +68,7 @@ def test_c1_says_of_every_id_set_what_it_is_and_is_supported_only_by_all(make_re
 
     supported = verdicts.CLAIMS["C1"](made(hard=0.6), DETECTOR)
     assert supported.verdict == "supported"
-    difference = r"\+0\.70 \[\+0\.70, \+0\.70\], SupCon 0\.80; hard \+0\.50 \["
+    difference = r"\+0\.70 \[\+0\.70, \+0\.70; n = 3\], SupCon 0\.80; hard \+0\.50 \["
     assert re.search(rf"^global separation, SupCon minus SimCLR: easy {difference}", supported.finding)
     assert "easy: simclr 0.10 / 0.90, supcon 0.80 / 0.90; separation of SupCon minus SimCLR +0.70 (n = 3, 95 %" in (
         supported.reason
@@ -146,7 +146,7 @@ def test_c2_is_held_against_the_published_figure(make_results, reached, accuracy
 def test_c2_finds_the_best_contrastive_objective_at_its_accuracy(make_results):
     finding = verdicts.CLAIMS["C2"](on_cifar10(make_results, {"ce": 99, "supcon": 91, "simclr": 60}), DETECTOR).finding
     assert re.search(
-        r"best of them: supcon 91\.\d \[8\d\.\d, 9\d\.\d\] at 80 % ID accuracy; outstanding is 90\.6$", finding
+        r"best of them: supcon 91\.\d \[8\d\.\d, 9\d\.\d; n = 3\] at 80 % ID accuracy; outstanding is 90\.6$", finding
     )
 
 
@@ -207,7 +207,7 @@ def test_c3_is_against_every_variant_with_every_distance(make_results, near, far
     assert f"above {8 - ('undecided' in expected.split(';')[0])} of 8 rivals" in result.reason.split("; far")[0]
     assert "ce 91.0 % (published, ResNet-50: 75.3) after 2 epochs of resnet20" in result.reason
     if "supcon knn" in far:
-        assert re.search(r"; far -3\.96 \[-4\.29, -3\.63\] \(supcon knn\)$", result.finding)
+        assert re.search(r"; far -3\.96 \[-4\.29, -3\.63; n = 3\] \(supcon knn\)$", result.finding)
         assert (
             "far: 83.0, above 7 of 8 rivals by the 95 % interval of each, strongest contrastive rival supcon knn"
             in (result.reason)
@@ -268,7 +268,10 @@ def test_c4_is_supported_where_the_best_loses_a_pair_for_sure(make_results):
     results = make_results(ordered(swapped), detectors=OF_CLASSES, ood=THREE_NEAR)
     result = verdicts.CLAIMS["C4"](results, DETECTOR)
     assert result.verdict == "near: supported; far: undecided"
-    assert f"near: {COMBINATIONS[0]}, best by mean rank, is 14.00 [13.9" in result.finding
+    assert (
+        f"near: {COMBINATIONS[0]}, best by mean rank, is 14.00 points below supcon knn on digits → letters (for sure"
+        in result.finding
+    )
     assert result.finding.endswith(
         f"] below supcon knn on digits → letters; far: {COMBINATIONS[0]}, best by mean rank, wins every pair"
     )
