@@ -265,6 +265,9 @@ def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
         label_fmt_right="  {label} ({rank:.1f})",
         color_palette={name: COLORS.get(name.split()[0], "0.4") for name in shown.index},
     )
+    for line in axis.lines:  # what is joined is drawn in the order of a set, which is another one each time
+        if len(set(line.get_ydata())) == 1:
+            line.set_xdata(sorted(line.get_xdata()))
     axis.grid(visible=False)
     axis.set_title(
         f"{found.group} OOD: mean ranks of the best {len(shown)} of {len(found.ranks)} combinations, "

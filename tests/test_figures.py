@@ -188,6 +188,9 @@ def test_rank_figure_shows_the_ranks_among_all(results):
     title = figure.axes[0].get_title()
     assert title.startswith(f"near OOD: mean ranks of the best 3 of {len(found.ranks)} combinations, 6 blocks")
     assert f"difference, {found.critical_difference:.1f}" in title
+    joins = [list(line.get_xdata()) for line in figure.axes[0].lines if len(set(line.get_ydata())) == 1]
+    assert joins
+    assert all(join == sorted(join) for join in joins)
 
 
 def test_rank_figure_of_nothing_to_rank_says_so(make_results):
