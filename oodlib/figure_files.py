@@ -18,9 +18,8 @@ SVG_DPI = 72  # of what an svg holds as pixels
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
     """Write a figure as png, in a palette of N_COLORS, and svg; return it, so that a notebook shows it."""
-    name = "_".join(slug(part) for part in name.split())
-    write_atomically(folder / f"{name}.png", lambda path: _write_png(figure, path))
-    write_atomically(folder / f"{name}.svg", lambda path: path.write_text(_svg(figure)))
+    write_atomically(_path(folder, name, "png"), lambda path: _write_png(figure, path))
+    write_atomically(_path(folder, name, "svg"), lambda path: path.write_text(_svg(figure)))
     plt.close(figure)
     return figure
 
@@ -30,8 +29,11 @@ def show_saved(figure: Figure, folder: Path, name: str) -> None:
     from IPython.display import Image, display
 
     save_figure(figure, folder, name)
-    path = folder / f"{'_'.join(slug(part) for part in name.split())}.png"
-    display(Image(path.read_bytes(), alt=name))
+    display(Image(_path(folder, name, "png").read_bytes(), alt=name))
+
+
+def _path(folder: Path, name: str, kind: str) -> Path:
+    return folder / f"{'_'.join(slug(part) for part in name.split())}.{kind}"
 
 
 def _write_png(figure: Figure, path: Path) -> None:

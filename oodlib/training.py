@@ -130,8 +130,9 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
         print_row(row)
     if folder is not None and distributed.rank() == 0:
         remove_partial_files(folder / SNAPSHOTS)
-        for left in [] if going_on else snapshots_of(folder):  # by a training whose checkpoint was deleted
-            left.unlink()
+        if not going_on:
+            for left in snapshots_of(folder):  # by a training whose checkpoint was deleted
+                left.unlink()
     with noticing_sigterm() as stop:
         while state.epoch < config.epochs and not distributed.anywhere(stop.is_set()):
             if trainer.epoch(stop):

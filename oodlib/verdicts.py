@@ -33,7 +33,8 @@ class Verdict:
     """What a study says of one claim, and why.
 
     The verdict is "supported", "contradicted" or "undecided", of near and far OOD apart where they are ("near: …").
-    The finding is a sentence with the numbers that decide, 95 % intervals in brackets; the reason tells all.
+    The finding is a sentence with the numbers that decide, in brackets 95 % intervals, C2's corrected for the number of
+    objectives; the reason tells all.
     """
 
     claim: str
