@@ -5,7 +5,7 @@ the run's own classifier, an OOD input always as wrong: so the metrics of `oodli
 rejects the model's errors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,7 +19,13 @@ from oodlib.thresholds import THRESHOLDS, cluster_p_values, truncated_auroc
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
 
 
-def evaluate(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float) -> Iterator[dict]:
+def evaluate(
+    scored: Scored,
+    ood_sets: list[str],
+    correct: np.ndarray,
+    alpha: float,
+    thresholds: Sequence[str] = tuple(THRESHOLDS),
+) -> Iterator[dict]:
     """Yield one row for every OOD set and threshold of a detector.
 
     correct (n,) bool: which ID test images the run's own classifier gets right. `id_rejected` and `ood_rejected` are
@@ -28,18 +34,21 @@ def evaluate(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: fl
     about = {key: getattr(scored, key) for key in ("clustering", "n_clusters", "pca", "distance", "seen")}
     for ood in ood_sets:
         if ood in scored.scores:
-            for threshold, values in _by_threshold(scored, ood, correct, alpha).items():
+            for threshold, values in _by_threshold(scored, ood, correct, alpha, thresholds).items():
                 yield {"ood_dataset": ood} | about | {"threshold": threshold} | values
 
 
-def _by_threshold(scored: Scored, ood: str, correct: np.ndarray, alpha: float) -> dict[str, dict[str, float]]:
+def _by_threshold(
+    scored: Scored, ood: str, correct: np.ndarray, alpha: float, thresholds: Sequence[str]
+) -> dict[str, dict[str, float]]:
     prefix = f" {ood}" if scored.seen else ""
     inside, outside = _with_nearest(scored, "test" + prefix), _with_nearest(scored, ood)
     references = {held_out: _with_nearest(scored, split + prefix) for held_out, split in SPLITS.items()}
     n_clusters = 1 + max(int(nearest.max()) for nearest in (scored.nearest or {"": inside[1]}).values())
     ranking = rank_metrics(inside[0], outside[0], correct)
     rows = {}
-    for name, threshold in THRESHOLDS.items():
+    for name in thresholds:
+        threshold = THRESHOLDS[name]
         if threshold.by_cluster and scored.nearest is None:
             continue
         reference = references[threshold.held_out]
@@ -48,7 +57,7 @@ def _by_threshold(scored: Scored, ood: str, correct: np.ndarray, alpha: float) -
         if threshold.by_cluster:
             p_values = [cluster_p_values(*part, *reference) for part in (inside, outside)]
         of_cluster = rank_metrics(*p_values, correct) if threshold.by_cluster else ranking
-        rows[name] = of_cluster | dict(zip(("id_rejected", "ood_rejected"), rejected, strict=True))
+        rows[name] = of_cluster | {"id_rejected": rejected[0], "ood_rejected": rejected[1], "auroc_101": np.nan}
         if name == "per-cluster":
             nearest = (inside[1], outside[1])
             shares = (_shares(p, own, reference[1]) for p, own in zip(p_values, nearest, strict=True))

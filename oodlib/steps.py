@@ -51,6 +51,7 @@ from oodlib.run_tables import (
 )
 from oodlib.runs import ON_THE_WAY, Run, run_name, slug
 from oodlib.separation import cluster_quality, embedding_quality
+from oodlib.thresholds import THRESHOLDS, check_thresholds
 
 if TYPE_CHECKING:
     from oodlib.settings import TrainingConfig
@@ -221,6 +222,7 @@ def _quality_rows(quality: list[dict], pca: int, clustering: str, k: int) -> lis
 def evaluate_step(
     run: Run,
     distances: list[str],
+    thresholds: list[str],
     n_neighbors: int,
     known_outliers: list[int],
     alpha: float,
@@ -229,8 +231,9 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Score every OOD set with every detector and threshold; write and return metrics.csv.
 
-    The detectors are those of `oodlib.product`: every distance (all there are where `distances` is empty) to the
-    clusters of every clustering of step `cluster`, and the references. `known_outliers` are the numbers of OOD images
+    The detectors are those of `oodlib.product`: every distance to the clusters of every clustering of step `cluster`,
+    and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the latter.
+    `known_outliers` are the numbers of OOD images
     a class that outlier-exposed heads see, `alpha` the false-alarm rate of the thresholds. Of some detectors (SHOWN) it
     also writes what figures are drawn from: quantiles of scores (scores.csv), most and least normal images
     (extremes.csv), intervals of metrics (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and
@@ -238,12 +241,14 @@ def evaluate_step(
     """
     parameters = {
         "distances": distances,
+        "thresholds": thresholds,
         "n_neighbors": n_neighbors,
         "known_outliers": known_outliers,
         "alpha": alpha,
         "choice_rules": choice_rules,
     }
     check_alpha(alpha)
+    check_thresholds(thresholds)
     check_rules(choice_rules)
     check_detectors(distances, n_neighbors, known_outliers)
     _before(run, "cluster", data_root)
@@ -252,12 +257,12 @@ def evaluate_step(
             correct, about["id_accuracy"] = is_correct(run)
             data = run_embeddings(run)
             assignments, mixtures = load_clusters(run, len(data.train.z))
-            distances = distances or list(DISTANCES)
+            distances, thresholds = distances or list(DISTANCES), thresholds or list(THRESHOLDS)
             total = n_detectors(data, assignments, distances, known_outliers)
             rows, shown = [], []
             detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
             for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
-                rows += evaluate(scored, list(data.ood), correct, alpha)
+                rows += evaluate(scored, list(data.ood), correct, alpha, thresholds)
                 if shown_name(scored) in SHOWN:
                     shown.append(scored)
             write_csv(_metrics(run, rows), run.path / "metrics.csv", digits=5)

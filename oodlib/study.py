@@ -181,6 +181,7 @@ def check_runs(runs: list[PlannedRun]) -> None:
     from oodlib.product import check_detectors
     from oodlib.settings import TrainingConfig
     from oodlib.steps import check_ood_sets
+    from oodlib.thresholds import check_thresholds
 
     sets = set()
     for plan in runs:
@@ -193,6 +194,7 @@ def check_runs(runs: list[PlannedRun]) -> None:
                 raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
             check_detectors(evaluation["distances"], evaluation["n_neighbors"], evaluation["known_outliers"])
             check_alpha(evaluation["alpha"])
+            check_thresholds(evaluation["thresholds"])
             check_rules(evaluation["choice_rules"])
             for step in NOTEBOOKS:
                 plan.run.is_done(step, plan.parameters[step])

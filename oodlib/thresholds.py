@@ -185,3 +185,11 @@ THRESHOLDS = {
     "per-cluster": Threshold(per_cluster_thresholds, by_cluster=True),
     "conformal-cluster": Threshold(partial(per_cluster_thresholds, borrow=False), held_out=True, by_cluster=True),
 }
+
+
+def check_thresholds(names: Sequence[str]) -> None:
+    """Raise ValueError for an unknown threshold, and for some without "global", by which detectors are compared."""
+    if unknown := [name for name in names if name not in THRESHOLDS]:
+        raise ValueError(f"unknown threshold {unknown[0]!r}; known: {', '.join(THRESHOLDS)}")
+    if names and "global" not in names:
+        raise ValueError(f"thresholds must have 'global' among them, got {', '.join(names)}")

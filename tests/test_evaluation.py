@@ -122,18 +122,27 @@ def test_rows_and_columns():
     assert [(r["ood_dataset"], r["threshold"]) for r in rows] == [(o, t) for o in ("far", "near") for t in thresholds]
     for row in rows:
         assert [*row][: len(ABOUT + MEASURES)] == ABOUT + MEASURES
-        last = ["auroc_101"] if row["threshold"] == "per-cluster" else []
-        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, "id_rejected", "ood_rejected", *last}
+        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, "id_rejected", "ood_rejected", "auroc_101"}
+        assert np.isfinite(row["auroc_101"]) == (row["threshold"] == "per-cluster")
         assert (row["clustering"], row["n_clusters"], row["distance"]) == ("kmeans", K, "euclidean")
         assert row["n_ood"] == {"near": 70, "far": 60}[row["ood_dataset"]]
         assert row["oscr"] <= row["auroc"]
+
+
+def test_thresholds_are_those_that_are_named():
+    scored = draw_scored()
+    some = list(evaluate(scored, ["near"], CORRECT, ALPHA, ["global", "conformal-cluster"]))
+    rows = rows_of(scored)
+    assert [row["threshold"] for row in some] == ["global", "conformal-cluster"]
+    for row in some:
+        np.testing.assert_equal(row, rows["near", row["threshold"]])
 
 
 def test_a_detector_without_clusters_has_two_thresholds_and_no_truncated_auroc():
     scored = draw_scored()
     rows = list(evaluate(Scored("none", 0, 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
     assert [row["threshold"] for row in rows] == ["global", "conformal"]
-    assert not any("auroc_101" in row for row in rows)
+    assert np.isnan([row["auroc_101"] for row in rows]).all()
 
 
 def jth_smallest(scores: np.ndarray) -> float:

@@ -75,7 +75,7 @@ def all_steps(study: str, **training) -> Run:
 
 
 def evaluate(run: Run) -> pd.DataFrame:
-    return steps.evaluate_step(run, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, ALPHA, CHOICE_RULES)
+    return steps.evaluate_step(run, DISTANCE_NAMES, [], N_NEIGHBORS, KNOWN, ALPHA, CHOICE_RULES)
 
 
 def read(run: Run, name: str) -> pd.DataFrame:
@@ -136,6 +136,7 @@ def test_config_holds_every_parameter_and_the_machine(trained):
     assert record["cluster"]["parameters"] == {"clusterings": CLUSTERINGS, "n_clusters": N_CLUSTERS, "pca": PCAS}
     assert record["evaluate"]["parameters"] == {
         "distances": DISTANCE_NAMES,
+        "thresholds": [],
         "n_neighbors": N_NEIGHBORS,
         "known_outliers": KNOWN,
         "alpha": ALPHA,
@@ -469,11 +470,13 @@ def test_an_encoder_without_classifier_has_no_logit_scores(copied):
     assert (metrics.oscr <= accuracy["classifier"] + 1e-6).all()  # which is then what is right and what is not
 
 
-def test_no_distances_are_all_distances(copied):
+def test_no_distances_are_all_distances_and_thresholds_are_those_named(copied):
     change_record(copied, lambda record: record.pop("evaluate"))
-    metrics = steps.evaluate_step(copied, [], N_NEIGHBORS, [], ALPHA, [])
+    metrics = steps.evaluate_step(copied, [], ["conformal", "global"], N_NEIGHBORS, [], ALPHA, [])
     assert set(metrics[metrics.clustering != "none"].distance) == set(DISTANCES)
     assert set(metrics.seen) == {0}
+    assert set(metrics[metrics.clustering != "none"].threshold) == {"global", "conformal"}
+    assert metrics.auroc_101.isna().all()
 
 
 def test_sets_of_one_and_of_two_images_are_evaluated(copied):
@@ -549,7 +552,7 @@ def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
     for call, before in (
         (lambda: steps.embed_step(run, NEAR, FAR, SANITY), "train"),
         (lambda: steps.cluster_step(run, ["labels"], [0], [0]), "embed"),
-        (lambda: steps.evaluate_step(run, ["cosine"], 50, [], 0.05, []), "cluster"),
+        (lambda: steps.evaluate_step(run, ["cosine"], [], 50, [], 0.05, []), "cluster"),
     ):
         with pytest.raises(FileNotFoundError, match=f"step '{before}' of run '{NAME}' in study 'study' is not done"):
             call()
@@ -580,9 +583,9 @@ def test_other_parameters_are_refused_by_every_step(trained):
     with pytest.raises(ValueError, match=r"step 'cluster' .* was made with pca=\[0, 8\], not \[0\]"):
         steps.cluster_step(trained, CLUSTERINGS, N_CLUSTERS, [0])
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with n_neighbors=20, not 5"):
-        steps.evaluate_step(trained, DISTANCE_NAMES, 5, KNOWN, ALPHA, CHOICE_RULES)
+        steps.evaluate_step(trained, DISTANCE_NAMES, [], 5, KNOWN, ALPHA, CHOICE_RULES)
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with alpha=0.1, not 0.05"):
-        steps.evaluate_step(trained, DISTANCE_NAMES, N_NEIGHBORS, KNOWN, 0.05, CHOICE_RULES)
+        steps.evaluate_step(trained, DISTANCE_NAMES, [], N_NEIGHBORS, KNOWN, 0.05, CHOICE_RULES)
 
 
 def test_a_run_keeps_its_own_snapshots_and_checkpoints(copied, capsys):
@@ -636,6 +639,8 @@ def test_unknown_distances_and_clusterings_name_the_known_ones(copied):
         ({"distances": ["cosine", "manhattan"]}, f"unknown distance 'manhattan'; known: {', '.join(DISTANCES)}"),
         ({"n_neighbors": 0}, "n_neighbors must be at least 1, got 0"),
         ({"known_outliers": [5, -1]}, "known must be at least 1, got -1"),
+        ({"thresholds": ["global", "best"]}, "unknown threshold 'best'; known: global, conformal, per-cluster"),
+        ({"thresholds": ["conformal"]}, "thresholds must have 'global' among them, got conformal"),
         ({"alpha": 5}, "alpha must be between 0 and 1, got 5"),
         ({"choice_rules": ["best"]}, "unknown rule 'best'; known: left-out classes, virtual outliers"),
     ],
@@ -644,8 +649,8 @@ def test_wrong_parameters_are_refused_and_nothing_is_written(copied, change, mes
     change_record(copied, lambda record: record.pop("evaluate"))
     forget(copied, *(f"{name}.csv" for name in EVALUATED))
     before = {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()}
-    parameters = {"distances": DISTANCE_NAMES, "n_neighbors": 20, "known_outliers": KNOWN, "alpha": ALPHA}
-    parameters["choice_rules"] = CHOICE_RULES
+    parameters = {"distances": DISTANCE_NAMES, "thresholds": [], "n_neighbors": 20, "known_outliers": KNOWN}
+    parameters |= {"alpha": ALPHA, "choice_rules": CHOICE_RULES}
     with pytest.raises(ValueError, match=message):
         steps.evaluate_step(copied, **parameters | change)
     assert {path: path.read_bytes() for path in copied.path.rglob("*") if path.is_file()} == before
