@@ -108,7 +108,7 @@ def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
 
 
 def test_runs_that_are_not_complete_are_named_above_the_table(studied_copy, monkeypatch, capsys):
-    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "scores.csv").unlink()
+    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "intervals.csv").unlink()
     monkeypatch.setattr("oodlib.runner.run_study", lambda study, jobs, dask: [])
     assert main(["small"]) == 0
     printed = capsys.readouterr().out
@@ -159,9 +159,10 @@ def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on_to_the_same_byte
         assert code == status
         assert said.endswith("stopped; the next call goes on from here\n")
         assert "Traceback" not in said
-        for run in runs:
+        assert (runs[0].path / "checkpoint.safetensors").exists()
+        for run in runs:  # the second may not have begun to train
             assert "train" not in run.record
-            assert (run.path / "checkpoint.safetensors").exists()
+            assert (run.path / "checkpoint.safetensors").exists() or not (run.path / "snapshots").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, os.cpu_count() // 2))  # as each of two side by side had
     for name in ("stopped", "undisturbed"):
