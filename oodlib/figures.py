@@ -132,10 +132,11 @@ def projection_figure(results: Results, id_dataset: str, seed: int) -> Figure:
 
 
 def of_seed(table: pd.DataFrame, id_dataset: str, seed: int) -> pd.DataFrame:
-    """Return the rows of one ID set, seed and (the first) architecture. Raises ValueError for an unknown seed."""
+    """Return the rows of one ID set, seed and (the first) architecture. Raises ValueError where there are none."""
     table = table[table.id_dataset == id_dataset]
     if seed not in set(table.seed):
-        raise ValueError(f"no run of {id_dataset!r} with seed {seed}; known: {', '.join(map(str, set(table.seed)))}")
+        known = ", ".join(map(str, sorted(set(table.seed))))
+        raise ValueError(f"no run of {id_dataset!r} with seed {seed} has what is drawn; these seeds have: {known}")
     table = table[table.seed == seed]
     return table[table.arch == table.arch.iloc[0]]
 

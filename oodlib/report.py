@@ -16,20 +16,8 @@ from oodlib.clustering import OWN_SIZE
 from oodlib.files import write_text
 from oodlib.runs import ARTEFACTS, Run, study_folder
 
-PARTS = (
-    "metrics",
-    "clusters",
-    "history",
-    "scores",
-    "extremes",
-    "projection",
-    "intervals",
-    "false_alarms",
-    "risk_coverage",
-    "epochs",
-    "choices",
-    "ablations",
-)
+PARTS = ("metrics", "clusters", "history", "intervals", "false_alarms", "epochs", "choices", "ablations")
+DRAWN = ("scores", "extremes", "projection", "risk_coverage")  # what is drawn of one seed alone: others may lack it
 SETTING = ["id_dataset", "arch", "objective"]  # what seeds are averaged over
 SHOWN = (  # detectors that tables show unless others are named; {classes} is the number of classes of the ID set
     "labels/euclidean",
@@ -57,10 +45,11 @@ RANKING = ("global", "per-cluster")  # the thresholds that rank images different
 
 @dataclass(frozen=True)
 class Results:
-    """What the complete runs of a study wrote: one table a kind of file, rows of all runs, and one row a run.
+    """What the complete runs of a study wrote: one table a kind of file, with the rows of all runs, and one row a run.
 
     `decisions` are the rows of metrics.csv of every threshold, `metrics` those that rank images differently: one row a
     run, detector and OOD set, a detector being a name like "labels/cosine" or, by cluster, "labels/cosine/per-cluster".
+    The tables of DRAWN lack the runs that have no such file.
     """
 
     runs: pd.DataFrame
@@ -100,8 +89,11 @@ def collect(study: str) -> Results:
     runs = pd.DataFrame([_run_row(folder) for folder in folders])
     about = runs[["run", *SETTING, "seed"]]
     tables = {}
-    for part in PARTS:
-        table = pd.concat([pd.read_csv(f / f"{part}.csv").assign(run=f.name) for f in folders], ignore_index=True)
+    for part in PARTS + DRAWN:
+        files = [folder / f"{part}.csv" for folder in folders if (folder / f"{part}.csv").is_file()]
+        if not files:
+            raise FileNotFoundError(f"no run of study {study!r} has {part}.csv: step 04 writes it")
+        table = pd.concat([pd.read_csv(file).assign(run=file.parent.name) for file in files], ignore_index=True)
         tables[part] = table if "objective" in table else table.merge(about, on="run")
     decisions = tables["metrics"].assign(base=detector_names(tables["metrics"]))
     tables["metrics"] = ranked(decisions)
@@ -304,8 +296,11 @@ def fingerprint(study: str, parameters: dict) -> str:
     """Return a SHA-256 of everything the report is made from: the runs' texts, and its own parameters."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for folder in run_folders(study)[0]:
-        for name in ("config.json", *(f"{part}.csv" for part in PARTS)):
-            digest.update((folder / name).read_bytes())
+        record = (folder / "config.json").read_bytes()
+        is_shown = json.loads(record)["train"]["parameters"]["seed"] == parameters["shown_seed"]
+        files = [folder / f"{part}.csv" for part in (PARTS + DRAWN if is_shown else PARTS)]
+        for content in (record, *(file.read_bytes() for file in files if file.is_file())):
+            digest.update(content)
     return digest.hexdigest()
 
 

@@ -153,10 +153,10 @@ def hand_made_results(
     cost=COST,
 ):
     """Return results whose numbers are functions of id_dataset, arch, objective, seed, and ood and detector."""
-    from oodlib.report import PARTS, Results, detector_names, ranked
+    from oodlib.report import DRAWN, PARTS, Results, detector_names, ranked
 
     rng = np.random.default_rng(0)
-    tables = {part: [] for part in ("runs", "decisions", *PARTS) if part != "metrics"}
+    tables = {part: [] for part in ("runs", "decisions", *PARTS, *DRAWN) if part != "metrics"}
     runs = [(i, a, o, s) for i in id_datasets for a in archs for o in objectives for s in seeds]
     for id_dataset, arch, objective, seed in runs:
         of = {"id_dataset": id_dataset, "arch": arch, "objective": objective, "seed": seed}

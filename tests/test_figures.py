@@ -211,7 +211,7 @@ def test_figures_of_one_seed_show_one_architecture(make_results):
 
 @pytest.mark.parametrize("draw", [figures.histogram_figure, figures.roc_figure])
 def test_unknown_seeds_name_the_known_ones_and_scores_that_were_not_kept_are_said(results, draw):
-    with pytest.raises(ValueError, match="no run of 'digits' with seed 7; known: 0, 1, 2"):
+    with pytest.raises(ValueError, match="no run of 'digits' with seed 7 has what is drawn; these seeds have: 0, 1, 2"):
         draw(results, DETECTOR, "digits", 7)
     nothing = draw(results, "kmeans-10/cosine", "digits", 0)
     assert nothing.axes[0].get_title() == "digits 0–6: no scores of kmeans-10/cosine were kept"

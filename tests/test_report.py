@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodlib import report
+from oodlib import figures, report
 from oodlib.study import read_study
 
 
@@ -310,7 +310,7 @@ def test_collect_reads_every_complete_run(studied, monkeypatch):
     results = report.collect("small")
     assert results.incomplete == ()
     assert len(results.runs) == 4
-    for part in report.PARTS:
+    for part in report.PARTS + report.DRAWN:
         table = results.decisions if part == "metrics" else getattr(results, part)
         files = [pd.read_csv(studied.run_folder("small", run) / f"{part}.csv") for run in results.runs.run]
         assert len(table) == sum(map(len, files))
@@ -373,13 +373,31 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
 
 
 def test_an_incomplete_run_is_left_out_and_named(studied_copy):
-    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "extremes.csv").unlink()
+    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "choices.csv").unlink()
     (studied_copy.root / "outputs" / "small" / "runs" / ".ipynb_checkpoints").mkdir()
     results = report.collect("small")
     assert results.incomplete == ("digits-resnet20-ce-s1",)
     assert set(results.metrics.run) == set(results.runs.run)
     assert len(results.runs) == 3
     assert "incomplete, and left out: digits-resnet20-ce-s1" in report.main_table_text("small")
+
+
+def test_what_is_drawn_may_be_there_of_the_shown_seed_alone(studied_copy):
+    parameters = read_study("small")[1]
+    for part in report.DRAWN:
+        for objective in ("ce", "supcon"):
+            (studied_copy.run_folder("small", f"digits-resnet20-{objective}-s1") / f"{part}.csv").unlink()
+    assert report.report_is_current("small", parameters)
+    results = report.collect("small")
+    assert results.incomplete == ()
+    assert set(results.metrics.seed) == {0, 1}
+    assert [set(getattr(results, part).seed) for part in report.DRAWN] == 4 * [{0}]
+    with pytest.raises(ValueError, match="no run of 'digits' with seed 1 has what is drawn"):
+        figures.projection_figure(results, "digits", 1)
+    for run in results.runs.run:
+        (studied_copy.run_folder("small", run) / "scores.csv").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"no run of study 'small' has scores\.csv"):
+        report.collect("small")
 
 
 def test_a_study_without_a_complete_run_says_so(project):
@@ -394,7 +412,7 @@ def test_a_config_that_is_cut_short_is_named(studied_copy):
         report.collect("small")
 
 
-@pytest.mark.parametrize("name", ["config.json", *(f"{part}.csv" for part in report.PARTS)])
+@pytest.mark.parametrize("name", ["config.json", *(f"{part}.csv" for part in report.PARTS + report.DRAWN)])
 def test_the_report_is_current_until_a_text_of_a_run_changes(studied_copy, name):
     parameters = read_study("small")[1]
     assert report.report_is_current("small", parameters)
