@@ -341,6 +341,15 @@ def test_c5_holds_only_in_all_id_sets(make_results):
     assert verdict("C5", make_results(auroc, id_datasets=("easy", "hard"))) == "contradicted"
 
 
+def test_c5_corrects_for_all_comparisons_in_all_id_sets(make_results):
+    def auroc(id_dataset, objective, seed, **_):  # in "hard" 2.7, 3.0 and 3.3 points: p = 0.029 that it is the margin
+        better = {"hard": 0.03, "close": 0.02}[id_dataset] + 0.003 * (seed - 1)
+        return 0.8 + better * (objective == "supcon")
+
+    assert verdict("C5", make_results(auroc, id_datasets=("hard",))) == "contradicted"
+    assert verdict("C5", make_results(auroc, id_datasets=("close", "hard"))) == "undecided"
+
+
 def test_c5_compares_the_cost_of_runs_that_are_paired(make_results):
     results = make_results(differing(ce=0, supcon=1))
     runs = results.runs
