@@ -24,12 +24,13 @@ def evaluate(
     ood_sets: list[str],
     correct: np.ndarray,
     alpha: float,
-    thresholds: Sequence[str] = tuple(THRESHOLDS),
+    thresholds: Sequence[str] = (),
 ) -> Iterator[dict]:
     """Yield one row for every OOD set and threshold of a detector.
 
     correct (n,) bool: which ID test images the run's own classifier gets right. `id_rejected` and `ood_rejected` are
-    the shares below the threshold at false-alarm rate `alpha`. Thresholds a cluster are for detectors with clusters.
+    the shares below the threshold at false-alarm rate `alpha`. No names of `thresholds` take all there are; those a
+    cluster are for detectors with clusters.
     """
     about = {key: getattr(scored, key) for key in ("clustering", "n_clusters", "pca", "distance", "seen")}
     for ood in ood_sets:
@@ -47,7 +48,7 @@ def _by_threshold(
     n_clusters = 1 + max(int(nearest.max()) for nearest in (scored.nearest or {"": inside[1]}).values())
     ranking = rank_metrics(inside[0], outside[0], correct)
     rows = {}
-    for name in thresholds:
+    for name in thresholds or THRESHOLDS:
         threshold = THRESHOLDS[name]
         if threshold.by_cluster and scored.nearest is None:
             continue

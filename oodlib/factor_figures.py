@@ -16,6 +16,8 @@ from oodlib.findings import id_measures, ood_auroc
 from oodlib.provenance import display_name
 from oodlib.report import Results, clustering_names
 
+OF_PAPER = ("global_separation", "k-means cluster_purity")  # the paper's own measures, drawn whatever they predict
+
 
 def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title: str = "") -> Figure:
     """Draw a measure in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.
@@ -157,7 +159,7 @@ def fraction_figure(curves: pd.DataFrame) -> Figure:
 
 
 def predictor_figure(results: Results, detector: str, table: pd.DataFrame, n_shown: int = 4) -> Figure:
-    """Draw OOD AUROC of one detector against the measures of ID data that rank the runs most like it, a point a run.
+    """Draw OOD AUROC of one detector against measures of ID data, a point a run: the paper's, then the strongest.
 
     table: what `oodlib.findings.predictors` found; a row of panels an ID set and group of OOD sets.
     """
@@ -168,13 +170,15 @@ def predictor_figure(results: Results, detector: str, table: pd.DataFrame, n_sho
     size = (3.1 * n_shown, 3.1 * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), n_shown, figsize=size, squeeze=False, sharey="row", layout="constrained")
     for line, ((id_dataset, group), best) in zip(axes, rows, strict=True):
+        of_paper = best.measure.isin(OF_PAPER)
+        best = pd.concat([best[of_paper], best[~of_paper].head(n_shown - of_paper.sum())])
         for axis in line[len(best) :]:
             axis.axis("off")
         for axis, found in zip(line, best.itertuples(), strict=False):
             common = {"x": found.measure, "y": group, "hue": "objective", "palette": COLORS, "legend": False}
             sns.scatterplot(points[points.id_dataset == id_dataset], **common, ax=axis, s=45)
             axis.set_title(f"Spearman {found.spearman:+.2f}, n = {found.n}", fontsize=10)
-        line[0].set_ylabel(f"{id_dataset}: {group} OOD AUROC %")
+        line[0].set_ylabel(f"{display_name(id_dataset)}: {group} OOD AUROC %")
     looks = {objective_name(name): {"color": COLORS.get(name, "0.4"), "marker": "o"} for name in points.objective}
     dots = [plt.Line2D([], [], linestyle="none", **look) for look in looks.values()]
     figure.legend(dots, looks, loc="outside lower center", ncol=len(looks), frameon=False)

@@ -34,7 +34,7 @@ MAIN = (  # the detectors of the main figure
 
 
 def auroc_figure(results: Results) -> Figure:
-    """Draw mean AUROC over near and over far sets, a row of panels an ID set: a point a run, a bar their mean.
+    """Draw mean AUROC over near and over far sets, two panels an ID set: a point a run, a bar their mean.
 
     Of the detectors of MAIN that there are. A K that is the number of classes is called C.
     """
@@ -45,18 +45,16 @@ def auroc_figure(results: Results) -> Figure:
     datasets, detectors, objectives = (
         list(dict.fromkeys(means[name])) for name in ("id_dataset", "detector", "objective")
     )
-    size = (7.5, (0.1 * len(objectives) + 0.1) * len(detectors) * len(datasets) + 1.4)
+    size = (1.5 + 5 * len(datasets), (0.1 * len(objectives) + 0.1) * len(detectors) + 1.4)
+    panels = [(dataset, group) for dataset in datasets for group in ("near", "far")]
     figure, axes = plt.subplots(
-        len(datasets), 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for line, dataset in zip(axes, datasets, strict=True):
-        for axis, group in zip(line, ("near", "far"), strict=True):
-            part = means[(means.id_dataset == dataset) & (means.group == group)]
-            _draw_rows(axis, part, detectors, objectives)
-            axis.set_title(f"{display_name(dataset)}: {group} OOD")
+    for axis, (dataset, group) in zip(axes[0], panels, strict=True):
+        part = means[(means.id_dataset == dataset) & (means.group == group)]
+        _draw_rows(axis, part, detectors, objectives)
+        axis.set(title=f"{display_name(dataset)}: {group} OOD", xlabel="AUROC, %")
     axes[0, 0].set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - 0.5, -0.5))
-    for axis in axes[-1]:
-        axis.set_xlabel("AUROC, %")
     handles = [plt.Line2D([], [], color=COLORS.get(name, "0.4"), marker="o", linestyle="none") for name in objectives]
     names = [objective_name(name) for name in objectives]
     figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)
@@ -230,9 +228,9 @@ def _draw_beside(axis: Axes, table: pd.DataFrame, palette: dict[str, tuple]) -> 
 
 
 def history_figure(results: Results) -> Figure:
-    """Draw the held-out nearest-neighbour accuracy against training seconds, by the median epoch, a line a run."""
+    """Draw the held-out nearest-neighbour accuracy against training seconds, by the fastest epoch, a line a run."""
     history = results.history
-    history = history.assign(elapsed=history.epoch * history.groupby("run").seconds.transform("median"))
+    history = history.assign(elapsed=history.epoch * history.groupby("run").seconds.transform("min"))
     datasets = list(dict.fromkeys(history.id_dataset))
     size = (5.5 * len(datasets), 3.6)
     figure, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, layout="constrained")
@@ -240,13 +238,15 @@ def history_figure(results: Results) -> Figure:
         common = {"x": "elapsed", "y": "knn_accuracy", "hue": "objective", "units": "run", "estimator": None}
         style = {"palette": COLORS, "linewidth": 1.2, "marker": "o", "markersize": 4, "markeredgewidth": 0}
         sns.lineplot(history[history.id_dataset == dataset], **common, **style, ax=axis)
-        axis.set(title=f"{dataset}, a line a run", xlabel="training seconds", ylabel="held-out k-NN accuracy")
+        axis.set(
+            title=f"{display_name(dataset)}, a line a run", xlabel="training seconds", ylabel="held-out k-NN accuracy"
+        )
         handles, names = axis.get_legend_handles_labels()
         axis.legend(handles, [objective_name(name) for name in names], loc="lower right")
     return figure
 
 
-def rank_figure(found: Ranking | None, n_shown: int = 12) -> Figure:
+def rank_figure(found: Ranking | None, n_shown: int = 20) -> Figure:
     """Draw the critical-difference diagram of the best combinations: joined are those that Nemenyi does not part.
 
     Their mean ranks, and the critical difference, are those among all. Colours are those of the objectives.

@@ -64,6 +64,21 @@ def regret_table(found: pd.DataFrame) -> pd.DataFrame:
     return _spread(cells)
 
 
+def told(found: pd.DataFrame) -> str:
+    """Return which rule has the least mean regret, by ID set and group, and which the least where it is worst."""
+    rows = _whole_seeds(found[found.group.isin(["near", "far"]) & (found.rule != ORACLE)])
+    seeds = rows.groupby(["id_dataset", "group", "rule", "seed"], sort=False).regret.mean()
+    means = seeds.groupby(["id_dataset", "group", "rule"], sort=False).mean().unstack("rule")
+    least = [
+        f"{' '.join(key)} OOD: {own.idxmin()} ({own.min():.1f}; the worst, {own.idxmax()}, {own.max():.1f})"
+        for key, own in means.iterrows()
+    ]
+    worst = means.max(skipna=False)
+    return (
+        f"Least regret, AUROC points. {'; '.join(least)}. Least where it is worst: {worst.idxmin()}, {worst.min():.1f}."
+    )
+
+
 def _whole_seeds(found: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of seeds that have all objectives of their ID set and architecture, where there are any."""
     keys = ["id_dataset", "arch"]

@@ -6,6 +6,7 @@ Nothing here needs images, weights or embeddings, so a report can be made again 
 import fnmatch
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,15 +108,15 @@ def ranked(decisions: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(detector=names).reset_index(drop=True)
 
 
-def choose(results: Results, detectors: list[str]) -> Results:
+def choose(results: Results, detectors: list[str], otherwise: Sequence[str] = SHOWN) -> Results:
     """Return results with some detectors only: names, or patterns such as "kmeans-*/cosine", in the order given.
 
-    In a pattern, {classes} is the number of classes of each ID set. An empty list takes those of SHOWN that there are.
+    In a pattern, {classes} is the number of classes of each ID set. An empty list takes what there is of `otherwise`.
     Raises ValueError for a name that matches none.
     """
     named = list(zip(results.metrics.detector, names_by_classes(results), strict=True))
     position = {}
-    for pattern in detectors or SHOWN:
+    for pattern in detectors or otherwise:
         found = [names for names in dict.fromkeys(named) if any(fnmatch.fnmatchcase(name, pattern) for name in names)]
         if not found and pattern in detectors:
             known = ", ".join(dict.fromkeys(results.metrics.detector))
@@ -150,8 +151,8 @@ def _run_row(folder: Path) -> dict:
         **{key: config[key] for key in [*SETTING, "seed", "epochs"]},
         "id_accuracy": accuracy["classifier"],
         "nearest_class_mean": accuracy["nearest_class_mean"],
-        # by the median epoch: what else a machine does in some hour is no cost of an objective
-        "training_seconds": len(history) * history.seconds.median(),
+        # by the fastest epoch: what else a machine does is no cost of an objective
+        "training_seconds": len(history) * history.seconds.min(),
         "network_inputs": round((history.seconds * history.images_per_second).sum()),
         "hardware": record["train"]["environment"]["device"] + ", " + record["train"]["environment"]["processor"],
     }
@@ -252,6 +253,7 @@ def mean_sd(mean: float, sd: float, low: float = np.nan, high: float = np.nan) -
     Rounded from six digits, so that a table that is kept with six reads the same.
     """
     mean = float(f"{mean:.6g}")
+    mean = 0.0 if abs(mean) < 0.05 else mean  # no "-0.0"
     if pd.notna(sd):
         return f"{mean:.1f} ± {sd:.1f}"
     return f"{mean:.1f}" if pd.isna(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"

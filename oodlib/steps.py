@@ -51,7 +51,7 @@ from oodlib.run_tables import (
 )
 from oodlib.runs import ON_THE_WAY, Run, run_name, slug
 from oodlib.separation import cluster_quality, embedding_quality
-from oodlib.thresholds import THRESHOLDS, check_thresholds
+from oodlib.thresholds import check_thresholds
 
 if TYPE_CHECKING:
     from oodlib.settings import TrainingConfig
@@ -257,7 +257,7 @@ def evaluate_step(
             correct, about["id_accuracy"] = is_correct(run)
             data = run_embeddings(run)
             assignments, mixtures = load_clusters(run, len(data.train.z))
-            distances, thresholds = distances or list(DISTANCES), thresholds or list(THRESHOLDS)
+            distances = distances or list(DISTANCES)
             total = n_detectors(data, assignments, distances, known_outliers)
             rows, shown = [], []
             detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)

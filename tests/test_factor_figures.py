@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from oodlib import factor_figures, findings
 from oodlib.drawing import COLORS
+from oodlib.provenance import display_name
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTORS = (
@@ -272,15 +273,17 @@ def study(make_results):
     )
 
 
-def test_predictor_figure_draws_the_strongest_of_each_group_a_point_a_run(study, texts_overlap):
+def test_predictor_figure_draws_the_papers_measures_and_the_strongest_a_point_a_run(study, texts_overlap):
     table = findings.predictors(study, "knn")
     figure = factor_figures.predictor_figure(study, "knn", table, n_shown=2)
     grid = np.reshape(figure.axes, (4, 2))
     measures, reached = findings.id_measures(study), 100 * findings.ood_auroc(study, "knn")
     rows = [(id_dataset, group) for id_dataset in ("digits", "letters32") for group in ("near", "far")]
     for line, (id_dataset, group) in zip(grid, rows, strict=True):
-        strongest = table[(table.id_dataset == id_dataset) & (table.group == group)].head(2)
-        assert line[0].get_ylabel() == f"{id_dataset}: {group} OOD AUROC %"
+        best = table[(table.id_dataset == id_dataset) & (table.group == group)]
+        of_paper = best.measure == "global_separation"  # the runs here have no other measure of the paper
+        strongest = pd.concat([best[of_paper], best[~of_paper].head(1)])
+        assert line[0].get_ylabel() == f"{display_name(id_dataset)}: {group} OOD AUROC %"
         for axis, found in zip(line, strongest.itertuples(), strict=True):
             rho, n = re.fullmatch(r"Spearman ([+-]\d\.\d\d), n = (\d+)", axis.get_title()).groups()
             assert (float(rho), int(n)) == (pytest.approx(found.spearman, abs=0.005), 6)

@@ -128,11 +128,11 @@ def test_mistakes_are_changes_in_points_near_and_far_apart_within_a_run_first(ma
     assert table[table.mistake == "true label"].id_dataset.tolist() == ["a", "b"]
     assert list(table.columns[3:]) == ["n", "near right %", "near change", "far right %", "far change"]
     table = table[table.id_dataset == "a"].set_index(["mistake", "detector"])
-    cells = table.loc[("true label", "cosine")]
+    cells = table.loc[("true label", "labels/cosine")]
     # seeds 0, 1, 2 of two objectives; near: the mean of 50 and 60, and so on; noise is no set of a mistake
     assert cells.tolist()[1:] == [6, "65.0 ± 8.9", "10.0 ± 0.0", "60.0 ± 8.9", "10.0 ± 0.0"]
-    assert table.loc[("plain inverse", "cosine"), "near change"] == "-10.0 ± 0.0"
-    assert table.loc[("truncated curve, AUROC", "labels/cosine"), "far change"] == "-20.0 ± 0.0"
+    assert table.loc[("plain inverse", "labels/cosine"), "near change"] == "-10.0 ± 0.0"
+    assert table.loc[("truncated curve, AUROC", "labels/cosine/per-cluster"), "far change"] == "-20.0 ± 0.0"
     # fpr95 is 1 - value, the other 0.75 - value / 2: at 0.5, 0.6, 0.7 that is 0, 5, 10 points more
     assert table.loc[("OOD as positive, FPR95", "labels/cosine"), "far change"] == "5.0 ± 4.5"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from oodlib.regret import ALWAYS, BY_CLUSTERS, ORACLE, chosen_detectors, regret_table, regrets
+from oodlib.regret import ALWAYS, BY_CLUSTERS, ORACLE, chosen_detectors, regret_table, regrets, told
 
 BEST = {"digits789": "knn", "letters": "labels/cosine", "photos": "labels/mahalanobis"}
 
@@ -123,3 +123,25 @@ def test_a_rule_that_could_not_measure_takes_the_detector_it_names(results):
     choices = results.choices.assign(auroc=results.choices.auroc.mask(unmeasured))
     chosen = chosen_detectors(replace(results, choices=choices))
     assert chosen[chosen.rule == "left-out classes"].chosen.nunique() == 1
+
+
+def test_told_is_the_least_regret_everywhere_and_the_least_where_it_is_worst():
+    rows = [
+        ("a", "near", {"left": 1.0, "always knn": 3.0, "oracle": 0.0}),
+        ("a", "far", {"left": 9.0, "always knn": 4.0, "oracle": 0.0}),
+        ("b", "near", {"left": 2.0, "always knn": 5.5, "of some": 0.5}),
+        ("b", "sanity", {"left": 90.0, "always knn": 0.0}),
+    ]
+    about = {"arch": "resnet20", "objective": "ce", "ood_dataset": "x"}
+    found = [
+        about | {"id_dataset": id_dataset, "group": group, "rule": rule, "seed": seed, "regret": regret + seed - 0.5}
+        for id_dataset, group, regrets_of in rows
+        for rule, regret in regrets_of.items()
+        for seed in (0, 1)
+    ]
+    near_and_far = (
+        "a near OOD: left (1.0; the worst, always knn, 3.0); a far OOD: always knn (4.0; the worst, left, 9.0); "
+        "b near OOD: of some (0.5; the worst, always knn, 5.5)"
+    )
+    worst = "Least where it is worst: always knn, 5.5."
+    assert told(pd.DataFrame(found)) == f"Least regret, AUROC points. {near_and_far}. {worst}"

@@ -83,9 +83,10 @@ def test_without_near_sets_there_is_no_auroc_to_hold_against_accuracy(make_resul
 def test_what_others_reach_is_marked_as_theirs(make_results, texts_overlap):
     figure = study_figures.accuracy_figure(make_results(id_datasets=("cifar10",), detectors=(("none", 0, "knn"),)))
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["published CE, CIFAR-10", "OpenOOD, CIFAR-10, ResNet-18"]
-    (theirs,) = (line.get_ydata()[0] for line in figure.axes[0].lines if line.get_marker() == "<")
+    assert texts == ["published CE, CIFAR-10"]
+    (theirs,) = (line.get_ydata()[0] for line in figure.axes[0].lines if line.get_markerfacecolor() == "none")
     assert theirs == 90.6
+    assert "at the edge: OpenOOD, ResNet-18" in [name.get_text() for name in figure.legends[0].get_texts()]
     assert not texts_overlap(figure)
     assert not study_figures.accuracy_figure(make_results(detectors=(("none", 0, "knn"),))).axes[0].texts
 
