@@ -68,7 +68,7 @@ def _draw_heat(axis: Axes, cells: pd.DataFrame, low: float, high: float) -> Axes
     return image
 
 
-def false_alarm_figure(false_alarms: pd.DataFrame, detector: str, by: str = "") -> Figure:
+def false_alarm_figure(false_alarms: pd.DataFrame, detector: str, by: str = "", title: str = "") -> Figure:
     """Draw realised against promised false-alarm rates of one detector, a panel a value of column `by`.
 
     Of the conformal thresholds: mean over random splits, with the range of 95 % of them, and in grey where 95 % are
@@ -95,7 +95,7 @@ def false_alarm_figure(false_alarms: pd.DataFrame, detector: str, by: str = "") 
         axis.set(title=objective_name(panel), xlabel="promised false-alarm rate", xlim=(0, 0.52))
     axes[0][0].set(ylabel="realised on ID images", ylim=(0, None))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=3, frameon=False)
-    figure.suptitle(detector)
+    figure.suptitle(f"{title}, {detector}" if title else detector)
     plt.close(figure)
     return figure
 

@@ -173,6 +173,7 @@ def histogram_figure(results: Results, detector: str, id_dataset: str, seed: int
         axis.set(title=objective_name(objective), xlabel=f"−log₁₀ distance ({detector})", ylabel="density", yticks=[])
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncol=min(len(names), 5), frameon=False)
+    figure.suptitle(f"{display_name(id_dataset)}, {detector}, seed {seed}")
     return figure
 
 
@@ -196,7 +197,7 @@ def roc_figure(results: Results, detector: str, id_dataset: str, seed: int) -> F
     axes[0][0].set_ylabel("ID kept (true positives)")
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncol=len(names), frameon=False)
-    figure.suptitle(f"{detector}, seed {seed}; dotted: 95 % of ID kept")
+    figure.suptitle(f"{display_name(id_dataset)}, {detector}, seed {seed}; dotted: 95 % of ID kept")
     return figure
 
 
@@ -205,7 +206,7 @@ def separation_figure(results: Results, id_dataset: str) -> Figure:
     clusters = results.clusters[results.clusters.id_dataset == id_dataset]
     parts = {
         "global separation of classes": of_classes(clusters, "labels", "global_separation"),
-        "purity of as many k-means clusters": of_classes(clusters, "kmeans", "cluster_purity"),
+        "purity of k-means clusters, as many as classes": of_classes(clusters, "kmeans", "cluster_purity"),
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, (name, part) in zip(axes, parts.items(), strict=True):

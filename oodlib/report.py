@@ -291,7 +291,9 @@ def cluster_table(
         f"{m:.3f}" if pd.isna(s) else f"{m:.3f} ± {s:.3f}" for m, s in zip(table["mean"], table.sd, strict=True)
     ]
     spread = table.pivot_table(index=[*keys, "n"], columns="measure", values="cell", aggfunc="first", sort=False)
-    return spread.fillna("").reset_index().rename_axis(columns=None)
+    spread = spread.fillna("").reset_index().rename_axis(columns=None)
+    spread["place"] = spread.groupby([*SETTING, "clustering", "pca"], sort=False).ngroup()
+    return spread.sort_values(["place", "n_clusters"], kind="stable", ignore_index=True).drop(columns="place")
 
 
 def fingerprint(study: str, parameters: dict) -> str:

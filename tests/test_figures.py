@@ -150,7 +150,7 @@ def test_separation_figure_shows_classes_and_kmeans_clusters(results, texts_over
     figure = figures.separation_figure(results, "digits")
     assert titles(figure) == [
         "global separation of classes (digits 0–6)",
-        "purity of as many k-means clusters (digits 0–6)",
+        "purity of k-means clusters, as many as classes (digits 0–6)",
     ]
     for axis in figure.axes:
         assert [label.get_text() for label in axis.get_xticklabels()] == ["cross-entropy", "SupCon"]
