@@ -15,9 +15,9 @@ from oodlib.clustering import OWN_SIZE
 from oodlib.paired import PAIR, Estimate, estimate
 from oodlib.report import Results, n_classes, names_by_classes
 
-# Detectors that are ranked unless others are named: all distances to class means, k-means and no clusters. More of them
-# would make the critical difference so large that nothing is told apart.
-RANKED = (
+# Detectors that the diagram has unless others are named: all distances to class means, k-means and no clusters. With
+# more of them the critical difference would be so large that nothing is told apart.
+DRAWN = (
     "labels/euclidean",
     "labels/cosine",
     "labels/mahalanobis",

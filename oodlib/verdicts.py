@@ -303,16 +303,16 @@ def cost_ratios(results: Results, spent: str) -> pd.DataFrame:
     return cost.div(cost.ce, axis=0).drop(columns="ce").dropna(how="all").dropna(axis=1, how="all")
 
 
-def verdicts(results: Results, shown: Results, ranked: Results, detector: str) -> pd.DataFrame:
+def verdicts(results: Results, shown: Results, detector: str) -> pd.DataFrame:
     """Return the verdicts on C1 to C5, one row each: claim, verdict, finding, reason.
 
-    C3 is of all detectors of `shown`, C4 of those of `ranked`; C2 and C5 compare objectives with `detector`. All are
-    chosen beforehand.
+    C3 and C4 are of all detectors of `shown`; C2 and C5 compare objectives with `detector`. Both are chosen beforehand.
     """
     if detector not in set(results.metrics.detector):
         raise ValueError(f"unknown detector {detector!r}; known: {', '.join(dict.fromkeys(results.metrics.detector))}")
-    of_several = {"C3": shown, "C4": ranked}
-    return pd.DataFrame([test(of_several.get(claim, results), detector) for claim, test in CLAIMS.items()])
+    return pd.DataFrame(
+        [test(shown if claim in OF_ALL_DETECTORS else results, detector) for claim, test in CLAIMS.items()]
+    )
 
 
 def told(found: pd.DataFrame) -> str:
@@ -329,3 +329,4 @@ CLAIMS = {
     "C4": no_single_winner,
     "C5": cheap_cross_entropy,
 }
+OF_ALL_DETECTORS = ("C3", "C4")

@@ -377,14 +377,14 @@ def test_one_seed_decides_nothing_about_differences(make_results):
 
 
 def test_table_of_verdicts_has_a_row_a_claim(make_results):
-    table = verdicts.verdicts(*3 * (make_results(differing(ce=0, supcon=1)),), DETECTOR)
+    table = verdicts.verdicts(*2 * (make_results(differing(ce=0, supcon=1)),), DETECTOR)
     assert list(table) == ["claim", "verdict", "finding", "reason"]
     assert [claim[:2] for claim in table.claim] == ["C1", "C2", "C3", "C4", "C5"]
     assert set(re.sub("(near|far): ", "", "; ".join(table.verdict)).split("; ")) <= set(WORDS)
 
 
 def test_told_are_the_findings_in_a_table_and_the_reasons_below(make_results):
-    table = verdicts.verdicts(*3 * (make_results(differing(ce=0, supcon=1)),), DETECTOR)
+    table = verdicts.verdicts(*2 * (make_results(differing(ce=0, supcon=1)),), DETECTOR)
     header, _, *lines = verdicts.told(table).splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["claim", "verdict", "finding"]
     assert [line[:4] for line in lines[:5]] == [f"| C{i}" for i in range(1, 6)]
@@ -396,7 +396,7 @@ def test_told_are_the_findings_in_a_table_and_the_reasons_below(make_results):
 def test_an_unknown_detector_names_the_known_ones(make_results):
     known = "labels/mahalanobis, labels/cosine, kmeans-10/cosine, knn"
     with pytest.raises(ValueError, match=f"unknown detector 'kmeans/cosine'; known: {known}"):
-        verdicts.verdicts(*3 * (make_results(),), "kmeans/cosine")
+        verdicts.verdicts(*2 * (make_results(),), "kmeans/cosine")
 
 
 def test_c3_against_joint_alone_is_no_test_of_contrastive_objectives(make_results):
@@ -410,7 +410,5 @@ def test_c3_against_joint_alone_is_no_test_of_contrastive_objectives(make_result
 
 def test_detectors_that_are_not_shown_still_compare_objectives(make_results):
     results = make_results(differing(ce=0, supcon=1))
-    table = verdicts.verdicts(results, *2 * (choose(results, ["knn"]),), DETECTOR)
-    assert table.equals(
-        verdicts.verdicts(results, results, results, DETECTOR).where(~table.claim.str.startswith("C4"), table)
-    )
+    table = verdicts.verdicts(results, choose(results, ["knn"]), DETECTOR)
+    assert table.equals(verdicts.verdicts(results, results, DETECTOR).where(~table.claim.str.startswith("C4"), table))
