@@ -19,18 +19,16 @@ from oodlib.provenance import class_names, display_name
 from oodlib.ranks import Ranking
 from oodlib.report import Results, choose, group_means, names_by_classes, of_classes
 
-MAIN = (  # the detectors of the main figure
+OF_CLUSTERS = (
     "labels/euclidean",
     "labels/cosine",
     "labels/mahalanobis",
     "labels/relative-mahalanobis",
     "labels/ssd",
     "kmeans-{classes}/cosine",
-    "gmm-{classes}/cosine",
-    "knn",
-    "msp",
-    "energy",
 )
+MAIN = (*OF_CLUSTERS, "gmm-{classes}/cosine", "knn", "msp", "energy")  # the detectors of the main figure
+RANKED = (*OF_CLUSTERS, "knn")  # of the rank diagrams: among more, the critical difference would tell nothing apart
 
 
 def auroc_figure(results: Results) -> Figure:

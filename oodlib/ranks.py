@@ -15,17 +15,6 @@ from oodlib.clustering import OWN_SIZE
 from oodlib.paired import PAIR, Estimate, estimate
 from oodlib.report import Results, n_classes, names_by_classes
 
-# Detectors that the diagram has unless others are named: all distances to class means, k-means and no clusters. With
-# more of them the critical difference would be so large that nothing is told apart.
-DRAWN = (
-    "labels/euclidean",
-    "labels/cosine",
-    "labels/mahalanobis",
-    "labels/relative-mahalanobis",
-    "labels/ssd",
-    "kmeans-{classes}/cosine",
-    "knn",
-)
 BLOCK = [*PAIR, "ood_dataset"]
 OF_PAIR = ["id_dataset", "arch", "ood_dataset"]  # what the paper calls a pair, for one architecture
 

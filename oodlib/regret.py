@@ -57,8 +57,7 @@ def regret_table(found: pd.DataFrame) -> pd.DataFrame:
     found = _whole_seeds(found[found.group.isin(["near", "far"])])
     by_set = found.assign(column=found.ood_dataset)
     both = pd.concat([found.assign(column=found.group + " mean"), by_set])
-    seeds = both[both.rule != ORACLE].groupby(["id_dataset", "rule", "column", "seed"], sort=False).regret.mean()
-    cells = over_seeds(seeds.reset_index(), ["id_dataset", "rule", "column"], "regret").reset_index()
+    cells = _over_seeds(both, ["id_dataset", "rule", "column"]).reset_index()
     cells["cell"] = [mean_sd(mean, sd) for mean, sd in zip(cells["mean"], cells.sd, strict=True)]
     cells = pd.concat([_oracle_cells(both), cells])
     return _spread(cells)
@@ -66,9 +65,8 @@ def regret_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def told(found: pd.DataFrame) -> str:
     """Return which rule has the least mean regret, by ID set and group, and which the least where it is worst."""
-    rows = _whole_seeds(found[found.group.isin(["near", "far"]) & (found.rule != ORACLE)])
-    seeds = rows.groupby(["id_dataset", "group", "rule", "seed"], sort=False).regret.mean()
-    means = seeds.groupby(["id_dataset", "group", "rule"], sort=False).mean().unstack("rule")
+    rows = _whole_seeds(found[found.group.isin(["near", "far"])])
+    means = _over_seeds(rows, ["id_dataset", "group", "rule"])["mean"].unstack("rule")
     least = [
         f"{' '.join(key)} OOD: {own.idxmin()} ({own.min():.1f}; the worst, {own.idxmax()}, {own.max():.1f})"
         for key, own in means.iterrows()
@@ -77,6 +75,12 @@ def told(found: pd.DataFrame) -> str:
     return (
         f"Least regret, AUROC points. {'; '.join(least)}. Least where it is worst: {worst.idxmin()}, {worst.min():.1f}."
     )
+
+
+def _over_seeds(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return mean, sd and n of the regret of all rules but the oracle; sets and objectives are averaged in a seed."""
+    seeds = rows[rows.rule != ORACLE].groupby([*keys, "seed"], sort=False).regret.mean()
+    return over_seeds(seeds.reset_index(), keys, "regret")
 
 
 def _whole_seeds(found: pd.DataFrame) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def collect(study: str) -> Results:
     for part in PARTS + DRAWN:
         files = [folder / f"{part}.csv" for folder in folders if (folder / f"{part}.csv").is_file()]
         if not files:
-            raise FileNotFoundError(f"no run of study {study!r} has {part}.csv: step 04 writes it")
+            raise FileNotFoundError(f"no run of study {study!r} has {part}.csv")
         table = pd.concat([pd.read_csv(file).assign(run=file.parent.name) for file in files], ignore_index=True)
         tables[part] = table if "objective" in table else table.merge(about, on="run")
     decisions = tables["metrics"].assign(base=detector_names(tables["metrics"]))

@@ -233,11 +233,10 @@ def evaluate_step(
 
     The detectors are those of `oodlib.product`: every distance to the clusters of every clustering of step `cluster`,
     and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the latter.
-    `known_outliers` are the numbers of OOD images
-    a class that outlier-exposed heads see, `alpha` the false-alarm rate of the thresholds. Of some detectors (SHOWN) it
-    also writes what figures are drawn from: quantiles of scores (scores.csv), most and least normal images
-    (extremes.csv), intervals of metrics (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and
-    realised false-alarm rates (false_alarms.csv).
+    `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the false-alarm rate
+    of the thresholds. Of some detectors (SHOWN) it also writes what figures are drawn from: quantiles of scores
+    (scores.csv), most and least normal images (extremes.csv), intervals of metrics (intervals.csv), risk-coverage
+    curves (risk_coverage.csv), promised and realised false-alarm rates (false_alarms.csv).
     """
     parameters = {
         "distances": distances,

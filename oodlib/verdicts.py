@@ -8,7 +8,6 @@ for all of them. What neither can tell is undecided: one seed decides nothing.
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from oodlib.paired import PAIR, Estimate, estimate, holm, paired_difference
@@ -34,8 +33,8 @@ class Verdict:
     """What a study says of one claim, and why.
 
     The verdict is "supported", "contradicted" or "undecided", of near and far OOD apart where they are ("near: …").
-    The finding is a sentence with the numbers that decide, in brackets 95 % intervals, C2's corrected for the number of
-    objectives; the reason tells all.
+    The finding is a sentence with the numbers that decide, in brackets 95 % intervals, those of C2 and C4 corrected for
+    the number of comparisons; the reason tells all.
     """
 
     claim: str
@@ -184,8 +183,7 @@ def cosine_on_cifar100(results: Results, detector: str) -> Verdict:
         points = points.loc[:, [own in kept for _, own in points]] if len(points) else points
         word, short, text = _cosine_against_all(points)
         words[group] = word
-        own = points["ce", "labels/cosine"].mean() if ("ce", "labels/cosine") in points else np.nan
-        found.append(f"{group} ({own:.1f}) {short}" if word else f"{group} {short}")
+        found.append(f"{group} {short}")
         texts.append(f"{group}: {text}")
     if not any(words.values()):
         return _needs(claim, "CIFAR-100 runs of both CE and a contrastive objective")
@@ -218,7 +216,8 @@ def _cosine_against_all(points: pd.DataFrame) -> tuple[str, str, str]:
             text += f", {kind} {' '.join(best)}: CE minus it {rivals[best].text(p_values[best])}"
             if names == CONTRASTIVE:
                 alike = _alike(points, rivals, best[1])
-                short, text = f"{rivals[best].brief()} ({' '.join(best)}{alike})", f"{text}{alike}"
+                short = f"({points[own].mean():.1f}) {rivals[best].brief()} ({' '.join(best)}{alike})"
+                text += alike
     return word, short, text
 
 
