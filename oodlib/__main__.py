@@ -1,11 +1,19 @@
 """The command line: python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, list shows names."""
 
 import argparse
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oodlib.study import PlannedRun
+
+SAY_EVERY = 5  # seconds between the lines of a training
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
             help="train this run only, ID-ARCH-OBJECTIVE-sSEED; in several processes: "
             "torchrun --nproc-per-node N -m oodlib -- train STUDY --run RUN",
         )
+        parser.add_argument(
+            "--minutes", type=float, default=math.inf, help="stop by itself after so long; the next call goes on"
+        )
     else:
         parser.add_argument(
             "study", nargs="?", default="digits", help="name of a file in notebooks/studies, without .yaml"
@@ -36,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments[1:] if training else arguments)
     try:
-        return train_only(options.study, options.run) if training else run(options.study, options.jobs, options.dask)
+        if training:
+            return train_only(options.study, options.run, options.minutes)
+        return run(options.study, options.jobs, options.dask)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _complain(f"oodlib: {error}")
         return 2
@@ -99,13 +112,17 @@ def list_names() -> int:
     return 0
 
 
-def train_only(study: str, name: str | None) -> int:
-    """Train the runs of a study one after another in this process, or in those that torchrun started."""
-    from oodlib import distributed
-    from oodlib.settings import TrainingConfig
-    from oodlib.steps import train_step
-    from oodlib.study import check_runs, read_study
+def train_only(study: str, name: str | None, minutes: float) -> int:
+    """Train the runs of a study one after another in this process, or in those that torchrun started.
 
+    The first seed of every cell comes first, so that what is done when the minutes are over is worth most.
+    """
+    from oodlib import distributed
+    from oodlib.study import check_trainings, read_study
+
+    if not minutes > 0:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}")
+    until = time.monotonic() + 60 * minutes
     with distributed.process_group():
         with distributed.together():
             runs = read_study(study)[0]
@@ -113,11 +130,34 @@ def train_only(study: str, name: str | None) -> int:
             if not chosen:
                 raise ValueError(f"unknown run {name!r}; known: {', '.join(plan.run.name for plan in runs)}")
             if distributed.rank() == 0:
-                check_runs(chosen)  # which fetches the image sets: once, not in every process
-        for plan in chosen:
-            distributed.say(plan.run.name)
-            train_step(study, TrainingConfig(**plan.parameters["train"]))
+                check_trainings(chosen)  # which fetches the image sets: once, not in every process
+        chosen = sorted(chosen, key=lambda plan: plan.parameters["train"]["seed"])
+        n_done = _train_until(study, chosen, until)
+        if n_done < len(chosen):
+            distributed.say(
+                f"{minutes:g} minutes are over: {n_done} of {len(chosen)} runs are trained; the next call goes on"
+            )
     return 0
+
+
+def _train_until(study: str, runs: list["PlannedRun"], until: float) -> int:
+    """Train runs until a time of time.monotonic; return how many are done."""
+    from oodlib import distributed
+    from oodlib.settings import TrainingConfig
+    from oodlib.steps import train_step
+    from oodlib.training import OutOfTime
+
+    start = time.monotonic()
+    for n, plan in enumerate(runs):
+        if distributed.anywhere(time.monotonic() >= until):
+            return n
+        distributed.say(f"{plan.run.name} · {n + 1} of {len(runs)} · {time.monotonic() - start:.0f} s")
+        try:
+            train_step(study, TrainingConfig(**plan.parameters["train"]), until=until, say_every=SAY_EVERY)
+        except OutOfTime as stopped:
+            distributed.say(f"{plan.run.name} {stopped}")
+            return n
+    return len(runs)
 
 
 def _complain(text: str) -> None:

@@ -5,8 +5,10 @@ function of seed, epoch and step, so there is no generator whose state has to be
 """
 
 import json
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,14 +34,14 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     losses: torch.Tensor  # (steps an epoch,)
     memory: nn.Module | None = None
-    average: nn.Module | None = None
+    lookahead: nn.Module | None = None
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 
     def modules(self) -> dict[str, nn.Module]:
-        parts = {"encoder": self.encoder, "memory": self.memory, "average": self.average}
+        parts = {"encoder": self.encoder, "memory": self.memory, "lookahead": self.lookahead}
         return {name: module for name, module in parts.items() if module is not None}
 
     def momenta(self) -> dict[str, torch.Tensor]:
@@ -110,10 +112,25 @@ def _tensors(state: TrainingState) -> dict[str, torch.Tensor]:
     return tensors
 
 
+class Stop(threading.Event):
+    """Set by SIGTERM, as Slurm and spot machines send it before they take the machine away, or when time is over."""
+
+    def __init__(self, until: float = math.inf):
+        super().__init__()
+        self.until = until
+
+    @property
+    def time_is_over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    def is_set(self) -> bool:
+        return super().is_set() or self.time_is_over
+
+
 @contextmanager
-def noticing_sigterm() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM sets, as Slurm and spot machines send it before they take the machine away."""
-    asked = threading.Event()
+def noticing_sigterm(until: float = math.inf) -> Iterator[Stop]:
+    """Give an event that SIGTERM sets, and that is set from the time `until` of time.monotonic on."""
+    asked = Stop(until)
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield asked
         return

@@ -31,9 +31,9 @@ def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tu
     with _exactly(device):
         for batch in images.split(batch_size):
             batch = batch.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-            z.append(encoder(batch))
+            z.append(encoder(batch).float())
             if encoder.classifier is not None:
-                logits.append(encoder.classifier(z[-1]).cpu())
+                logits.append(encoder.classifier(z[-1]).float().cpu())
     z = torch.cat(z).cpu().numpy()
     if not np.isfinite(z).all():
         raise FloatingPointError("the encoder gives embeddings that are not finite; was its training cut short?")

@@ -1,6 +1,6 @@
 """Encoders: an architecture's name and what the images look like in; a network that turns images into embeddings out.
 
-An `Encoder` is a timm backbone with a stem for small images, and the heads its objective trains: a linear classifier, a
+An `Encoder` is a backbone, timm's or made for small images, and the heads its objective trains: a linear classifier, a
 projection, or both. Its `EncoderSpec` says everything needed to build it again and to bring any image into its
 input form; weights and spec are one safetensors file, which holds arrays and JSON only.
 """
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from oodlib import pretrained as packages
+from oodlib.airbench import NAME, SMALLEST, Airbench, airbench_widths
 from oodlib.data import prepare
 from oodlib.files import write_atomically
 
@@ -43,6 +45,7 @@ class EncoderSpec:
     `mean` and `std` are of the prepared training images in [0, 1], one a channel, or those of pretrained weights.
     `patch_size` and `pool` ("token" or "avg") are of vision transformers; 0 and "" leave the architecture's own.
     `small_stem` is whether one of ARCHITECTURES keeps the resolution at its stem; pretrained weights fit timm's stem.
+    `mirrored` embeds an image as the mean over itself and its mirror image.
     """
 
     arch: str
@@ -57,13 +60,16 @@ class EncoderSpec:
     patch_size: int = 0
     pool: str = ""
     small_stem: bool = True
+    mirrored: bool = False
 
 
 def check_arch(arch: str, pretrained: bool = False) -> None:
-    """Raise ValueError for a name that is neither in ARCHITECTURES nor timm's, or lacks the weights it should have."""
+    """Raise ValueError for a name that is neither ours nor timm's, or lacks the weights it should have."""
+    ours = airbench_widths(arch) is not None or arch in ARCHITECTURES
     is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
-    if arch not in ARCHITECTURES and not is_timm(arch):
-        raise ValueError(f"unknown arch {arch!r}; known: {', '.join(ARCHITECTURES)}, and all of timm.list_models()")
+    if not ours and not is_timm(arch):
+        known = ", ".join((NAME, f"{NAME}_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
+        raise ValueError(f"unknown arch {arch!r}; known: {known}, and all of timm.list_models()")
     if pretrained and not timm.is_model_pretrained(arch):
         raise ValueError(f"arch {arch!r} has no pretrained weights in timm; use pretrained: false")
 
@@ -108,13 +114,16 @@ def build_backbone(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
     weights are not there and cannot be fetched.
     """
     check_arch(spec.arch, pretrained)
-    if not spec.small_stem or spec.arch not in ARCHITECTURES:
+    widths = airbench_widths(spec.arch)
+    if widths is None and not (spec.small_stem and spec.arch in ARCHITECTURES):
         return _build_with_timm(spec, pretrained)
     if pretrained:
         raise ValueError(f"the pretrained weights of {spec.arch!r} fit timm's stem, which small_stem=False keeps")
     if spec.patch_size or spec.pool:
         raise ValueError(f"arch {spec.arch!r} takes no patch_size and no pool: they are of vision transformers")
-    return ARCHITECTURES[spec.arch]()
+    if widths and spec.input_size < SMALLEST:
+        raise ValueError(f"arch {spec.arch!r} needs images of side {SMALLEST} or more: input_size is {spec.input_size}")
+    return Airbench(widths) if widths else ARCHITECTURES[spec.arch]()
 
 
 def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
@@ -122,16 +131,20 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
     options = {name: value for name, value in options.items() if value}
     if pretrained_config(spec.arch).get("fixed_input_size"):
         options["img_size"] = spec.input_size
+    packaged = packages.packaged_weights(spec.arch) if pretrained else None
     try:
-        net = timm.create_model(spec.arch, pretrained=pretrained, num_classes=0, **options)
+        net = timm.create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
     except OSError as error:  # first: some of the hub's errors are ValueErrors, too
         raise ConnectionError(
             f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
-            f"({type(error).__name__}); use pretrained: false, or fetch them where there is a network"
+            f"({type(error).__name__}); use pretrained: false, fetch them where there is a network, or take those of "
+            f"{', '.join(packages.PACKAGED)}, which pip install -e '.[{packages.EXTRA}]' brings"
         ) from error
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         what = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
+    if packaged:
+        packages.load_packaged(net, packaged)
     embed, size = getattr(net, "patch_embed", None), spec.input_size
     if isinstance(embed, PatchEmbed) and any(size % side for side in embed.patch_size):
         # timm would leave out the right and the lower edge
@@ -140,14 +153,16 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
 
 
 def pretrained_config(arch: str) -> dict:
-    """Return what timm says of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
-    return timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
+    """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
+    about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
+    return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
 
 
 class Encoder(nn.Module):
     """A backbone and the heads it was trained with.
 
-    Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head.
+    Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head,
+    in evaluation mode of a `mirrored` spec the mean of that of an image and its mirror image.
     `classifier` maps embeddings to logits (n, C), `projection` to (n, projection_dim); either is None where the
     spec's `heads` do not name it. Raises as `build_backbone`, and ValueError for an unknown head.
     """
@@ -167,7 +182,10 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.backbone((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        if self.training or not self.spec.mirrored:
+            return self.backbone(images)
+        return (self.backbone(images) + self.backbone(images.flip(3))) / 2
 
     def outputs(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what each head gives for embeddings (n, d), by its name."""
@@ -178,14 +196,17 @@ class Encoder(nn.Module):
         return prepare(images, self.spec.side, self.spec.channels, self.spec.input_size)
 
 
-def save_encoder(encoder: Encoder, path: str | Path) -> None:
+def save_encoder(encoder: Encoder, path: str | Path, half: bool = False) -> None:
     """Write weights and spec to one safetensors file, whole or not at all; the same encoder gives the same bytes.
 
+    With `half`, the weights of convolutions and linear layers are rounded to float16; what is small stays float32.
     Raises OSError, naming the file, where it cannot be written.
     """
     from safetensors.torch import save
 
     weights = {name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}
+    if half:
+        weights |= {name: weights[name].half() for name, p in encoder.named_parameters() if p.ndim > 1}
     metadata = {FORMAT: json.dumps(asdict(encoder.spec))}  # one entry: safetensors writes several in any order
     content = save(weights, metadata)  # its save_file raises errors of its own, and leaves others no right to read
     write_atomically(path, lambda temporary: temporary.write_bytes(content), "the encoder")

@@ -51,6 +51,19 @@ def nt_xent_loss(z: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     return _contrastive_loss(z, image[:, None] == image[None, :], temperature)
 
 
+def logitnorm_loss(
+    logits: torch.Tensor, y: torch.Tensor, temperature: float = 0.04, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the cross-entropy of logits at unit norm over a temperature, a scalar ≥ 0 (Wei et al. 2022, eq. 6).
+
+    logits (m, C) floats, y (m,) int labels. How sure the network is then shows in the direction of its logits alone;
+    their norm is free. Raises ValueError when the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return F.cross_entropy(_unit(logits) / temperature, y, label_smoothing=label_smoothing)
+
+
 def update_prototypes(prototypes: torch.Tensor, z: torch.Tensor, y: torch.Tensor, decay: float = 0.95) -> torch.Tensor:
     """Return the prototypes (C, d), each moved towards the embeddings of its class (Ming et al. 2023, eq. 6).
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oodlib.losses import compactness_loss, dispersion_loss, nt_xent_loss, supcon_loss, update_prototypes
+from oodlib.losses import compactness_loss, dispersion_loss, logitnorm_loss, nt_xent_loss, supcon_loss, update_prototypes
 
 if TYPE_CHECKING:
     from oodlib.encoders import EncoderSpec
@@ -35,10 +35,11 @@ class Prototypes(nn.Module):
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective: the heads it trains, how many views of an image it sees, its usual temperature, its loss.
+    """An objective: the heads it trains, how many views of an image it usually sees, its usual temperature, its loss.
 
     `loss(heads, y, temperature, config, memory)` takes the heads' outputs for all views stacked, float32, the labels
-    (n,), and what `memory` built for the encoder's spec; None where the objective remembers nothing.
+    (n,), and what `memory` built for the encoder's spec; None where the objective remembers nothing. `pairs` is
+    whether it takes two views of an image and no other number.
     """
 
     heads: tuple[str, ...]
@@ -46,6 +47,7 @@ class Objective:
     temperature: float
     loss: Callable[[Heads, torch.Tensor, float, "TrainingConfig", nn.Module | None], torch.Tensor]
     memory: Callable[["EncoderSpec"], nn.Module] | None = None
+    pairs: bool = False
 
 
 def _cross_entropy(heads, y, temperature, config, memory):
@@ -54,12 +56,18 @@ def _cross_entropy(heads, y, temperature, config, memory):
     return F.cross_entropy(logits / temperature, y, label_smoothing=config.label_smoothing)
 
 
+def _logitnorm(heads, y, temperature, config, memory):
+    logits = heads["classifier"]
+    return logitnorm_loss(logits, y.repeat(len(logits) // len(y)), temperature, config.label_smoothing)
+
+
 def _simclr(heads, y, temperature, config, memory):
     return nt_xent_loss(heads["projection"], temperature)
 
 
 def _supcon(heads, y, temperature, config, memory):
-    return supcon_loss(heads["projection"], y.repeat(2), temperature)
+    z = heads["projection"]
+    return supcon_loss(z, y.repeat(len(z) // len(y)), temperature)
 
 
 def _joint(heads, y, temperature, config, memory):
@@ -69,7 +77,8 @@ def _joint(heads, y, temperature, config, memory):
 
 
 def _cider(heads, y, temperature, config, memory):
-    z, y = heads["projection"], y.repeat(2)
+    z = heads["projection"]
+    y = y.repeat(len(z) // len(y))
     prototypes = update_prototypes(memory.values, z, y, config.prototype_decay)
     memory.values.copy_(prototypes.detach())
     compactness = compactness_loss(z, y, prototypes, temperature)
@@ -78,7 +87,8 @@ def _cider(heads, y, temperature, config, memory):
 
 OBJECTIVES = {
     "ce": Objective(("classifier",), 1, 1.0, _cross_entropy),
-    "simclr": Objective(("projection",), 2, 0.5, _simclr),
+    "logitnorm": Objective(("classifier",), 1, 0.04, _logitnorm),
+    "simclr": Objective(("projection",), 2, 0.5, _simclr, pairs=True),
     "supcon": Objective(("projection",), 2, 0.1, _supcon),
     "joint": Objective(("classifier", "projection"), 2, 0.1, _joint),
     "cider": Objective(("projection",), 2, 0.1, _cider, Prototypes.of),

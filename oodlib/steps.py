@@ -5,6 +5,7 @@ made: so a notebook opened alone in a fresh clone works, and trains where there 
 imported where it is used: clustering and scoring need none, and importing timm takes longer than either.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -57,8 +58,16 @@ if TYPE_CHECKING:
     from oodlib.settings import TrainingConfig
 
 
-def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run:
+def train_step(
+    study: str,
+    config: "TrainingConfig",
+    data_root: str = "",
+    until: float = math.inf,
+    say_every: float = math.inf,
+) -> Run:
     """Train the run that a configuration names, or find it trained; write its weights and history; return it.
+
+    `until` and `say_every` are those of `training.train`, which raises OutOfTime.
 
     A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights. Where
     another process trains the run, it waits for that one, and goes on from what it has left.
@@ -77,7 +86,7 @@ def train_step(study: str, config: "TrainingConfig", data_root: str = "") -> Run
         images = load_images(config.id_dataset, "train", data_root or None)
         with distributed.on_first(_alone_at(run), otherwise=None):
             if distributed.anywhere(not run.is_done("train", asdict(config))):
-                _train(run, config, images)
+                _train(run, config, images, until, say_every)
     if distributed.rank() == 0:
         remove_checkpoint(run.path / CHECKPOINT)
         remove_partial_files(run.path, "encoder")
@@ -102,18 +111,18 @@ def _alone_at(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def _train(run: Run, config: "TrainingConfig", images: ImageSet) -> None:
+def _train(run: Run, config: "TrainingConfig", images: ImageSet, until: float, say_every: float) -> None:
     from oodlib import distributed
     from oodlib.encoders import save_encoder
     from oodlib.training import train
 
     with distributed.on_first(run.doing("train", asdict(config)), otherwise={}) as about:
         about["environment"] = describe_machine(default_device())
-        encoder, history = train(config, images, run.path)
+        encoder, history = train(config, images, run.path, until, say_every)
         with distributed.together():
             if distributed.rank() == 0:
                 write_csv(pd.DataFrame(history), run.path / "history.csv")
-                save_encoder(encoder, run.path / "encoder.safetensors")
+                save_encoder(encoder, run.path / "encoder.safetensors", config.half)
 
 
 def embed_step(

@@ -11,7 +11,11 @@ parameter is a list. `when` changes parameters for some of the runs, later entri
 Everything is checked before anything starts.
 """
 
+import ast
 import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +61,14 @@ def study_path(study: str) -> Path:
 
 
 def notebook_parameters(notebook: str) -> dict[str, tuple[str, object]]:
-    """Return the parameters of a notebook, each with its type's name and its default."""
-    import ast
+    """Return the parameters of a notebook, each with its type's name and its default.
 
-    from papermill import inspect_notebook
-
-    found = inspect_notebook(str(project_root() / "notebooks" / f"{notebook}.ipynb"))
-    return {name: (about["inferred_type_name"], ast.literal_eval(about["default"])) for name, about in found.items()}
+    Read here and not by papermill, so that training needs neither it nor Jupyter.
+    """
+    cells = json.loads((project_root() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    assigned = [line for line in ast.parse(source).body if isinstance(line, ast.AnnAssign)]
+    return {line.target.id: (line.annotation.id, ast.literal_eval(line.value)) for line in assigned}
 
 
 def check_parameters(values: dict, known: dict[str, tuple[str, object]], where: str) -> None:
@@ -176,18 +181,15 @@ def check_runs(runs: list[PlannedRun]) -> None:
     """
     from oodlib.choices import check_rules
     from oodlib.clustering import CLUSTERINGS
-    from oodlib.data import load_images
     from oodlib.detector import check_alpha
     from oodlib.product import check_detectors
-    from oodlib.settings import TrainingConfig
     from oodlib.steps import check_ood_sets
     from oodlib.thresholds import check_thresholds
 
     sets = set()
     for plan in runs:
         training, embedding = plan.parameters["train"], plan.parameters["embed"]
-        try:
-            TrainingConfig(**training)
+        with _naming(plan):
             check_ood_sets(training["id_dataset"], **embedding)
             clusterings, evaluation = plan.parameters["cluster"]["clusterings"], plan.parameters["evaluate"]
             if unknown := [name for name in clusterings if name not in CLUSTERINGS]:
@@ -198,10 +200,34 @@ def check_runs(runs: list[PlannedRun]) -> None:
             check_rules(evaluation["choice_rules"])
             for step in NOTEBOOKS:
                 plan.run.is_done(step, plan.parameters[step])
-        except ValueError as error:
-            raise StudyError(f"{plan.run.name}: {error}") from error
-        sets |= {(training["id_dataset"], "train"), (training["id_dataset"], "test")}
+        sets |= {(training["id_dataset"], "test")}
         sets |= {(name, "test") for group in ("near_ood", "far_ood", "sanity_ood") for name in embedding[group]}
+    check_trainings(runs)
+    _check_sets(sets)
+
+
+def check_trainings(runs: list[PlannedRun]) -> None:
+    """Check of the runs what training them needs, as `check_runs` does: nothing but the training images."""
+    from oodlib.settings import TrainingConfig
+
+    for plan in runs:
+        with _naming(plan):
+            TrainingConfig(**plan.parameters["train"])
+            plan.run.is_done("train", plan.parameters["train"])
+    _check_sets({(plan.parameters["train"]["id_dataset"], "train") for plan in runs})
+
+
+@contextmanager
+def _naming(plan: PlannedRun) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StudyError(f"{plan.run.name}: {error}") from error
+
+
+def _check_sets(sets: set[tuple[str, str]]) -> None:
+    from oodlib.data import load_images
+
     for name, split in sorted(sets):
         try:
             load_images(name, split)

@@ -5,7 +5,7 @@ on the device in batches, and but for CIDER's prototypes nothing in a step waits
 drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
 """
 
-import copy
+import math
 import os
 import signal
 import sys
@@ -25,9 +25,11 @@ from oodlib.embedding import embed, knn_accuracy
 from oodlib.encoders import Encoder
 from oodlib.folders import FolderImages
 from oodlib.objectives import OBJECTIVES
-from oodlib.settings import TrainingConfig, learning_rate_at
+from oodlib.optimisation import Lookahead, learning_rate_at, parameter_groups
+from oodlib.settings import TrainingConfig
+from oodlib.trained_part import freeze, frozen_modules
 
-MONITOR_TRAIN, MONITOR_HELD_OUT = 5000, 1000  # images behind the accuracy of a history row, so that it costs little
+MONITOR_TRAIN, MONITOR_HELD_OUT = 2000, 1000  # images behind the accuracy of a history row, so that it costs little
 LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
 MOST_WORKERS = 8  # processes that decode images from files
 FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
@@ -72,27 +74,6 @@ class HeadOutputs(torch.nn.Module):
         return self.encoder.outputs(self.encoder(views))
 
 
-class MovingAverage(torch.nn.Module):
-    """A copy of an encoder that follows its weights, and its statistics, as an exponential moving average.
-
-    torch's AveragedModel does the same, and waits for the device in every step.
-    """
-
-    def __init__(self, encoder: Encoder, decay: float):
-        super().__init__()
-        self.module, self.decay = copy.deepcopy(encoder), decay
-        pairs = list(zip(self.module.state_dict().values(), encoder.state_dict().values(), strict=True))
-        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.others = [pair for pair in pairs if not pair[0].is_floating_point()]  # counts of batches
-
-    @torch.no_grad()
-    def update(self, first: bool) -> None:
-        """Follow the encoder after a step: to where it is after the `first` one, then a share of 1 - decay."""
-        torch._foreach_lerp_(*map(list, zip(*self.floating, strict=True)), 1.0 if first else 1 - self.decay)
-        for average, tensor in self.others:
-            average.copy_(tensor)
-
-
 class Trainer:
     """One training: its images on the device, and its state.
 
@@ -109,6 +90,7 @@ class Trainer:
         held_out: tuple[torch.Tensor, torch.Tensor],
     ):
         self.config, self.objective, self.device = config, OBJECTIVES[config.objective], default_device()
+        self.n_views = config.n_views or self.objective.n_views
         self.batch_size = min(config.batch_size, len(x))
         if self.batch_size % distributed.world_size():
             raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
@@ -117,7 +99,9 @@ class Trainer:
         self.loader = None if isinstance(x, torch.Tensor) else self._loader()
         self.y = y.to(self.device)
         self.x_held_out, self.y_held_out = held_out
+        self.say_every = math.inf  # seconds between the lines within an epoch
         self.generator = torch.Generator(self.device)
+        self.flipped = self._flipped() if config.alternate_flip else None
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # else the same steps give other weights
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
@@ -128,23 +112,20 @@ class Trainer:
 
     def _first_state(self, encoder: Encoder) -> TrainingState:
         config = self.config
-        encoder.backbone.requires_grad_(not config.frozen)
+        freeze(encoder, config.trained)
         encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
-        trained = [p for p in encoder.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
-            trained, lr=0.0, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True
+            parameter_groups(encoder, config), lr=0.0, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
         )
         memory = self.objective.memory(encoder.spec).to(self.device) if self.objective.memory else None
-        average = None
-        if config.ema_decay:
-            average = MovingAverage(encoder, config.ema_decay)
+        lookahead = Lookahead(encoder) if config.lookahead else None
         losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
-        return TrainingState(encoder, optimizer, losses, memory, average)
+        return TrainingState(encoder, optimizer, losses, memory, lookahead)
 
-    @property
-    def result(self) -> Encoder:
-        """The encoder as it is now: the moving average where there is one."""
-        return self.state.encoder if self.state.average is None else self.state.average.module
+    def _flipped(self) -> torch.Tensor:
+        """Return which images each view mirrors in the first epoch: (views, n) bool, a function of the seed alone."""
+        generator = torch.Generator().manual_seed(_seed(self.config.seed))
+        return (torch.rand(self.n_views, len(self.x), generator=generator) < self.config.flip).to(self.device)
 
     def _loader(self) -> DataLoader:
         return DataLoader(
@@ -169,18 +150,26 @@ class Trainer:
     def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
         state, config, objective = self.state, self.config, self.objective
-        views = torch.cat([config.views(images, self.generator) for _ in range(objective.n_views)])
-        heads = self._heads(views.contiguous(memory_format=torch.channels_last))
-        heads = {name: distributed.gather_views(out.float(), objective.n_views) for name, out in heads.items()}
+        heads = self._heads(self._views(batch, images))
+        heads = {name: distributed.gather_views(out.float(), self.n_views) for name, out in heads.items()}
         loss = objective.loss(heads, self.y[batch], config.temperature or objective.temperature, config, state.memory)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
         state.optimizer.step()
-        if state.average is not None:
-            state.average.update(first=state.epoch == state.step == 0)
+        if state.lookahead is not None:
+            n_steps = len(state.losses)
+            state.lookahead.update(state.epoch * n_steps + state.step + 1, of=config.epochs * n_steps)
         return loss.detach()
+
+    def _views(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Return the random views of this process's images, stacked: (views·n, 3, s, s) float32."""
+        flips = [None] * self.n_views
+        if self.flipped is not None:
+            flips = self.flipped[:, distributed.share(batch)] ^ (self.state.epoch % 2 == 1)
+        views = torch.cat([self.config.views(images, self.generator, flipped) for flipped in flips])
+        return views.contiguous(memory_format=torch.channels_last)
 
     def _heads(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
         try:
@@ -201,20 +190,26 @@ class Trainer:
         order = torch.from_numpy(np.random.default_rng((config.seed, state.epoch)).permutation(len(self.x)))
         batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
         state.encoder.train()
-        if config.frozen:
-            state.encoder.backbone.eval()
-        start = time.perf_counter() - state.seconds
+        for module in frozen_modules(state.encoder.backbone, config.trained):
+            module.eval()
+        said = time.perf_counter()
+        start = said - state.seconds
         batches = batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
         for batch, images in zip(batches, self._images(batches), strict=True):
             seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
             torch.manual_seed(seed)  # dropout
             self.generator.manual_seed(seed)
+            rate = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
+                group["lr"] = rate * group["factor"]
             state.losses[state.step] = self.step(batch.to(self.device), images)
             state.step += 1
             if state.step % LOOK == 0 and state.step < n_steps:
                 self._check_finite()
+            if time.perf_counter() - said > self.say_every:
+                said = time.perf_counter()
+                rate = self.n_views * self.batch_size * state.step / (said - start)
+                distributed.say(f"{state.epoch + 1:5d}, step {state.step} of {n_steps}, {rate:.0f} images/s")
             if distributed.anywhere(stop.is_set()):
                 break
         self._check_finite()  # waits for the device
@@ -244,7 +239,8 @@ class Trainer:
         n_steps = len(state.losses)
         some = np.random.default_rng(0).permutation(len(self.x))[:MONITOR_TRAIN]
         try:
-            z_train, z_held_out = embed(self.result, self.x[some])[0], embed(self.result, self.x_held_out)[0]
+            with self.autocast:
+                z_train, z_held_out = (embed(state.encoder, x)[0] for x in (self.x[some], self.x_held_out))
         except FloatingPointError as error:  # weights may be finite, and yet so large that embeddings are not
             raise self._not_finite("the embeddings are", n_steps) from error
         row = {
@@ -253,7 +249,7 @@ class Trainer:
             "knn_accuracy": knn_accuracy(z_train, self.y[some].cpu().numpy(), z_held_out, self.y_held_out.numpy()),
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "seconds": state.seconds,
-            "images_per_second": self.objective.n_views * n_steps * self.batch_size / state.seconds,
+            "images_per_second": self.n_views * n_steps * self.batch_size / state.seconds,
         }
         state.history.append(row)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0

@@ -1,5 +1,6 @@
 """Training: the training images of an ID set and a configuration in; an encoder and one row of history an epoch out."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from oodlib import distributed
+from oodlib.airbench import Airbench
 from oodlib.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
 from oodlib.data import ImageSet, prepare, take
 from oodlib.encoders import Encoder, EncoderSpec, pretrained_config, save_encoder
@@ -15,10 +17,12 @@ from oodlib.files import remove_partial_files
 from oodlib.folders import FolderImages, Images
 from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig
+from oodlib.trained_part import frozen_modules
 from oodlib.trainer import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
 
 SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
 WHOLE_PIXELS = 2**27  # of a set that is measured in one piece: CIFAR is, at its own size; half a GiB of floats
+WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
 CHECKPOINT, SNAPSHOTS = "checkpoint.safetensors", "snapshots"  # in a run's folder
 
 
@@ -59,6 +63,7 @@ def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
         patch_size=config.patch_size,
         pool=config.pool,
         small_stem=not config.pretrained,
+        mirrored=config.mirrored,
     )
 
 
@@ -99,14 +104,28 @@ def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
         raise ValueError(f"{images.name} is too small to train on: {len(images)} images, {len(images.classes)} classes")
     torch.manual_seed(config.seed)
     encoder = Encoder(encoder_spec(config, images), config.pretrained)
+    frozen_modules(encoder.backbone, config.trained)  # which knows the stages there are
     x = take(images.images, index)
     x = LazyImages(encoder, x) if isinstance(x, FolderImages) else encoder.prepare(x)
+    if isinstance(encoder.backbone, Airbench):
+        some = np.random.default_rng(config.seed).permutation(len(x))[:WHITENING_IMAGES]
+        encoder.backbone.whiten((x[some] / 255 - encoder.mean) / encoder.std)
     shown = np.random.default_rng(0).permutation(held_out)[:MONITOR_HELD_OUT]
     x_held_out, y_held_out = encoder.prepare(take(images.images, shown)), torch.from_numpy(images.labels[shown])
     return Trainer(config, encoder, x, torch.from_numpy(images.labels[index]), (x_held_out, y_held_out))
 
 
-def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) -> tuple[Encoder, list[dict]]:
+class OutOfTime(Exception):
+    """A training whose time was over before it was done; its checkpoint is written."""
+
+
+def train(
+    config: TrainingConfig,
+    images: ImageSet,
+    folder: Path | None = None,
+    until: float = math.inf,
+    say_every: float = math.inf,
+) -> tuple[Encoder, list[dict]]:
     """Train an encoder on the training images of an ID set; print and return one row an epoch.
 
     A row holds epoch, loss (mean over batches), knn_accuracy (of held-out images against training images, in [0, 1]),
@@ -115,12 +134,13 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
 
     Where a folder is given, its CHECKPOINT is written every `checkpoint_epochs` and at SIGTERM, after which the process
     ends as the signal wants; where it is there already, training goes on from it, to the weights it would have had
-    without a break. Its folder SNAPSHOTS gets the encoder of every `snapshot_epochs`.
-    Raises FloatingPointError when the loss is no longer finite, ValueError for a set that is too small or a
+    without a break. Its folder SNAPSHOTS gets the encoder of every `snapshot_epochs`. `until` is a time of
+    time.monotonic, `say_every` the seconds after which a line says how far and how fast an epoch is.
+    Raises OutOfTime where it is not done by then, FloatingPointError when the loss is no longer finite, ValueError for a set that is too small or a
     checkpoint that does not fit, OSError where a checkpoint cannot be written.
     """
     trainer = make_trainer(config, images)
-    state = trainer.state
+    trainer.say_every, state = say_every, trainer.state
     going_on = folder is not None and distributed.anywhere((folder / CHECKPOINT).exists())
     if going_on:
         with distributed.together():
@@ -133,16 +153,20 @@ def train(config: TrainingConfig, images: ImageSet, folder: Path | None = None) 
         if not going_on:
             for left in snapshots_of(folder):  # by a training whose checkpoint was deleted
                 left.unlink()
-    with noticing_sigterm() as stop:
+    with noticing_sigterm(until) as stop:
         while state.epoch < config.epochs and not distributed.anywhere(stop.is_set()):
             if trainer.epoch(stop):
                 trainer.end_epoch()
                 _write(trainer, folder, stopping=False)
-        if distributed.anywhere(stop.is_set()):
+        late = distributed.anywhere(stop.time_is_over) and state.epoch < config.epochs
+        asked = distributed.anywhere(stop.is_set() and not stop.time_is_over)
+        if late or asked:
             _write(trainer, folder, stopping=True)
-    if distributed.anywhere(stop.is_set()):
+    if asked:
         _end_as_asked(state)
-    return trainer.result.eval(), state.history
+    if late:
+        raise OutOfTime(f"stopped in epoch {state.epoch + 1}, after step {state.step}")
+    return state.encoder.eval(), state.history
 
 
 def snapshots_of(folder: Path) -> list[Path]:
@@ -157,7 +181,7 @@ def _write(trainer: Trainer, folder: Path | None, stopping: bool) -> None:
         if folder is None or distributed.rank() > 0:
             return
         if not stopping and config.snapshot_epochs and state.epoch % config.snapshot_epochs == 0:
-            save_encoder(trainer.result, folder / SNAPSHOTS / f"{state.epoch:04d}.safetensors")
+            save_encoder(state.encoder, folder / SNAPSHOTS / f"{state.epoch:04d}.safetensors", config.half)
         if stopping or state.epoch % config.checkpoint_epochs == 0:
             save_checkpoint(folder / CHECKPOINT, state, config)
 

@@ -25,7 +25,7 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 
-HIGHEST = {"hue": 0.5, "rotate": 180.0}  # every other argument ends at 1
+HIGHEST = {"hue": 0.5, "rotate": 180.0, "translate": 64}  # every other argument ends at 1
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of torchvision and of PIL
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # width / height, so the inverse of torchvision's
@@ -41,6 +41,7 @@ class Views:
     `Views(crop=1, flip=0, jitter=0, grayscale=0)` draws nothing and only divides by 255.
 
     crop: smallest share of the area that the random resized crop keeps, in (0, 1]; aspect 3/4 to 4/3.
+    translate: largest shift either way, whole pixels, down and across; what it uncovers is mirrored at the edge.
     flip: probability of a horizontal flip.
     jitter: strength of the colour jitter: factors of brightness, contrast and saturation lie in 1 ± jitter.
     hue: largest turn of the hue, as a share of the full circle, in [0, 0.5]; part of the jitter: jitter=0 stops it too.
@@ -54,6 +55,7 @@ class Views:
     """
 
     crop: float = 0.2
+    translate: int = 0
     flip: float = 0.5
     jitter: float = 0.4
     hue: float = 0.1
@@ -70,20 +72,27 @@ class Views:
             if not inside or (name == "crop" and value == 0):
                 left = "(" if name == "crop" else "["
                 raise ValueError(f"{name} must be a number in {left}0, {high:g}], got {value!r}")
+        if self.translate != int(self.translate):
+            raise ValueError(f"translate must be a whole number of pixels, got {self.translate}")
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return one random view of each image.
 
-        images: (n, 3, h, w) uint8; generator: on the same device, the only source of randomness.
+        images: (n, 3, h, w) uint8; generator: on the same device, the only source of randomness. flipped: (n,) bool,
+        which images are mirrored, in place of a draw with probability `flip`.
         Returns (n, 3, h, w) float32 in [0, 1], contiguous, on the same device.
         Raises ValueError for another dtype or shape, or a generator on another device.
         """
         _check(images, generator)
         with torch.autocast(images.device.type, enabled=False):  # mixed precision would round the colours
             x = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # (n, 3, h, w)
-            if self.crop < 1 or self.flip or self.rotate:
-                x = _warp(x, self.crop, self.flip, self.rotate, generator)
+            if flipped is None and self.flip:
+                flipped = torch.rand(len(x), generator=generator, device=x.device) < self.flip
+            if self.crop < 1 or flipped is not None or self.rotate or self.translate:
+                x = _warp(x, self.crop, flipped, self.rotate, self.translate, generator)
             if self.grayscale or (self.jitter and self.jitter_p):
                 p = self.jitter_p if self.jitter else 0.0
                 x = _recolour(x, self.jitter, self.hue, p, self.grayscale, generator)
@@ -127,8 +136,8 @@ def _rectangles(n, h, w, scale, ratio, otherwise, generator):
     return top, left, height, width
 
 
-def _warp(x, crop, flip, rotate, generator):
-    """Crop, flip and rotate (n, 3, h, w) with one bilinear `grid_sample`."""
+def _warp(x, crop, flipped, rotate, translate, generator):
+    """Crop, flip, rotate and shift (n, 3, h, w) with one bilinear `grid_sample`."""
     n, _, h, w = x.shape
     device = x.device
     affine = torch.zeros(n, 2, 3, device=device)  # from a view's coordinates to the image's, both in [-1, 1]
@@ -138,13 +147,17 @@ def _warp(x, crop, flip, rotate, generator):
         angle = math.radians(rotate) * (2 * torch.rand(n, generator=generator, device=device) - 1)  # (n,)
         affine[:, 0, 0] = affine[:, 1, 1] = angle.cos()
         affine[:, 0, 1], affine[:, 1, 0] = -angle.sin() * h / w, angle.sin() * w / h  # by pixels, not by sides
-    if flip:
-        affine[:, 0] *= 1 - 2 * (torch.rand(n, 1, generator=generator, device=device) < flip).float()
+    if flipped is not None:
+        affine[:, 0] *= 1 - 2 * flipped[:, None].float()
     if crop < 1:
         whole = min(h, round(w / CROP_RATIO[0])), min(w, round(h * CROP_RATIO[1]))
         top, left, height, width = _rectangles(n, h, w, (crop, 1.0), CROP_RATIO, whole, generator)
         affine *= torch.stack((width / w, height / h), 1)[:, :, None]
         affine[:, :, 2] += torch.stack(((2 * left + width) / w, (2 * top + height) / h), 1) - 1
+    if translate:
+        shifts = torch.randint(-translate, translate + 1, (2, n), generator=generator, device=device)
+        affine[:, 0, 2] += 2 * shifts[0] / w
+        affine[:, 1, 2] += 2 * shifts[1] / h
     rows, columns = (2 * torch.arange(side, device=device) + 1 for side in (h, w))
     rows, columns = torch.meshgrid(rows / h - 1, columns / w - 1, indexing="ij")  # (h, w) pixel centres
     points = torch.stack((columns, rows, torch.ones_like(rows))).flatten(1)  # (3, hw)

@@ -32,8 +32,11 @@ TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, ji
 CONFIGS = {
     "ce": TINY,
     "cider": replace(TINY, objective="cider"),
-    "average": replace(TINY, ema_decay=0.8, clip_norm=0.5),
-    "frozen": replace(TINY, objective="joint", frozen=True),
+    "lookahead": replace(
+        TINY, lookahead=True, flip=0.5, alternate_flip=True, translate=1, schedule="triangle", norm_bias_factor=8.0, n_views=2
+    ),
+    "whitened": replace(TINY, arch="airbench_4_8_8", input_size=16, lookahead=True, clip_norm=0.5),
+    "frozen": replace(TINY, objective="joint", trained="heads"),
 }
 
 
@@ -153,7 +156,7 @@ def checkpoint_of(path, trainer):
 
 
 def encoder_of(path, trainer):
-    save_encoder(trainer.result, path)
+    save_encoder(trainer.state.encoder, path)
 
 
 # Going on
@@ -232,7 +235,7 @@ def ends(folder):
 
 
 def test_twenty_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
-    configs = [replace(CONFIGS[name], epochs=16, snapshot_epochs=1) for name in ("ce", "cider", "average")]
+    configs = [replace(CONFIGS[name], epochs=16, snapshot_epochs=1) for name in ("ce", "cider", "lookahead")]
     undisturbed, epoch = [], 0.0
     for i, config in enumerate(configs):
         history = train(config, few, tmp_path / f"undisturbed-{i}")[1]
@@ -380,7 +383,7 @@ def test_an_encoder_is_no_checkpoint(few, tmp_path):
         ({"epochs": 4}, "epochs=3, not 4"),
         ({"learning_rate": 0.2, "seed": 1}, "seed=0, not 1; learning_rate=0.1, not 0.2"),
         ({"objective": "cider"}, "objective='ce', not 'cider'"),
-        ({"ema_decay": 0.5}, "ema_decay=0.0, not 0.5"),
+        ({"lookahead": True}, "lookahead=False, not True"),
     ],
 )
 def test_a_checkpoint_of_another_configuration_names_the_difference(few, checkpoint, tmp_path, changed, said):

@@ -44,6 +44,7 @@ def test_what_each_objective_trains_sees_and_remembers():
     }
     assert table == {
         "ce": (("classifier",), 1, 1.0, False),
+        "logitnorm": (("classifier",), 1, 0.04, False),
         "simclr": (("projection",), 2, 0.5, False),
         "supcon": (("projection",), 2, 0.1, False),
         "joint": (("classifier", "projection"), 2, 0.1, False),

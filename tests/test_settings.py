@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from oodlib.settings import SHARES, VIEWS, TrainingConfig, learning_rate_at
+from oodlib.optimisation import learning_rate_at
+from oodlib.settings import SHARES, VIEWS, TrainingConfig
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_train.ipynb"
 
@@ -24,8 +25,8 @@ def test_defaults_are_the_parameters_of_notebook_01():
 
 
 def test_parameters_of_a_notebook_are_taken_by_name_and_the_rest_keeps_its_default():
-    found = TrainingConfig.from_parameters({"epochs": 3, "frozen": True, "study": "digits", "__name__": 1, "views": 2})
-    assert found == TrainingConfig(epochs=3, frozen=True)
+    found = TrainingConfig.from_parameters({"epochs": 3, "half": True, "study": "digits", "__name__": 1, "views": 2})
+    assert found == TrainingConfig(epochs=3, half=True)
     assert TrainingConfig.from_parameters({}) == TrainingConfig()
     assert TrainingConfig.from_parameters(asdict(found)) == found
     with pytest.raises(ValueError, match="epochs must be of type int, got '3'"):
@@ -35,11 +36,20 @@ def test_parameters_of_a_notebook_are_taken_by_name_and_the_rest_keeps_its_defau
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("arch", "resnet21", "unknown arch 'resnet21'; known: resnet20, resnet18"),
-        ("arch", "resnet18.nonsense", "unknown arch 'resnet18.nonsense'; known: resnet20, resnet18"),
+        ("arch", "resnet21", "unknown arch 'resnet21'; known: airbench, airbench_WIDTH_WIDTH_WIDTH, resnet20"),
+        ("arch", "resnet18.nonsense", "unknown arch 'resnet18.nonsense'; known: airbench, "),
+        ("arch", "airbench_32_128", "arch 'airbench_32_128': after airbench stand three widths, as in airbench_32_128_128"),
+        ("arch", "airbench_0_1_2", "arch 'airbench_0_1_2': after airbench stand three widths"),
+        ("arch", "airbench-32-128-128", "arch 'airbench-32-128-128': after airbench stand three widths"),
         ("arch", ["resnet20"], r"arch must be of type str, got \['resnet20'\]"),
-        ("objective", "triplet", "unknown objective 'triplet'; known: ce, simclr, supcon, joint, cider$"),
-        ("objective", "", "unknown objective ''; known: ce, simclr"),
+        ("objective", "triplet", "unknown objective 'triplet'; known: ce, logitnorm, simclr, supcon, joint, cider$"),
+        ("objective", "", "unknown objective ''; known: ce, logitnorm"),
+        ("schedule", "step", "unknown schedule 'step'; known: cosine, triangle$"),
+        ("norm_bias_factor", 0.0, "norm_bias_factor must be positive, got 0"),
+        ("n_views", -1, "n_views must be finite and not negative, got -1"),
+        ("translate", 65, r"translate must be a number in \[0, 64\], got 65"),
+        ("translate", 1.5, "translate must be of type int, got 1.5"),
+        ("alternate_flip", True, "alternate_flip mirrors images: give flip, too, as 0.5$"),
         ("pool", "max", "unknown pool 'max'; known: '', token, avg$"),
         ("epochs", 0, "epochs must be positive, got 0"),
         ("epochs", -1, "epochs must be finite and not negative, got -1"),
@@ -83,7 +93,7 @@ def test_bad_value_is_named_with_the_allowed_ones(name, value, said):
         TrainingConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["pretrained", "frozen", "compile"])
+@pytest.mark.parametrize("name", ["pretrained", "lookahead", "alternate_flip", "mirrored", "half", "compile"])
 @pytest.mark.parametrize("value", [1, 0, 1.0, "true", None], ids=repr)
 def test_a_switch_is_true_or_false(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be of type bool, got {value!r}$"):
@@ -91,7 +101,7 @@ def test_a_switch_is_true_or_false(name, value):
 
 
 def test_shares_are_below_one():
-    assert set(SHARES) == {"label_smoothing", "ema_decay", "prototype_decay"}
+    assert set(SHARES) == {"momentum", "label_smoothing", "prototype_decay"}
     for name in SHARES:
         assert getattr(TrainingConfig(**{name: 0.999}), name) == 0.999
         assert getattr(TrainingConfig(**{name: 0}), name) == 0
@@ -112,7 +122,7 @@ def test_whole_numbers_are_numbers():
 
 
 def test_views_are_those_of_the_configuration():
-    chosen = {"crop": 0.4, "flip": 0.5, "jitter": 0.3, "grayscale": 0.2, "rotate": 15.0, "blur": 0.1, "erase": 0.25}
+    chosen = {"crop": 0.4, "translate": 2, "flip": 0.5, "jitter": 0.3, "grayscale": 0.2, "rotate": 15.0, "blur": 0.1, "erase": 0.25}
     assert chosen.keys() == set(VIEWS)
     views = asdict(TrainingConfig(**chosen).views)
     assert {name: views[name] for name in chosen} == chosen
@@ -135,6 +145,22 @@ def test_views_are_those_of_the_configuration():
 def test_learning_rate_warms_up_and_then_is_half_a_cosine(epoch, share):
     config = TrainingConfig(epochs=10, warmup_epochs=2, learning_rate=0.4)
     assert learning_rate_at(config, epoch) == pytest.approx(0.4 * share, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "share"), [(0, 0.2), (1, 0.6), (2, 1.0), (6, 0.535), (10, 0.07), (11, 0.07), (2 + 8 / 93, 0.99)]
+)
+def test_a_triangle_rises_from_a_fifth_and_falls_straight_to_seven_percent(epoch, share):
+    config = TrainingConfig(epochs=10, warmup_epochs=2, learning_rate=0.4, schedule="triangle")
+    assert learning_rate_at(config, epoch) == pytest.approx(0.4 * share, abs=1e-15)
+
+
+@pytest.mark.parametrize("n_views", [1, 3])
+def test_simclr_takes_pairs_of_views(n_views):
+    said = f"^objective 'simclr' compares two views of an image: n_views is {n_views}$"
+    with pytest.raises(ValueError, match=said):
+        TrainingConfig(objective="simclr", n_views=n_views)
+    assert TrainingConfig(objective="simclr", n_views=2).n_views == TrainingConfig(n_views=2).n_views == 2
 
 
 def test_learning_rate_without_warmup_starts_at_its_peak_and_with_nothing_else_ends_there():

@@ -17,7 +17,8 @@ from oodlib import trainer as trainer_module
 from oodlib.data import ImageSet, load_images
 from oodlib.embedding import embed, knn_accuracy
 from oodlib.objectives import OBJECTIVES, Objective
-from oodlib.settings import TrainingConfig, learning_rate_at
+from oodlib.optimisation import learning_rate_at
+from oodlib.settings import TrainingConfig
 from oodlib.training import make_trainer, train
 
 TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, crop=1.0)  # views are the images
@@ -127,46 +128,99 @@ def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
 # Options
 
 
-def test_moving_average_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
-    config, after = replace(TINY, ema_decay=0.75), []
+def test_lookahead_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
+    config = replace(TINY, lookahead=True, epochs=6)
     trainer = make_trainer(config, few)
-    step = trainer.step
+    slow = {name: tensor.double() for name, tensor in weights(trainer.state.encoder, True).items()}
+    fast, update = [], trainer.state.lookahead.update
     monkeypatch.setattr(
-        trainer,
-        "step",
-        lambda batch, images: (step(batch, images), after.append(weights(trainer.state.encoder, True)))[0],
+        trainer.state.lookahead, "update", lambda *a, **k: (fast.append(weights(trainer.state.encoder, True)), update(*a, **k))
     )
     for _ in range(config.epochs):
         trainer.epoch(threading.Event())
         trainer.end_epoch()
-    assert len(after) == 6
-    for name, average in weights(trainer.result, True).items():
-        if average.is_floating_point():
-            expected = after[0][name].double()
-            for state in after[1:]:
-                expected = 0.75 * expected + 0.25 * state[name].double()
-            torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-6)
-    assert not same(weights(trainer.result), weights(trainer.state.encoder))
-    assert same(weights(train(config, few)[0], True), weights(trainer.result, True))
+    assert len(fast) == 12
+    for steps in (5, 10):  # of 12
+        share = 1 - 0.95**5 * (steps / 12) ** 3
+        slow = {name: tensor + share * (fast[steps - 1][name].double() - tensor) for name, tensor in slow.items()}
+    for name, tensor in weights(trainer.state.encoder, True).items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), slow[name], rtol=1e-5, atol=1e-6)
+    assert same(weights(train(config, few)[0], True), weights(trainer.state.encoder, True))
 
 
-def test_moving_average_does_not_change_what_is_averaged(few):
-    plain, averaged = (make_trainer(replace(TINY, ema_decay=decay), few) for decay in (0.0, 0.9))
-    for trainer in (plain, averaged):
-        trainer.epoch(threading.Event())
-        trainer.end_epoch()
-    assert plain.result is plain.state.encoder
-    assert same(weights(plain.state.encoder, True), weights(averaged.state.encoder, True))
+def test_after_a_move_the_encoder_goes_on_from_the_slow_weights(few):
+    trainer = make_trainer(replace(TINY, lookahead=True, epochs=5), few)
+    for step in range(1, 11):
+        trainer.state.encoder.train()
+        trainer.state.optimizer.param_groups[0]["lr"] = 0.1
+        trainer.step(torch.arange(32), trainer.x[:32])
+        trainer.state.step += 1
+        assert same(weights(trainer.state.encoder), weights(trainer.state.lookahead.slow)) == (step in (5, 10))
+
+
+def test_biases_of_normalisation_get_their_factor_of_the_rate_and_all_decay_alike(few, float32):
+    plain, faster = (replace(TINY, norm_bias_factor=f, weight_decay=0.0) for f in (1.0, 4.0))
+    added = []
+    for config in (plain, faster):
+        trainer = make_trainer(config, few)
+        trainer.state.encoder.train()
+        before = weights(trainer.state.encoder)
+        for group in trainer.state.optimizer.param_groups:
+            group["lr"] = RATE * group["factor"]
+        trainer.step(torch.arange(32), trainer.x[:32])
+        added.append({name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()})
+    shifts = {n for n in added[0] if ".bn" in n and n.endswith("bias") or n.endswith("downsample.1.bias")} | {"backbone.bn1.bias"}
+    assert len(shifts) == 21
+    for name in added[0]:
+        torch.testing.assert_close(added[1][name], (4 if name in shifts else 1) * added[0][name], rtol=1e-4, atol=1e-7)
+    groups = make_trainer(replace(faster, weight_decay=0.01), few).state.optimizer.param_groups
+    assert [group["factor"] * group["weight_decay"] for group in groups] == [0.01, 0.01]
+
+
+def test_alternating_flips_mirror_an_image_in_every_other_epoch(few, monkeypatch):
+    trainer = make_trainer(replace(TINY, flip=0.5, alternate_flip=True, n_views=2, objective="supcon"), few)
+    batch, n = torch.arange(40), len(trainer.x)
+    first = trainer._views(batch, trainer.x[batch])
+    trainer.state.epoch = 1
+    second = trainer._views(batch, trainer.x[batch])
+    trainer.state.epoch = 2
+    assert torch.equal(trainer._views(batch, trainer.x[batch]), first)
+    torch.testing.assert_close(second, first.flip(3), rtol=0, atol=1e-6)
+    mirrored = trainer.flipped.float().mean(1)
+    assert trainer.flipped.shape == (2, n)
+    assert ((0.3 < mirrored) & (mirrored < 0.7)).all()
+    assert not torch.equal(trainer.flipped[0], trainer.flipped[1])
+
+
+def test_number_of_views_is_the_objectives_or_the_one_that_is_asked_for(few):
+    for objective, n_views, expected in (("ce", 0, 1), ("ce", 2, 2), ("supcon", 0, 2), ("supcon", 1, 1), ("cider", 3, 3)):
+        trainer = make_trainer(replace(TINY, objective=objective, n_views=n_views), few)
+        assert len(trainer._views(torch.arange(5), trainer.x[:5])) == 5 * expected
 
 
 @pytest.mark.parametrize("objective", ["ce", "joint", "cider"])
 def test_frozen_trains_the_heads_alone(few, objective):
-    config = replace(TINY, objective=objective, frozen=True)
+    config = replace(TINY, objective=objective, trained="heads")
     before = weights(make_trainer(config, few).state.encoder, buffers=True)
     after = weights(train(config, few)[0], buffers=True)
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     heads = {name for name in before if name.startswith(("classifier", "projection"))}
     assert changed == heads  # running means and variances of the backbone are not
+
+
+def test_what_comes_before_the_trained_stage_keeps_every_bit(few):
+    config = replace(TINY, trained="layer3")
+    before = weights(make_trainer(config, few).state.encoder, buffers=True)
+    after = weights(train(config, few)[0], buffers=True)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.startswith(("backbone.layer3", "classifier"))}
+
+
+def test_an_unknown_stage_is_refused_before_the_training(few):
+    said = "^unknown stage 'layer9' to train from; known: all, heads, conv1, bn1, layer1.0, layer1.1"
+    with pytest.raises(ValueError, match=said):
+        make_trainer(replace(TINY, trained="layer9"), few)
 
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -277,12 +331,13 @@ def test_an_epoch_ends_after_the_step_in_which_it_is_asked_to_stop(few, monkeypa
 
 
 def test_the_row_of_an_epoch(few, monkeypatch, capsys):
-    trainer = make_trainer(replace(TINY, batch_size=10, ema_decay=0.9, objective="simclr"), few)
+    trainer = make_trainer(replace(TINY, batch_size=10, lookahead=True, objective="simclr"), few)
     trainer.epoch(threading.Event())
     losses, trainer.state.seconds = trainer.state.losses.clone(), 0.5
     trainer.end_epoch()
     (row,) = trainer.state.history
-    z, z_held_out = (embed(trainer.result, x)[0] for x in (trainer.x, trainer.x_held_out))
+    with trainer.autocast:
+        z, z_held_out = (embed(trainer.state.encoder, x)[0] for x in (trainer.x, trainer.x_held_out))
     accuracy = knn_accuracy(z, trainer.y.cpu().numpy(), z_held_out, trainer.y_held_out.numpy())
     assert row == {
         "epoch": 1,

@@ -220,16 +220,16 @@ def test_checkpoints_and_snapshots_are_written_when_they_are_due(few, tmp_path, 
     assert written == [2, 4]
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_snapshot_is_the_encoder_after_its_epoch(few, tmp_path, ema_decay):
-    config = replace(TINY, epochs=3, snapshot_epochs=1, ema_decay=ema_decay)
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_a_snapshot_is_the_encoder_after_its_epoch(few, tmp_path, lookahead):
+    config = replace(TINY, epochs=3, snapshot_epochs=1, lookahead=lookahead)
     encoder, _ = train(config, few, tmp_path)
     trainer = make_trainer(config, few)
     for epoch in (1, 2, 3):
         trainer.epoch(threading.Event())
         trainer.end_epoch()
-        assert same(trainer.result, load_encoder(tmp_path / SNAPSHOTS / f"{epoch:04d}.safetensors"))
-    assert same(trainer.result, encoder)
+        assert same(trainer.state.encoder, load_encoder(tmp_path / SNAPSHOTS / f"{epoch:04d}.safetensors"))
+    assert same(trainer.state.encoder, encoder)
 
 
 def test_what_a_kill_left_of_a_snapshot_is_none_and_the_next_training_removes_it(few, tmp_path):
