@@ -15,15 +15,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 products are done by the hardware; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # which ATEN_CPU_CAPABILITY may lower
+        return False
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe and probe())
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Return what a table must say of the machine: device, processor, threads and the versions that matter."""
-    import numpy
-    import sklearn
-    import timm
+    from importlib.metadata import version
 
     from oodlib import __version__
 
@@ -37,9 +37,9 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "oodlib": __version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
-        "numpy": numpy.__version__,
-        "scikit-learn": sklearn.__version__,
+        "timm": version("timm"),
+        "numpy": version("numpy"),
+        "scikit-learn": version("scikit-learn"),
     }
 
 

@@ -10,7 +10,14 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-OBJECTIVE_NAMES = {"ce": "cross-entropy", "simclr": "SimCLR", "supcon": "SupCon", "joint": "joint", "cider": "CIDER"}
+OBJECTIVE_NAMES = {
+    "ce": "cross-entropy",
+    "simclr": "SimCLR",
+    "supcon": "SupCon",
+    "joint": "joint",
+    "cider": "CIDER",
+    "logitnorm": "LogitNorm",
+}
 COLORS = dict(zip(OBJECTIVE_NAMES, sns.color_palette("colorblind"), strict=False))
 ID_COLOR = "0.25"
 

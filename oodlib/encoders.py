@@ -9,7 +9,10 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,20 +22,6 @@ from oodlib import pretrained as packages
 from oodlib.airbench import NAME, SMALLEST, Airbench, airbench_widths
 from oodlib.data import prepare
 from oodlib.files import write_atomically
-
-try:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
-        import timm
-    from timm.layers import PatchEmbed
-    from timm.models.resnet import BasicBlock, ResNet
-except RuntimeError as error:
-    if "torchvision" not in str(error):
-        raise
-    raise ImportError(
-        f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
-        "together from one place: python -m pip install --force-reinstall torch torchvision"
-    ) from error
 
 FORMAT = "oodlib-encoder-1"
 
@@ -63,9 +52,28 @@ class EncoderSpec:
     mirrored: bool = False
 
 
+@cache
+def _timm() -> ModuleType:
+    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
+            return import_module("timm")
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
+            "together from one place: python -m pip install --force-reinstall torch torchvision"
+        ) from error
+
+
 def check_arch(arch: str, pretrained: bool = False) -> None:
     """Raise ValueError for a name that is neither ours nor timm's, or lacks the weights it should have."""
     ours = airbench_widths(arch) is not None or arch in ARCHITECTURES
+    if ours and not pretrained:
+        return
+    timm = _timm()
     is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
     if not ours and not is_timm(arch):
         known = ", ".join((NAME, f"{NAME}_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
@@ -78,7 +86,7 @@ def _with_small_stem(name: str) -> Callable[[], nn.Module]:
     """Return a builder of a timm ResNet whose stem keeps the resolution: 3×3, stride 1, no pooling."""
 
     def build() -> nn.Module:
-        net = timm.create_model(name, num_classes=0)
+        net = _timm().create_model(name, num_classes=0)
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
@@ -89,6 +97,8 @@ def _with_small_stem(name: str) -> Callable[[], nn.Module]:
 
 def _resnet20() -> nn.Module:
     """Build the CIFAR ResNet of He et al. 2016: three stages of three blocks, widths 16, 32, 64."""
+    from timm.models.resnet import BasicBlock, ResNet
+
     # the deep stem is what lets timm start at width 16; its three convolutions are then replaced by one
     net = ResNet(BasicBlock, (3, 3, 3), num_classes=0, channels=(16, 32, 64), stem_type="deep", stem_width=8)
     net.conv1 = nn.Conv2d(3, 16, 3, stride=1, padding=1, bias=False)
@@ -133,7 +143,7 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
         options["img_size"] = spec.input_size
     packaged = packages.packaged_weights(spec.arch) if pretrained else None
     try:
-        net = timm.create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
+        net = _timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
     except OSError as error:  # first: some of the hub's errors are ValueErrors, too
         raise ConnectionError(
             f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
@@ -145,6 +155,8 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
         raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
     if packaged:
         packages.load_packaged(net, packaged)
+    from timm.layers import PatchEmbed
+
     embed, size = getattr(net, "patch_embed", None), spec.input_size
     if isinstance(embed, PatchEmbed) and any(size % side for side in embed.patch_size):
         # timm would leave out the right and the lower edge
@@ -154,6 +166,7 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
 
 def pretrained_config(arch: str) -> dict:
     """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
+    timm = _timm()
     about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
     return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
 
@@ -163,7 +176,8 @@ class Encoder(nn.Module):
 
     Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head,
     in evaluation mode of a `mirrored` spec the mean of that of an image and its mirror image.
-    `classifier` maps embeddings to logits (n, C), `projection` to (n, projection_dim); either is None where the
+    `classifier` maps embeddings to logits (n, C), `projection` to (n, projection_dim), or with a projection_dim of 0 to
+    themselves; either is None where the
     spec's `heads` do not name it. Raises as `build_backbone`, and ValueError for an unknown head.
     """
 
@@ -177,7 +191,9 @@ class Encoder(nn.Module):
         self.classifier = nn.Linear(d, len(spec.classes)) if "classifier" in spec.heads else None
         self.projection = None
         if "projection" in spec.heads:
-            self.projection = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, spec.projection_dim))
+            self.projection = nn.Identity()
+            if spec.projection_dim:
+                self.projection = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, spec.projection_dim))
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
 

@@ -12,10 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oodlib.losses import compactness_loss, dispersion_loss, logitnorm_loss, nt_xent_loss, supcon_loss, update_prototypes
+from oodlib.losses import (
+    compactness_loss,
+    dispersion_loss,
+    logitnorm_loss,
+    nt_xent_loss,
+    supcon_loss,
+    update_prototypes,
+)
 
 if TYPE_CHECKING:
-    from oodlib.encoders import EncoderSpec
+    from oodlib.encoders import Encoder
     from oodlib.settings import TrainingConfig
 
 Heads = dict[str, torch.Tensor]  # what each head gives for all views stacked: (views·n, C) or (views·n, p)
@@ -29,8 +36,8 @@ class Prototypes(nn.Module):
         self.register_buffer("values", torch.zeros(n_classes, dim))
 
     @classmethod
-    def of(cls, spec: "EncoderSpec") -> "Prototypes":
-        return cls(len(spec.classes), spec.projection_dim)
+    def of(cls, encoder: "Encoder") -> "Prototypes":
+        return cls(len(encoder.spec.classes), encoder.spec.projection_dim or encoder.dim)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Objective:
     """An objective: the heads it trains, how many views of an image it usually sees, its usual temperature, its loss.
 
     `loss(heads, y, temperature, config, memory)` takes the heads' outputs for all views stacked, float32, the labels
-    (n,), and what `memory` built for the encoder's spec; None where the objective remembers nothing. `pairs` is
+    (n,), and what `memory` built for the encoder; None where the objective remembers nothing. `pairs` is
     whether it takes two views of an image and no other number.
     """
 
@@ -46,7 +53,7 @@ class Objective:
     n_views: int
     temperature: float
     loss: Callable[[Heads, torch.Tensor, float, "TrainingConfig", nn.Module | None], torch.Tensor]
-    memory: Callable[["EncoderSpec"], nn.Module] | None = None
+    memory: Callable[["Encoder"], nn.Module] | None = None
     pairs: bool = False
 
 

@@ -64,9 +64,9 @@ class Lookahead(nn.Module):
 
     @torch.no_grad()
     def update(self, steps: int, of: int) -> None:
-        """Move after `steps` of the training's `of`, where it is time to; at its end the slow weights are the result."""
+        """Move after `steps` of the training's `of`, when it is time and at its end."""
+        if steps % LOOKAHEAD_STEPS and steps < of:
+            return
         slow, fast = map(list, zip(*self.pairs, strict=True))
-        if steps % LOOKAHEAD_STEPS == 0:
-            torch._foreach_lerp_(slow, fast, 1 - LOOKAHEAD_DECAY * (steps / of) ** 3)
-        if steps % LOOKAHEAD_STEPS == 0 or steps == of:
-            torch._foreach_copy_(fast, slow)
+        torch._foreach_lerp_(slow, fast, 1 - LOOKAHEAD_DECAY * (steps / of) ** 3)
+        torch._foreach_copy_(fast, slow)

@@ -1,4 +1,4 @@
-"""Pretrained weights that a Python package carries: an architecture's name in; its backbone filled, without a network."""
+"""Pretrained weights that a Python package carries: an architecture's name in; its backbone filled, offline, out."""
 
 from importlib.util import find_spec
 from pathlib import Path

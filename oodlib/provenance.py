@@ -38,6 +38,12 @@ SETS = {  # name: (what people call it, source, terms, what else must be known)
     "letters": ("letters", "drawn with fonts of matplotlib", "those of matplotlib", "none that reads as a digit"),
     "photos": ("photographs", "crops of scikit-learn's sample images", "CC BY 2.0", ""),
 }
+IN_IMAGENET = {  # what of an image set ImageNet-1k has, which packaged and most of timm's weights were trained on
+    "tinyimagenet": "all of its 200 classes",
+    "cifar10": "most of its classes",
+    "cifar100": "many of its classes",
+    "photos": "both motifs, a temple and a flower",
+}
 CLASSES = {"cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")}
 
 
@@ -68,6 +74,17 @@ def data_table(results: Results) -> pd.DataFrame:
     about = [SETS.get(name, ("", "computed" if name.startswith("noise:") else "", "", ""))[1:] for name, *_ in rows]
     named = [(display_name(name), *rest, *of) for (name, *rest), of in zip(rows, about, strict=True)]
     return pd.DataFrame(named, columns=["set", "part", "images", "source", "terms", "note"])
+
+
+def pretraining_note(results: Results) -> str:
+    """Return what the pretraining of a study's encoders has seen of its image sets, a sentence; empty without any."""
+    if not results.runs.pretrained.any():
+        return ""
+    known = [
+        name for name in dict.fromkeys((*results.runs.id_dataset, *results.metrics.ood_dataset)) if name in IN_IMAGENET
+    ]
+    seen = "; ".join(f"{display_name(name)}: {IN_IMAGENET[name]}" for name in known)
+    return f"**Not new to these encoders**, which start from ImageNet's weights. ImageNet has of {seen}."
 
 
 def run_table(study: str, results: Results) -> pd.DataFrame:

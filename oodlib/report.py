@@ -149,6 +149,7 @@ def _run_row(folder: Path) -> dict:
     return {
         "run": folder.name,
         **{key: config[key] for key in [*SETTING, "seed", "epochs"]},
+        "pretrained": config["pretrained"],
         "id_accuracy": accuracy["classifier"],
         "nearest_class_mean": accuracy["nearest_class_mean"],
         # by the fastest epoch: what else a machine does is no cost of an objective

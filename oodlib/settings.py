@@ -20,12 +20,13 @@ VIEWS = ("crop", "translate", "flip", "jitter", "grayscale", "rotate", "blur", "
 class TrainingConfig:
     """Every choice that decides the weights. Names and defaults are those of the parameters of notebook 01.
 
-    The optimiser is SGD with Nesterov's `momentum`; `schedule` is "cosine" or "triangle" (`optimisation`), and the biases
-    of normalisation get `norm_bias_factor` times the rate. `lookahead` averages the weights on the way.
+    The optimiser is SGD with Nesterov's `momentum`; `schedule` is "cosine" or "triangle" (`optimisation`), and the
+    biases of normalisation get `norm_bias_factor` times the rate. `lookahead` averages the weights on the way.
     `temperature` 0 takes the objective's usual one, `n_views` 0 its usual number of views of an image, `input_size` 0
     the ID set's own side; in cross-entropy temperature divides the logits of the loss alone, not those that are
-    scored. `ce_weight` is the λ of "joint", `compactness_weight` and `prototype_decay` are CIDER's. 0 switches off
-    `label_smoothing` and `clip_norm` (the largest norm of the gradient).
+    scored. `projection_dim` is the width behind the head of a contrastive objective; with 0 it has no head and works on
+    the embedding itself. `ce_weight` is the λ of "joint", `compactness_weight` and `prototype_decay` are CIDER's. 0
+    switches off `label_smoothing` and `clip_norm` (the largest norm of the gradient).
     `patch_size` and `pool` are of vision transformers. `pretrained` starts from ImageNet's weights; `trained` is "all",
     "heads", or the first stage of the backbone that is trained. `half` keeps the weights in half precision.
     `crop` is the smallest share of the area a random crop keeps, `translate` the largest shift in pixels;
@@ -37,20 +38,21 @@ class TrainingConfig:
     """
 
     id_dataset: str = "digits"
-    arch: str = "resnet20"
+    arch: str = "airbench_16_32_64"
     objective: str = "ce"
     seed: int = 0
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 64
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    norm_bias_factor: float = 1.0
-    schedule: str = "cosine"
-    warmup_epochs: float = 2.0
-    lookahead: bool = False
+    learning_rate: float = 0.2
+    momentum: float = 0.85
+    weight_decay: float = 0.001
+    norm_bias_factor: float = 64.0
+    schedule: str = "triangle"
+    warmup_epochs: float = 4.0
+    lookahead: bool = True
     temperature: float = 0.0
     n_views: int = 0
+    projection_dim: int = 128
     label_smoothing: float = 0.0
     ce_weight: float = 1.0
     compactness_weight: float = 2.0
@@ -66,8 +68,8 @@ class TrainingConfig:
     checkpoint_epochs: int = 1
     snapshot_epochs: int = 0
     calibration_fraction: float = 0.1
-    crop: float = 0.3
-    translate: int = 0
+    crop: float = 0.7
+    translate: int = 1
     flip: float = 0.0
     alternate_flip: bool = False
     mirrored: bool = False

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from oodlib import decoding, distributed
+from oodlib.airbench import Airbench
 from oodlib.checkpoint import TrainingState
 from oodlib.data import prepare
 from oodlib.device import default_device, has_fast_bfloat16
@@ -30,6 +31,7 @@ from oodlib.settings import TrainingConfig
 from oodlib.trained_part import freeze, frozen_modules
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 2000, 1000  # images behind the accuracy of a history row, so that it costs little
+WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
 LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
 MOST_WORKERS = 8  # processes that decode images from files
 FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
@@ -112,12 +114,19 @@ class Trainer:
 
     def _first_state(self, encoder: Encoder) -> TrainingState:
         config = self.config
+        if isinstance(encoder.backbone, Airbench):
+            some = np.random.default_rng(config.seed).permutation(len(self.x))[:WHITENING_IMAGES]
+            encoder.backbone.whiten((self.x[some].cpu() / 255 - encoder.mean) / encoder.std)
         freeze(encoder, config.trained)
         encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
-            parameter_groups(encoder, config), lr=0.0, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+            parameter_groups(encoder, config),
+            lr=0.0,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            fused=True,
         )
-        memory = self.objective.memory(encoder.spec).to(self.device) if self.objective.memory else None
+        memory = self.objective.memory(encoder).to(self.device) if self.objective.memory else None
         lookahead = Lookahead(encoder) if config.lookahead else None
         losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
         return TrainingState(encoder, optimizer, losses, memory, lookahead)

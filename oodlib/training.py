@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from oodlib import distributed
-from oodlib.airbench import Airbench
 from oodlib.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
 from oodlib.data import ImageSet, prepare, take
 from oodlib.encoders import Encoder, EncoderSpec, pretrained_config, save_encoder
@@ -22,7 +21,6 @@ from oodlib.trainer import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, 
 
 SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
 WHOLE_PIXELS = 2**27  # of a set that is measured in one piece: CIFAR is, at its own size; half a GiB of floats
-WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
 CHECKPOINT, SNAPSHOTS = "checkpoint.safetensors", "snapshots"  # in a run's folder
 
 
@@ -60,6 +58,7 @@ def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
         input_size,
         mean,
         std,
+        projection_dim=config.projection_dim,
         patch_size=config.patch_size,
         pool=config.pool,
         small_stem=not config.pretrained,
@@ -107,9 +106,6 @@ def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
     frozen_modules(encoder.backbone, config.trained)  # which knows the stages there are
     x = take(images.images, index)
     x = LazyImages(encoder, x) if isinstance(x, FolderImages) else encoder.prepare(x)
-    if isinstance(encoder.backbone, Airbench):
-        some = np.random.default_rng(config.seed).permutation(len(x))[:WHITENING_IMAGES]
-        encoder.backbone.whiten((x[some] / 255 - encoder.mean) / encoder.std)
     shown = np.random.default_rng(0).permutation(held_out)[:MONITOR_HELD_OUT]
     x_held_out, y_held_out = encoder.prepare(take(images.images, shown)), torch.from_numpy(images.labels[shown])
     return Trainer(config, encoder, x, torch.from_numpy(images.labels[index]), (x_held_out, y_held_out))
@@ -136,8 +132,8 @@ def train(
     ends as the signal wants; where it is there already, training goes on from it, to the weights it would have had
     without a break. Its folder SNAPSHOTS gets the encoder of every `snapshot_epochs`. `until` is a time of
     time.monotonic, `say_every` the seconds after which a line says how far and how fast an epoch is.
-    Raises OutOfTime where it is not done by then, FloatingPointError when the loss is no longer finite, ValueError for a set that is too small or a
-    checkpoint that does not fit, OSError where a checkpoint cannot be written.
+    Raises OutOfTime where it is not done by then, FloatingPointError when the loss is no longer finite, ValueError for
+    a set that is too small or a checkpoint that does not fit, OSError where a checkpoint cannot be written.
     """
     trainer = make_trainer(config, images)
     trainer.say_every, state = say_every, trainer.state

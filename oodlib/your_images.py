@@ -111,7 +111,7 @@ def _train(config: TrainingConfig, images: ImageSet, held_out: ImageSet) -> tupl
     for _ in range(config.epochs):
         trainer.epoch(threading.Event())
         trainer.end_epoch()
-    return trainer.result.eval(), pd.DataFrame(trainer.state.history)
+    return trainer.state.encoder.eval(), pd.DataFrame(trainer.state.history)
 
 
 def _pretrained(images: ImageSet, backbone: str, side: int) -> Encoder:

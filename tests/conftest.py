@@ -15,6 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+PLAIN = {  # a training without the default recipe: what the tests of the loop reckon with by hand
+    "arch": "resnet20",
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "norm_bias_factor": 1.0,
+    "schedule": "cosine",
+    "warmup_epochs": 2.0,
+    "lookahead": False,
+    "crop": 0.3,
+    "translate": 0,
+}
 CHECKOUT = Path(__file__).parents[1]
 SMALL = """
 parameters:
@@ -163,7 +175,12 @@ def hand_made_results(
         about = {"run": f"{id_dataset}-{arch}-{objective}-s{seed}"} | of
         seconds = cost[objective] + seed
         accuracy = {"id_accuracy": 0.9 + seed / 100, "nearest_class_mean": 0.8 + seed / 100}
-        spent = {"epochs": 2, "training_seconds": seconds, "network_inputs": round(100 * cost[objective])}
+        spent = {
+            "epochs": 2,
+            "pretrained": False,
+            "training_seconds": seconds,
+            "network_inputs": round(100 * cost[objective]),
+        }
         tables["runs"].append(about | accuracy | spent | {"hardware": "cpu"})
         for clustering, k, distance in detectors:
             name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "pca": 0, "distance": distance}])

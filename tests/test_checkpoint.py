@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PLAIN
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -28,12 +29,21 @@ from oodlib.steps import train_step
 from oodlib.trainer import Trainer
 from oodlib.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
 
-TINY = TrainingConfig(epochs=3, batch_size=32, input_size=8, warmup_epochs=1, jitter=0.4)  # six steps in all
+TINY = TrainingConfig(
+    **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "jitter": 0.4}
+)  # six steps in all
 CONFIGS = {
     "ce": TINY,
     "cider": replace(TINY, objective="cider"),
     "lookahead": replace(
-        TINY, lookahead=True, flip=0.5, alternate_flip=True, translate=1, schedule="triangle", norm_bias_factor=8.0, n_views=2
+        TINY,
+        lookahead=True,
+        flip=0.5,
+        alternate_flip=True,
+        translate=1,
+        schedule="triangle",
+        norm_bias_factor=8.0,
+        n_views=2,
     ),
     "whitened": replace(TINY, arch="airbench_4_8_8", input_size=16, lookahead=True, clip_norm=0.5),
     "frozen": replace(TINY, objective="joint", trained="heads"),

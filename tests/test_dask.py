@@ -22,7 +22,7 @@ from oodlib.study import NOTEBOOKS
 
 dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
-RUNS = [f"digits-resnet20-ce-s{seed}" for seed in (0, 1)]
+RUNS = [f"digits-airbench_16_32_64-ce-s{seed}" for seed in (0, 1)]
 STEPS = list(NOTEBOOKS.values())
 
 

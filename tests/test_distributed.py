@@ -34,7 +34,7 @@ def few_digits():
 def fixed_views():
     """First views are the images, second ones their mirror images; all in float32."""
 
-    def views(images, generator):
+    def views(images, generator, flipped=None):
         turns.append(images)
         return (images if len(turns) % 2 else images.flip(-1)).float() / 255
 
@@ -110,7 +110,7 @@ def steps_until_rank_1_stops():
 
 def refused():
     with pytest.raises(ValueError, match="evenly") as error:
-        make_trainer(TrainingConfig(batch_size=33), few_digits())
+        make_trainer(TrainingConfig(arch="resnet20", batch_size=33), few_digits())
     return str(error.value)
 
 

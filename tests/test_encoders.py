@@ -256,7 +256,8 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("arch", UNKNOWN)
 def test_unknown_architecture(arch):
-    said = f"^unknown arch '{arch}'; known: {', '.join(ARCHITECTURES)}, and all of timm.list_models\\(\\)$"
+    known = ", ".join(("airbench", "airbench_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
+    said = f"^unknown arch '{arch}'; known: {known}, and all of timm.list_models\\(\\)$"
     for call in (check_arch, lambda name: Encoder(replace(SPEC, arch=name))):
         with pytest.raises(ValueError, match=said):
             call(arch)
@@ -319,9 +320,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_pretrained_weights_that_are_not_there_are_said_to_be_missing(offline):
-    with pytest.raises(
-        ConnectionError, match=OFFLINE + r"\(\w+\); use pretrained: false, or fetch them where there is"
-    ):
+    with pytest.raises(ConnectionError, match=OFFLINE + r"\(\w+\); use pretrained: false, fetch them where there is"):
         Encoder(replace(SPEC, arch="resnet18", small_stem=False), pretrained=True)
     Encoder(replace(SPEC, arch="resnet18", small_stem=False))  # which needs none
 
@@ -529,7 +528,9 @@ IMPORT = """
 import os, sys
 for os.environ["TIMM_ERROR"] in sys.argv[1:]:
     try:
-        import oodlib.encoders
+        from oodlib.encoders import check_arch
+
+        check_arch("vgg11")
     except Exception as error:
         print(f"{type(error).__name__}: {error}")
 """

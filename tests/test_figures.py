@@ -262,7 +262,7 @@ def test_some_images_are_of_every_class(n, expected):
 
 def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied, monkeypatch):
     monkeypatch.chdir(studied.root)
-    run = Run("small", "digits-resnet20-supcon-s1")
+    run = Run("small", "digits-airbench_16_32_64-supcon-s1")
     figure = run_figures.separation_curves_figure(run, fractions=(0.2, 0.6, 1.0))
     assert titles(figure) == ["metric = euclidean", "metric = cosine"]
     data = id_embeddings(run)["train"]
@@ -278,7 +278,7 @@ def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied
 
 def test_projection_of_a_run_is_drawn_from_its_files(studied, monkeypatch):
     monkeypatch.chdir(studied.root)
-    figure = run_figures.projection_figure(Run("small", "digits-resnet20-supcon-s1"))
-    assert titles(figure) == ["digits-resnet20-supcon-s1"]
+    figure = run_figures.projection_figure(Run("small", "digits-airbench_16_32_64-supcon-s1"))
+    assert titles(figure) == ["digits-airbench_16_32_64-supcon-s1"]
     assert [text.get_text() for text in figure.axes[0].texts] == list("0123456")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["digits 0–6 (ID)", *NAMED]

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from oodlib.losses import compactness_loss, dispersion_loss, nt_xent_loss, supcon_loss, update_prototypes
+from oodlib.losses import (
+    compactness_loss,
+    dispersion_loss,
+    logitnorm_loss,
+    nt_xent_loss,
+    supcon_loss,
+    update_prototypes,
+)
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 1])  # 2 and 3 have no positive
 
@@ -190,6 +197,31 @@ def test_temperature_must_be_positive(temperature):
 # CIDER
 
 CLASSES = torch.tensor([0, 1, 0, 2, 1, 0, 4, 1])  # of five: 3 is not in the batch
+
+
+@pytest.mark.parametrize("temperature", [0.04, 1.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_logitnorm_is_the_plain_loop(temperature, smoothing):
+    logits, labels = embeddings(m=6, d=4), [0, 3, 1, 2, 0, 0]
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        scaled = [value / math.sqrt(sum(v * v for v in row)) / temperature for value in row]
+        log_prob = [value - log_sum_exp(scaled) for value in scaled]
+        total -= (1 - smoothing) * log_prob[label] + smoothing * sum(log_prob) / 4
+    found = logitnorm_loss(logits, torch.tensor(labels), temperature, smoothing)
+    assert found.item() == pytest.approx(total / 6, rel=1e-9)
+    assert logitnorm_loss(7 * logits, torch.tensor(labels), temperature, smoothing).item() == pytest.approx(total / 6)
+
+
+def test_logitnorm_knows_no_norm_and_survives_rows_of_zeros():
+    logits = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    loss = logitnorm_loss(logits, torch.tensor([1, 0]), temperature=1.0)
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-0.2)) + math.log(2)) / 2, rel=1e-6)
+    loss.backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0] @ logits.detach()[0] == pytest.approx(0, abs=1e-7)
+    with pytest.raises(ValueError, match="^temperature must be positive, got 0$"):
+        logitnorm_loss(logits, torch.tensor([1, 0]), temperature=0)
 
 
 def make_prototypes(seen=(0, 1, 3), n_classes=5, d=5):

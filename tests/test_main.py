@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit status, and that a wrong request changes nothing."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ from oodlib import __main__
 from oodlib.__main__ import main
 from oodlib.runs import Run
 
+ARCH = "airbench_16_32_64"
+SMALL_NET = "arch: airbench_4_8_8"
+
 
 def test_a_study_prints_its_table_and_where_the_report_is(studied):
     printed = (studied.root / "printed.txt").read_text()
     assert "study small: 4 runs, 2 side by side" in printed
-    assert "[ 16/16] digits-resnet20-supcon-s" in printed
+    assert "[ 16/16] digits-airbench_16_32_64-supcon-s" in printed
     assert "AUROC %, mean ± sd over 2 seed(s); ID is the positive class" in printed
     assert "incomplete" not in printed
     assert printed.endswith(f"report: {studied.root / 'outputs' / 'small' / 'report'}\n")
@@ -44,8 +48,8 @@ def test_a_finished_study_prints_the_same_table_again(studied_copy, capsys):
         (["digits", "--jobs", "-1"], "oodlib: --jobs must not be negative, got -1"),
         (["train", "nosuch"], "oodlib: unknown study 'nosuch'; known: "),
         (
-            ["train", "digits", "--run", "digits-resnet20-ce-s9"],
-            "oodlib: unknown run 'digits-resnet20-ce-s9'; known: digits-resnet20-ce-s0, ",
+            ["train", "digits", "--run", "digits-airbench_16_32_64-ce-s9"],
+            "oodlib: unknown run 'digits-airbench_16_32_64-ce-s9'; known: digits-airbench_16_32_64-ce-s0, ",
         ),
         (["tried"], "oodlib: tried.yaml: unknown parameter 'epoch'; known: "),
         (["train", "tried"], "oodlib: tried.yaml: unknown parameter 'epoch'; known: "),
@@ -108,27 +112,89 @@ def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
 
 
 def test_runs_that_are_not_complete_are_named_above_the_table(studied_copy, monkeypatch, capsys):
-    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "intervals.csv").unlink()
+    (studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "intervals.csv").unlink()
     monkeypatch.setattr("oodlib.runner.run_study", lambda study, jobs, dask: [])
     assert main(["small"]) == 0
     printed = capsys.readouterr().out
     assert "mean ± sd over 1–2 seed(s)" in printed
-    assert "incomplete, and left out: digits-resnet20-ce-s1" in printed
+    assert "incomplete, and left out: digits-airbench_16_32_64-ce-s1" in printed
 
 
 def test_train_alone_writes_the_artefacts_of_the_training_step(project, capsys):
     project.write_study("tried", "parameters: {seed: [0, 1], epochs: 1, batch_size: 256}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
+    assert main(["train", "tried", "--run", "digits-airbench_16_32_64-ce-s1"]) == 0
     torch.set_num_threads(threads)
-    run = Run("tried", "digits-resnet20-ce-s1")
+    run = Run("tried", "digits-airbench_16_32_64-ce-s1")
     assert [path.name for path in sorted(run.path.iterdir())] == ["config.json", "encoder.safetensors", "history.csv"]
     assert [path.name for path in run.path.parent.iterdir()] == [run.name]
     assert run.record.keys() == {"run", "train"}
     capsys.readouterr()
-    assert main(["train", "tried", "--run", "digits-resnet20-ce-s1"]) == 0
+    assert main(["train", "tried", "--run", "digits-airbench_16_32_64-ce-s1"]) == 0
     assert "is trained already" in capsys.readouterr().out
+
+
+BARE = """
+import builtins, sys
+absent = {"papermill", "IPython", "ipykernel", "nbformat", "jupyterlab", "scikit_posthocs", "seaborn", "matplotlib"}
+found = builtins.__import__
+def bare(name, *arguments, **named):
+    if name.split(".")[0] in absent:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return found(name, *arguments, **named)
+builtins.__import__ = bare
+from oodlib.__main__ import main
+sys.exit(main(["train", "tried", *sys.argv[1:]]))
+"""
+
+
+def train_bare(project, *arguments):
+    """Train in a process that has neither Jupyter nor what draws; return its lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *arguments], cwd=project.root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_training_alone_needs_no_jupyter_and_takes_the_first_seed_of_every_cell_first(project):
+    project.write_study("tried", "parameters: {objective: [ce, logitnorm], seed: [0, 1], epochs: 1, batch_size: 256}")
+    lines = train_bare(project, "--minutes", "30")
+    runs = [f"digits-{ARCH}-{objective}-s{seed}" for seed in (0, 1) for objective in ("ce", "logitnorm")]
+    begun = [line.split(" · ") for line in lines if " · " in line]
+    assert [name for name, *_ in begun] == runs
+    assert [place for _, place, _ in begun] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    assert all(project.run_folder("tried", run).joinpath("encoder.safetensors").is_file() for run in runs)
+    again = train_bare(project)
+    assert sum("is trained already" in line for line in again) == 4
+
+
+def test_when_the_minutes_are_over_it_stops_by_itself_and_the_next_call_goes_on_to_the_same_bytes(project):
+    project.write_study("tried", f"parameters: {{seed: [0, 1], epochs: 9999, batch_size: 64, {SMALL_NET}}}")
+    first = "digits-airbench_4_8_8-ce-s0"
+    lines = train_bare(project, "--minutes", "0.1")
+    assert lines[-1] == "0.1 minutes are over: 0 of 2 runs are trained; the next call goes on"
+    assert lines[-2].startswith(f"{first} stopped in epoch ")
+    left = sorted(path.name for path in project.run_folder("tried", first).iterdir())
+    assert left == ["checkpoint.safetensors", "config.json"]
+    epochs = int(re.search(r"in epoch (\d+)", lines[-2])[1])
+    assert 1 <= epochs < 9999
+    short = "parameters: {epochs: %d, batch_size: 64, %s}"
+    for study in ("whole", "parts"):
+        project.write_study(study, short % (60, SMALL_NET))
+    assert main(["train", "whole"]) == 0
+    while main(["train", "parts", "--minutes", "0.01"]) == 0:
+        if Run("parts", first).record.get("train"):
+            break
+    weights = [Run(study, first).weights() for study in ("whole", "parts")]
+    assert weights[0] == weights[1] != ""
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_minutes_are_positive(project, capsys, minutes):
+    assert main(["train", "digits", "--minutes", minutes]) == 2
+    assert capsys.readouterr().err == f"oodlib: --minutes must be positive, got {minutes}\n"
 
 
 def start_and_stop(project, name, path, stop):
@@ -149,7 +215,7 @@ def start_and_stop(project, name, path, stop):
 
 def test_a_study_that_is_stopped_leaves_checkpoints_and_goes_on_to_the_same_bytes(project):
     rare = "checkpoint_epochs: 1000, snapshot_epochs: 1"  # only a training that is stopped writes a checkpoint
-    small = f"parameters: {{seed: [0, 1], batch_size: 32, input_size: 8, epochs: 6, {rare}}}"
+    small = f"parameters: {{arch: resnet20, seed: [0, 1], batch_size: 32, input_size: 8, epochs: 6, {rare}}}"
     for name in ("stopped", "undisturbed"):
         project.write_study(name, small)
     runs = [Run("stopped", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)]
@@ -181,7 +247,7 @@ def test_of_several_processes_the_first_complains(project, monkeypatch, capsys):
 
 
 def test_two_processes_find_train_write_and_refuse_as_one(project):
-    small = "epochs: 2, batch_size: 256, input_size: 8, snapshot_epochs: 1"
+    small = "arch: resnet20, epochs: 2, batch_size: 256, input_size: 8, snapshot_epochs: 1"
     odd = "{if: {seed: 2}, set: {batch_size: 33}}"
     project.write_study("tried", f"parameters: {{seed: [0, 1, 2], {small}}}\nwhen: [{odd}]")
     found, trained, refused = (Run("tried", f"digits-resnet20-ce-s{seed}") for seed in range(3))
@@ -190,12 +256,17 @@ def test_two_processes_find_train_write_and_refuse_as_one(project):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "oodlib", "train", "tried"]
     done = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
-    first_lines = [found.name, f"{found.name} is trained already: {found.path}", trained.name]
-    assert done.stdout.splitlines()[:3] == first_lines, done.stderr
-    header, *rows, last = done.stdout.splitlines()[3:]
+    first_lines = [
+        rf"{found.name} · 1 of 3 · \d+ s",
+        f"{found.name} is trained already: .*",
+        f"{trained.name} · 2 of 3 · .*",
+    ]
+    printed = done.stdout.splitlines()
+    assert all(map(re.fullmatch, first_lines, printed[:3])), done.stderr
+    header, *rows, last = printed[3:]
     assert header.split()[0] == "epoch"
     assert [row.split()[0] for row in rows] == ["1", "2"]
-    assert last == refused.name
+    assert last.startswith(f"{refused.name} · 3 of 3 · ")
     assert done.stderr.count("oodlib: 2 processes cannot share a batch of 33 evenly\n") == 1
     assert "exitcode  : 2 " in done.stderr  # in torchrun's report; its own is 1
     assert done.returncode == 1
@@ -221,9 +292,9 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert main(["list"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     named = {parameter: text.split(", ") for parameter, text in lines.items()}
-    assert named["studies"] == ["cifar", "cifar-longer", "cifar-small", "digits"]
+    assert named["studies"] == ["cifar", "cifar-pretrained", "cifar-small", "digits"]
     assert {"digits", "noise:SIDE", "cifar10", "mine", "folder:PATH[@SIDE]"} <= set(named["image sets"])
-    assert named["objective"] == ["ce", "simclr", "supcon", "joint", "cider"]
+    assert named["objective"] == ["ce", "logitnorm", "simclr", "supcon", "joint", "cider"]
     assert {"kmeans", "gmm"} <= set(named["clusterings"])
     assert {"cosine", "mahalanobis"} <= set(named["distances"])
     assert named["thresholds"] == ["global", "conformal", "per-cluster", "conformal-cluster"]

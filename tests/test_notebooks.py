@@ -22,7 +22,7 @@ from oodlib.study import NOTEBOOKS, REPORT, check_runs, read_study
 
 CHECKOUT = Path(__file__).parents[1]
 PATHS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
-RUN = "digits-resnet20-ce-s0"
+RUN = "digits-airbench_16_32_64-ce-s0"
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 

@@ -100,7 +100,7 @@ def cider_by_hand(angle, temperature, weight):
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_cider_moves_its_prototypes_from_batch_to_batch(temperature, weight):
-    memory = Prototypes.of(spec())
+    memory = Prototypes(3, 2)
     assert torch.equal(memory.values, torch.zeros(3, 2))
     # halfway to each projection in turn: right, then up; again from there; the third class has no image
     for angle in (45.0, (45.0 / 2 + 90) / 2):
@@ -113,7 +113,7 @@ def test_cider_moves_its_prototypes_from_batch_to_batch(temperature, weight):
 
 
 def test_cider_moves_slowly_by_default():
-    memory = Prototypes.of(spec())
+    memory = Prototypes(3, 2)
     loss_of("cider", [0, 1], memory=memory, projection=[RIGHT, RIGHT, RIGHT, RIGHT])
     loss_of("cider", [0, 1], memory=memory, projection=[RIGHT, UP, RIGHT, UP])
     before, expected = torch.tensor([1.0, 0.0]), torch.tensor([0.95, 0.05])
@@ -122,7 +122,7 @@ def test_cider_moves_slowly_by_default():
 
 
 def test_cider_remembers_values_and_not_how_they_came_about():
-    memory = Prototypes.of(spec(projection_dim=4))
+    memory = Prototypes(3, 4)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):  # a second backward pass through the first batch would be an error
         heads = {"projection": torch.randn(6, 4, generator=generator).requires_grad_()}
@@ -137,7 +137,7 @@ def test_cider_remembers_values_and_not_how_they_came_about():
 def test_dispersion_alone_moves_the_projections():
     projection = torch.tensor([RIGHT, UP, UP, UP]).requires_grad_()
     config = TrainingConfig(compactness_weight=0.0, prototype_decay=0.5)
-    memory = Prototypes.of(spec())
+    memory = Prototypes(3, 2)
     OBJECTIVES["cider"].loss({"projection": projection}, torch.tensor([0, 1]), 0.1, config, memory).backward()
     # the prototype of class 0, at 45°, is to turn away from up: so are its embeddings, and those of 1 from it
     assert projection.grad[0, 1] > 0
@@ -147,7 +147,7 @@ def test_dispersion_alone_moves_the_projections():
 
 
 def test_memory_goes_on_from_what_was_saved():
-    memory, copy = Prototypes.of(spec()), Prototypes.of(spec())
+    memory, copy = Prototypes(3, 2), Prototypes(3, 2)
     loss_of("cider", [0, 1], memory=memory, projection=[RIGHT, UP, UP, UP])
     copy.load_state_dict(memory.state_dict())
     again = [loss_of("cider", [1, 2], memory=one, projection=[UP, RIGHT, UP, UP]) for one in (memory, copy)]
@@ -161,7 +161,7 @@ def test_the_heads_of_an_encoder_learn(name, dtype):
     torch.manual_seed(0)
     objective = OBJECTIVES[name]
     encoder = Encoder(spec(objective.heads, projection_dim=16))
-    memory = objective.memory(encoder.spec) if objective.memory else None
+    memory = objective.memory(encoder) if objective.memory else None
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         heads = encoder.outputs(encoder(torch.rand(6 * objective.n_views, 3, 8, 8)))

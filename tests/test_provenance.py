@@ -24,13 +24,22 @@ def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results
     assert table.loc["folder:mine", "source"] == ""
 
 
+def test_what_the_pretraining_has_seen_is_said_where_there_was_one(make_results):
+    results = make_results(id_datasets=("cifar10",), ood={"tinyimagenet": "near", "mnist": "far"})
+    assert provenance.pretraining_note(results) == ""
+    note = provenance.pretraining_note(replace(results, runs=results.runs.assign(pretrained=True)))
+    assert "CIFAR-10: most of its classes" in note
+    assert "Tiny ImageNet: all of its 200 classes" in note
+    assert "MNIST" not in note
+
+
 def test_runs_say_how_they_were_made(studied, monkeypatch):
     monkeypatch.chdir(studied.root)
     table = provenance.run_table("small", report.collect("small"))
-    row = table.set_index("run").loc["digits-resnet20-ce-s1"]
-    record = json.loads((studied.run_folder("small", "digits-resnet20-ce-s1") / "config.json").read_text())
+    row = table.set_index("run").loc["digits-airbench_16_32_64-ce-s1"]
+    record = json.loads((studied.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "config.json").read_text())
     assert (row.seed, row.epochs) == (1, 1)
-    history = pd.read_csv(studied.run_folder("small", "digits-resnet20-ce-s1") / "history.csv")
+    history = pd.read_csv(studied.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "history.csv")
     assert row["train s"] == round(history.seconds.sum())
     for step in ("embed", "cluster", "evaluate"):
         assert row[f"{step} s"] == round(record[step]["seconds"])

@@ -324,7 +324,7 @@ def test_collect_reads_every_complete_run(studied, monkeypatch):
     assert not results.metrics.duplicated(keys).any()
     shown = {"labels/cosine", "labels/cosine/per-cluster", "kmeans-7/cosine", "knn", "outlier-exposure-1"}
     assert shown <= set(results.metrics.detector)
-    run = results.runs.set_index("run").loc["digits-resnet20-supcon-s1"]
+    run = results.runs.set_index("run").loc["digits-airbench_16_32_64-supcon-s1"]
     record = json.loads((studied.run_folder("small", run.name) / "config.json").read_text())
     history = pd.read_csv(studied.run_folder("small", run.name) / "history.csv")
     accuracy = record["evaluate"]["id_accuracy"]
@@ -376,20 +376,20 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
 
 
 def test_an_incomplete_run_is_left_out_and_named(studied_copy):
-    (studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "choices.csv").unlink()
+    (studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "choices.csv").unlink()
     (studied_copy.root / "outputs" / "small" / "runs" / ".ipynb_checkpoints").mkdir()
     results = report.collect("small")
-    assert results.incomplete == ("digits-resnet20-ce-s1",)
+    assert results.incomplete == ("digits-airbench_16_32_64-ce-s1",)
     assert set(results.metrics.run) == set(results.runs.run)
     assert len(results.runs) == 3
-    assert "incomplete, and left out: digits-resnet20-ce-s1" in report.main_table_text("small")
+    assert "incomplete, and left out: digits-airbench_16_32_64-ce-s1" in report.main_table_text("small")
 
 
 def test_what_is_drawn_may_be_there_of_the_shown_seed_alone(studied_copy):
     parameters = read_study("small")[1]
     for part in report.DRAWN:
         for objective in ("ce", "supcon"):
-            (studied_copy.run_folder("small", f"digits-resnet20-{objective}-s1") / f"{part}.csv").unlink()
+            (studied_copy.run_folder("small", f"digits-airbench_16_32_64-{objective}-s1") / f"{part}.csv").unlink()
     assert report.report_is_current("small", parameters)
     results = report.collect("small")
     assert results.incomplete == ()
@@ -409,9 +409,9 @@ def test_a_study_without_a_complete_run_says_so(project):
 
 
 def test_a_config_that_is_cut_short_is_named(studied_copy):
-    path = studied_copy.run_folder("small", "digits-resnet20-ce-s1") / "config.json"
+    path = studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "config.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=r"digits-resnet20-ce-s1/config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"digits-airbench_16_32_64-ce-s1/config\.json is no JSON"):
         report.collect("small")
 
 
@@ -419,7 +419,7 @@ def test_a_config_that_is_cut_short_is_named(studied_copy):
 def test_the_report_is_current_until_a_text_of_a_run_changes(studied_copy, name):
     parameters = read_study("small")[1]
     assert report.report_is_current("small", parameters)
-    path = studied_copy.run_folder("small", "digits-resnet20-ce-s0") / name
+    path = studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s0") / name
     path.write_text(path.read_text() + "\n")
     assert not report.report_is_current("small", parameters)
 
@@ -433,7 +433,7 @@ def test_the_report_is_current_for_its_parameters_its_runs_and_while_it_is_there
         assert not report.report_is_current("small", parameters)
         (folder / "elsewhere").rename(folder / name)
     assert report.report_is_current("small", parameters)
-    (studied_copy.run_folder("small", "digits-resnet20-ce-s0") / "metrics.csv").unlink()  # now incomplete
+    (studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s0") / "metrics.csv").unlink()  # now incomplete
     assert not report.report_is_current("small", parameters)
     (folder / "environment.json").write_text("{")
     assert not report.report_is_current("small", parameters)

@@ -9,7 +9,7 @@ from oodlib.runs import ARTEFACTS, Run, run_name, slug, study_folder
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Run("study", "digits-resnet20-ce-s0")
+    return Run("study", "digits-airbench_16_32_64-ce-s0")
 
 
 def do(run: Run, step: str, parameters: dict, content: str = "x", **about) -> None:
@@ -53,7 +53,7 @@ def test_names_that_are_no_plain_folder_names_are_refused(tmp_path, monkeypatch,
 
 
 def test_folders_are_below_the_projects_outputs(run, tmp_path):
-    assert run.path == tmp_path / "outputs" / "study" / "runs" / "digits-resnet20-ce-s0"
+    assert run.path == tmp_path / "outputs" / "study" / "runs" / "digits-airbench_16_32_64-ce-s0"
     assert run.embeddings_path("noise:8", "test") == run.path / "embeddings" / "noise_8-test.npz"
     assert not run.path.exists()
 
@@ -105,7 +105,9 @@ def test_a_step_is_done_only_while_all_its_artefacts_are_there(run, step):
 
 def test_other_parameters_are_refused_with_every_difference(run):
     do(run, "train", {"epochs": 1, "seed": 0, "old": True})
-    with pytest.raises(ValueError, match="step 'train' of run 'digits-resnet20-ce-s0' in study 'study'") as refused:
+    with pytest.raises(
+        ValueError, match="step 'train' of run 'digits-airbench_16_32_64-ce-s0' in study 'study'"
+    ) as refused:
         run.is_done("train", {"epochs": 2, "seed": 0, "new": []})
     for difference in (
         "epochs=1, not 2",

@@ -38,7 +38,11 @@ def test_parameters_of_a_notebook_are_taken_by_name_and_the_rest_keeps_its_defau
     [
         ("arch", "resnet21", "unknown arch 'resnet21'; known: airbench, airbench_WIDTH_WIDTH_WIDTH, resnet20"),
         ("arch", "resnet18.nonsense", "unknown arch 'resnet18.nonsense'; known: airbench, "),
-        ("arch", "airbench_32_128", "arch 'airbench_32_128': after airbench stand three widths, as in airbench_32_128_128"),
+        (
+            "arch",
+            "airbench_32_128",
+            "arch 'airbench_32_128': after airbench stand three widths, as in airbench_32_128_128",
+        ),
         ("arch", "airbench_0_1_2", "arch 'airbench_0_1_2': after airbench stand three widths"),
         ("arch", "airbench-32-128-128", "arch 'airbench-32-128-128': after airbench stand three widths"),
         ("arch", ["resnet20"], r"arch must be of type str, got \['resnet20'\]"),
@@ -122,7 +126,16 @@ def test_whole_numbers_are_numbers():
 
 
 def test_views_are_those_of_the_configuration():
-    chosen = {"crop": 0.4, "translate": 2, "flip": 0.5, "jitter": 0.3, "grayscale": 0.2, "rotate": 15.0, "blur": 0.1, "erase": 0.25}
+    chosen = {
+        "crop": 0.4,
+        "translate": 2,
+        "flip": 0.5,
+        "jitter": 0.3,
+        "grayscale": 0.2,
+        "rotate": 15.0,
+        "blur": 0.1,
+        "erase": 0.25,
+    }
     assert chosen.keys() == set(VIEWS)
     views = asdict(TrainingConfig(**chosen).views)
     assert {name: views[name] for name in chosen} == chosen
@@ -143,7 +156,7 @@ def test_views_are_those_of_the_configuration():
     ],
 )
 def test_learning_rate_warms_up_and_then_is_half_a_cosine(epoch, share):
-    config = TrainingConfig(epochs=10, warmup_epochs=2, learning_rate=0.4)
+    config = TrainingConfig(epochs=10, warmup_epochs=2, learning_rate=0.4, schedule="cosine")
     assert learning_rate_at(config, epoch) == pytest.approx(0.4 * share, abs=1e-15)
 
 
@@ -164,6 +177,6 @@ def test_simclr_takes_pairs_of_views(n_views):
 
 
 def test_learning_rate_without_warmup_starts_at_its_peak_and_with_nothing_else_ends_there():
-    assert learning_rate_at(TrainingConfig(epochs=4, warmup_epochs=0, learning_rate=0.3), 0) == 0.3
-    assert learning_rate_at(TrainingConfig(epochs=4, warmup_epochs=4, learning_rate=0.3), 4) == 0.3
-    assert learning_rate_at(TrainingConfig(epochs=4, warmup_epochs=8, learning_rate=0.3), 4) == 0.15
+    for warmup, epoch, rate in ((0, 0, 0.3), (4, 4, 0.3), (8, 4, 0.15)):
+        config = TrainingConfig(epochs=4, warmup_epochs=warmup, learning_rate=0.3, schedule="cosine")
+        assert learning_rate_at(config, epoch) == rate

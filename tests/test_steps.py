@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import PLAIN
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -67,7 +68,7 @@ def _one_thread():
 
 
 def all_steps(study: str, **training) -> Run:
-    run = steps.train_step(study, TrainingConfig(epochs=1, batch_size=128, **training))
+    run = steps.train_step(study, TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 128} | training))
     steps.embed_step(run, NEAR, FAR, SANITY, max_images=150)
     steps.cluster_step(run, CLUSTERINGS, N_CLUSTERS, PCAS)
     evaluate(run)
@@ -125,7 +126,7 @@ def change_record(run: Run, change) -> None:
 def test_config_holds_every_parameter_and_the_machine(trained):
     record = trained.record
     assert record.keys() == {"run", "train", "embed", "cluster", "evaluate"}
-    assert TrainingConfig(**record["train"]["parameters"]) == TrainingConfig(epochs=1, batch_size=128)
+    assert TrainingConfig(**record["train"]["parameters"]) == TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 128})
     assert {"device", "processor", "threads", "python", "torch", "timm"} <= record["train"]["environment"].keys()
     assert record["embed"]["parameters"] == {
         "near_ood": NEAR,
@@ -467,7 +468,9 @@ def test_an_encoder_without_classifier_has_no_logit_scores(copied):
     assert set(metrics[metrics.clustering == "none"].distance) == {"knn", "residual", "outlier-exposure-2"}
     accuracy = copied.record["evaluate"]["id_accuracy"]
     assert accuracy.keys() == {"classifier", "nearest_class_mean"}  # the former a linear probe
-    assert (metrics.oscr <= accuracy["classifier"] + 1e-6).all()  # which is then what is right and what is not
+    assert (
+        metrics.oscr <= accuracy["classifier"] + 5e-6
+    ).all()  # which, but for the csv's five digits, is then what is right and what is not
 
 
 def test_no_distances_are_all_distances_and_thresholds_are_those_named(copied):
@@ -575,7 +578,7 @@ def test_a_step_cut_short_is_done_by_the_next_call(copied, monkeypatch):
 
 def test_other_parameters_are_refused_by_every_step(trained):
     with pytest.raises(ValueError, match="step 'train' .* was made with learning_rate=0.1, not 0.2"):
-        steps.train_step("study", TrainingConfig(epochs=1, batch_size=128, learning_rate=0.2))
+        steps.train_step("study", TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 128, "learning_rate": 0.2}))
     with pytest.raises(ValueError, match="step 'embed' .* was made with max_images=150, not 7"):
         steps.embed_step(trained, NEAR, FAR, SANITY, max_images=7)
     with pytest.raises(ValueError, match=r"step 'cluster' .* was made with clusterings=\['labels', 'kmeans', 'one'\]"):
@@ -589,7 +592,9 @@ def test_other_parameters_are_refused_by_every_step(trained):
 
 
 def test_a_run_keeps_its_own_snapshots_and_checkpoints(copied, capsys):
-    again = steps.train_step("study", TrainingConfig(epochs=1, batch_size=128, snapshot_epochs=1, checkpoint_epochs=3))
+    again = steps.train_step(
+        "study", TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 128}, snapshot_epochs=1, checkpoint_epochs=3)
+    )
     assert "is trained already" in capsys.readouterr().out
     kept = again.record["train"]["parameters"]
     assert (kept["snapshot_epochs"], kept["checkpoint_epochs"]) == (0, 1)
@@ -698,7 +703,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, 
     (tmp_path / "outputs" / "shared").mkdir(parents=True)
     with ThreadPoolExecutor(1) as pool:
         with FileLock(tmp_path / "outputs" / "shared" / f"{NAME}.lock"):
-            step = pool.submit(steps.train_step, "shared", TrainingConfig(epochs=1))
+            step = pool.submit(steps.train_step, "shared", TrainingConfig(**PLAIN | {"epochs": 1}))
             while "is being trained by another process, which is waited for" not in printed:
                 assert not step.done()
                 time.sleep(0.01)

@@ -41,13 +41,15 @@ def refuse(project, text: str) -> str:
 
 def test_lists_are_crossed_into_runs(project):
     runs = plan(project, "parameters: {objective: [ce, supcon], seed: [0, 1, 2], epochs: 3}")
-    assert [r.run.name for r in runs] == [f"digits-resnet20-{o}-s{s}" for o in ("ce", "supcon") for s in (0, 1, 2)]
+    assert [r.run.name for r in runs] == [
+        f"digits-airbench_16_32_64-{o}-s{s}" for o in ("ce", "supcon") for s in (0, 1, 2)
+    ]
     assert {r.parameters["train"]["epochs"] for r in runs} == {3}
 
 
 def test_a_study_without_lists_is_one_run_and_no_parameters_are_the_defaults(project):
     (one,) = plan(project, "parameters: {objective: supcon}")
-    assert one.run.name == "digits-resnet20-supcon-s0"
+    assert one.run.name == "digits-airbench_16_32_64-supcon-s0"
     (default,) = plan(project, "parameters: {}")
     for step, notebook in NOTEBOOKS.items():
         defaults = {name: value for name, (_, value) in notebook_parameters(notebook).items()}
@@ -79,10 +81,10 @@ when:
 """
     epochs = {r.run.name: r.parameters["train"]["epochs"] for r in plan(project, text)}
     expected = {("ce", 0): 5, ("ce", 1): 5, ("supcon", 0): 9, ("supcon", 1): 11, ("simclr", 0): 9, ("simclr", 1): 9}
-    assert epochs == {f"digits-resnet20-{objective}-s{seed}": n for (objective, seed), n in expected.items()}
+    assert epochs == {f"digits-airbench_16_32_64-{objective}-s{seed}": n for (objective, seed), n in expected.items()}
     crops = {r.run.name: r.parameters["train"]["crop"] for r in plan(project, text)}
-    assert crops["digits-resnet20-supcon-s1"] == 0.2
-    assert crops["digits-resnet20-ce-s1"] == notebook_parameters("01_train")["crop"][1]
+    assert crops["digits-airbench_16_32_64-supcon-s1"] == 0.2
+    assert crops["digits-airbench_16_32_64-ce-s1"] == notebook_parameters("01_train")["crop"][1]
 
 
 def test_when_sees_defaults_and_what_earlier_entries_set(project):
@@ -110,7 +112,7 @@ when:
     [
         (
             "parameters: {objectiv: ce}",
-            "tried.yaml: unknown parameter 'objectiv'; known: alpha, arch, batch_size, .*weight_decay",
+            "tried.yaml: unknown parameter 'objectiv'; known: alpha, alternate_flip, arch, batch_size, .*weight_decay",
         ),
         ("parameters: {study: x}", "unknown parameter 'study'"),  # where things are is not for a study to say
         ("parameters: {data_root: /x}", "unknown parameter 'data_root'"),
@@ -124,8 +126,14 @@ when:
         ("parameters: {n_clusters: [7, 8.5]}", "n_clusters must be a list of int, got 8.5 in it"),
         ("parameters: {far_ood: [1]}", "far_ood must be a list of str, got 1 in it"),
         ("parameters: {seed: []}", "tried.yaml: a parameter has an empty list of values, so there is no run"),
-        ("parameters: {objective: cee}", "digits-resnet20-cee-s0: unknown objective 'cee'; known: ce, simclr, supcon"),
-        ("parameters: {arch: vgg}", "unknown arch 'vgg'; known: resnet20, resnet18"),
+        (
+            "parameters: {objective: cee}",
+            "digits-airbench_16_32_64-cee-s0: unknown objective 'cee'; known: ce, logitnorm, simclr, supcon",
+        ),
+        (
+            "parameters: {arch: vgg}",
+            "unknown arch 'vgg'; known: airbench, airbench_WIDTH_WIDTH_WIDTH, resnet20, resnet18",
+        ),
         ("parameters: {epochs: -1}", "epochs must be .*not negative, got -1"),
         (
             "parameters: {clusterings: [labels, dbscan]}",
@@ -141,8 +149,11 @@ when:
         ("parameters: {near_ood: [digits]}", "OOD set 'digits' is there twice, or is the ID set 'digits'"),
         ("parameters: {near_ood: [], far_ood: []}", "name at least one OOD set"),
         ("parameters: {max_images: -1}", "max_images must not be negative, got -1"),
-        ("parameters: {seed: [0, 0]}", "two runs would be called digits-resnet20-ce-s0"),
-        ("parameters: {epochs: [1, 2]}", "two runs would be called digits-resnet20-ce-s0; a name holds ID set, arch"),
+        ("parameters: {seed: [0, 0]}", "two runs would be called digits-airbench_16_32_64-ce-s0"),
+        (
+            "parameters: {epochs: [1, 2]}",
+            "two runs would be called digits-airbench_16_32_64-ce-s0; a name holds ID set, arch",
+        ),
         ("parameters: {seed: [0, 1], shown_seed: [0, 1]}", "two runs would be called"),
         ("parameters: [ce]", "tried.yaml must hold 'parameters' and may hold 'when' and 'plugins', nothing else"),
         ("- 1", "tried.yaml must hold 'parameters'"),
@@ -244,7 +255,7 @@ def test_every_run_goes_through_its_steps_in_order_and_the_report_comes_last(fas
     assert [notebook for notebook, _ in fast.log] == list(NOTEBOOKS.values()) * 2 + ["05_report"]
     printed = capsys.readouterr().out
     assert "study fast: 2 runs, 1 side by side" in printed
-    assert "[  8/8] digits-resnet20-ce-s1 04_evaluate in" in printed
+    assert "[  8/8] digits-airbench_16_32_64-ce-s1 04_evaluate in" in printed
 
 
 def test_runs_go_side_by_side_and_the_cores_are_shared_out(fast, monkeypatch):
@@ -273,15 +284,15 @@ def test_what_is_done_is_not_done_again(fast):
     done = list(fast.log)
     run_study("fast", jobs=2)
     assert fast.log == done
-    (Run("fast", "digits-resnet20-ce-s1").path / "metrics.csv").unlink()
+    (Run("fast", "digits-airbench_16_32_64-ce-s1").path / "metrics.csv").unlink()
     run_study("fast", jobs=2)
-    assert fast.log == [*done, ("04_evaluate", "digits-resnet20-ce-s1")]
+    assert fast.log == [*done, ("04_evaluate", "digits-airbench_16_32_64-ce-s1")]
 
 
 def test_a_run_that_fails_is_named_and_the_others_finish(fast, capsys):
-    fast.fail.add(("02_embed", "digits-resnet20-ce-s0"))
+    fast.fail.add(("02_embed", "digits-airbench_16_32_64-ce-s0"))
     failures = run_study("fast", jobs=1)
-    assert failures == ["digits-resnet20-ce-s0: 02_embed, ZeroDivisionError: division by zero"]
+    assert failures == ["digits-airbench_16_32_64-ce-s0: 02_embed, ZeroDivisionError: division by zero"]
     assert [notebook for notebook, _ in fast.log] == ["01_train", "02_embed", *NOTEBOOKS.values(), "05_report"]
     assert f"FAILED {failures[0]}" in capsys.readouterr().out
     fast.fail.clear()
@@ -291,7 +302,7 @@ def test_a_run_that_fails_is_named_and_the_others_finish(fast, capsys):
 
 
 def test_no_report_is_tried_when_every_run_fails(fast):
-    fast.fail |= {("01_train", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)}
+    fast.fail |= {("01_train", f"digits-airbench_16_32_64-ce-s{seed}") for seed in (0, 1)}
     assert len(run_study("fast", jobs=2)) == 2
     assert {notebook for notebook, _ in fast.log} == {"01_train"}
 
@@ -322,7 +333,9 @@ def test_what_failed_names_the_cell_and_the_error():
 
 def test_the_study_leaves_every_artefact_and_no_partial_file(studied):
     runs = sorted(path.name for path in (studied.root / "outputs" / "small" / "runs").iterdir())
-    assert runs == [f"digits-resnet20-{objective}-s{seed}" for objective in ("ce", "supcon") for seed in (0, 1)]
+    assert runs == [
+        f"digits-airbench_16_32_64-{objective}-s{seed}" for objective in ("ce", "supcon") for seed in (0, 1)
+    ]
     for name in runs:
         folder = studied.run_folder("small", name)
         texts = {artefact for step in STEPS for artefact in ARTEFACTS[step]} | {"config.json"}
@@ -358,16 +371,16 @@ def test_a_second_call_does_nothing_again(studied_copy, capsys):
     ],
 )
 def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy, artefact, message):
-    path = studied_copy.run_folder("small", "digits-resnet20-supcon-s1") / artefact
+    path = studied_copy.run_folder("small", "digits-airbench_16_32_64-supcon-s1") / artefact
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = studied_copy.files()
-    with pytest.raises(StudyError, match=f"digits-resnet20-supcon-s1: .*{message}"):
+    with pytest.raises(StudyError, match=f"digits-airbench_16_32_64-supcon-s1: .*{message}"):
         run_study("small", jobs=2)
     assert studied_copy.files() == before
 
 
 def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_stop_it(studied_copy, capsys):
-    again = "digits-resnet20-ce-s1"
+    again = "digits-airbench_16_32_64-ce-s1"
     metrics = studied_copy.run_folder("small", again) / "metrics.csv"
     expected = metrics.read_bytes()
     metrics.unlink()
@@ -380,13 +393,14 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     changed = {name for name, state in studied_copy.files().items() if before.get(name) != state}
     changed = [name.split("/")[3:5] for name in changed if name.startswith("outputs/small/runs/")]
     runs = {run: {name for of, name in changed if of == run} for run, _ in changed}
-    assert runs.keys() == {again, "digits-resnet20-ce-s2", "digits-resnet20-supcon-s2"}
+    assert runs.keys() == {again, "digits-airbench_16_32_64-ce-s2", "digits-airbench_16_32_64-supcon-s2"}
     # the step writes its three files, its record and its notebook; the same bytes, but the record's seconds
     assert runs[again] == {*ARTEFACTS["evaluate"], "config.json", "04_evaluate.ipynb"}
     for failed in ("ce", "supcon"):
-        failure = rf"FAILED digits-resnet20-{failed}-s2: 01_train, cell \d+: FloatingPointError: the loss is no longer"
+        run = f"digits-airbench_16_32_64-{failed}-s2"
+        failure = rf"FAILED {run}: 01_train, cell \d+: FloatingPointError: the loss is no longer"
         assert re.search(failure, said.err)
-    assert "incomplete, and left out: digits-resnet20-ce-s2, digits-resnet20-supcon-s2" in said.out
+    assert "incomplete, and left out: digits-airbench_16_32_64-ce-s2, digits-airbench_16_32_64-supcon-s2" in said.out
 
 
 def stop_when(project, path, stop: signal.Signals) -> subprocess.Popen:
@@ -403,7 +417,7 @@ def stop_when(project, path, stop: signal.Signals) -> subprocess.Popen:
 
 def test_a_stopped_study_goes_on_and_gives_the_same_bytes(studied, project):
     project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
-    runs = [project.run_folder("small", f"digits-resnet20-ce-s{seed}") for seed in (0, 1)]
+    runs = [project.run_folder("small", f"digits-airbench_16_32_64-ce-s{seed}") for seed in (0, 1)]
     interrupted = stop_when(project, runs[0] / "config.json", signal.SIGINT)  # by Control-C, while it trains
     assert b"stopped; the next call goes on from here" in interrupted.communicate(timeout=60)[1]
     assert interrupted.returncode == 130

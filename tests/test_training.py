@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN
 
 from oodlib import folders, training
 from oodlib.data import ImageSet, load_images, prepare
@@ -16,7 +17,7 @@ from oodlib.settings import TrainingConfig
 from oodlib.trainer import Trainer
 from oodlib.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, snapshots_of, split_calibration, train
 
-TINY = TrainingConfig(epochs=1, batch_size=32, input_size=8, warmup_epochs=1)
+TINY = TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 32, "input_size": 8, "warmup_epochs": 1})
 HISTORY = ["epoch", "loss", "knn_accuracy", "learning_rate", "seconds", "images_per_second"]  # as DESIGN.md has them
 
 

@@ -385,6 +385,7 @@ def test_erase_share(photographs):
     [
         ("crop", 0.0, r"\(0, 1\]"),
         ("crop", 1.5, r"\(0, 1\]"),
+        ("translate", -1, r"\[0, 64\]"),
         ("flip", -0.1, r"\[0, 1\]"),
         ("jitter", 1.1, r"\[0, 1\]"),
         ("hue", 0.6, r"\[0, 0.5\]"),
@@ -425,3 +426,29 @@ def test_generator_on_another_device():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="meta")
     with pytest.raises(ValueError, match="generator is on cpu, images are on meta"):
         Views()(images, seeded())
+
+
+def test_a_shift_moves_by_whole_pixels_every_way_alike_and_mirrors_at_the_edge(photographs):
+    views = views_of(photographs[:1].expand(N, 3, 32, 32), translate=2)
+    padded = torch.nn.functional.pad(photographs[:1] / 255, (2,) * 4, mode="replicate")
+    padded[:, :, :2], padded[:, :, -2:] = padded[:, :, 2:4].flip(2), padded[:, :, -4:-2].flip(2)
+    padded[..., :2], padded[..., -2:] = padded[..., 2:4].flip(3), padded[..., -4:-2].flip(3)
+    counts = []
+    for down in range(5):
+        for across in range(5):
+            expected = padded[:, :, down : down + 32, across : across + 32]
+            counts.append(((views - expected).abs().amax((1, 2, 3)) < 1e-4).sum().item())
+    assert sum(counts) == N
+    assert np.allclose(counts, N / 25, atol=5 * math.sqrt(N / 25))
+
+
+def test_flips_that_are_given_take_the_place_of_draws(photographs):
+    flipped = torch.tensor([True, False, False, True])
+    views = Views(**OFF | {"flip": 0.5})(photographs[:4], seeded(), flipped)
+    for view, image, mirrored in zip(views, photographs[:4] / 255, flipped, strict=True):
+        torch.testing.assert_close(view, image.flip(2) if mirrored else image, rtol=0, atol=1e-5)
+
+
+def test_a_shift_that_is_no_whole_number_of_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"^translate must be a whole number of pixels, got 1\.5$"):
+        Views(translate=1.5)

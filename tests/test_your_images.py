@@ -774,7 +774,9 @@ def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_
     of_before = project.root / "outputs" / "your_images" / "wrongly_accepted.png"  # by a run that had OOD images
     of_before.parent.mkdir(parents=True)
     of_before.write_bytes(b"")
-    printed = run_notebook(project, id_folder="mine", ood_folder="", weights="mine.safetensors", alpha=0.02)
+    printed = run_notebook(
+        project, id_folder="mine", ood_folder="", backbone="resnet20", weights="mine.safetensors", alpha=0.02
+    )
     assert "knn; 20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected" in printed
     kept = load_encoder(project.root / "outputs" / "your_images" / "encoder.safetensors")
     assert kept.spec.classes == ("china", "zeros")  # of four that the file tells

@@ -32,13 +32,13 @@ VIEWS = {"crop": 0.2, "flip": 0.5, "jitter": 0.4, "grayscale": 0.2}
 def loop(scale: float) -> Iterator[dict]:
     """The loop against forward, loss, backward and optimiser step on views that lie ready on the device."""
     for objective in ("simclr", "ce"):
-        yield against_network("training-loop", "resnet20", objective, int(256 * scale), 4)
+        yield against_network("training-loop", "airbench_32_128_128", objective, int(512 * scale), 4)
 
 
 def conventional(scale: float) -> Iterator[dict]:
     """The loop against PIL, torchvision.transforms and a DataLoader, in float32 and the default memory format."""
     for objective in ("simclr", "ce"):
-        trainer = new_trainer("resnet20", objective, int(256 * scale), 4)
+        trainer = new_trainer("airbench_32_128_128", objective, int(512 * scale), 4)
         other = conventional_loop(trainer)
         rates = compare_rates(partial(our_epoch, trainer), other, inputs_of_an_epoch(trainer), 7)
         yield about("training-conventional", trainer) | {"other": "PIL, torchvision, DataLoader, float32"} | rates
@@ -80,7 +80,7 @@ def gpu(scale: float) -> Iterator[dict]:
     if not torch.cuda.is_available():
         print("training-gpu: torch finds no GPU here, so there is no row", file=sys.stderr)
         return
-    row = against_network("training-gpu", "resnet18", "simclr", int(512 * scale), 20)
+    row = against_network("training-gpu", "airbench", "simclr", int(1024 * scale), 20)
     yield row | {"hundred_epochs_seconds": round(100 * 45_000 * 2 / row["ours_images_per_second"])}  # two views
 
 
@@ -94,12 +94,12 @@ def new_trainer(arch: str, objective: str, batch: int, steps: int) -> Trainer:
 
 
 def inputs_of_an_epoch(trainer: Trainer) -> int:
-    return len(trainer.state.losses) * trainer.batch_size * trainer.objective.n_views
+    return len(trainer.state.losses) * trainer.batch_size * trainer.n_views
 
 
 def about(benchmark: str, trainer: Trainer) -> dict:
     """Return what says which row it is."""
-    machine, n_views = describe_machine(trainer.device), trainer.objective.n_views
+    machine, n_views = describe_machine(trainer.device), trainer.n_views
     device = f"{machine['processor']}, {machine['threads']} threads"
     return {
         "benchmark": benchmark,
@@ -121,7 +121,8 @@ def against_network(benchmark: str, arch: str, objective_name: str, batch: int, 
     """Return the row of the loop against its network on one fixed batch of views, same precision, same layout."""
     trainer, bare = (new_trainer(arch, objective_name, batch, steps) for _ in range(2))
     config, objective, optimizer = bare.config, bare.objective, bare.state.optimizer
-    optimizer.param_groups[0]["lr"] = config.learning_rate
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * group["factor"]
     images, y = bare.x[:batch], bare.y[:batch]
     views = torch.cat([config.views(images, bare.generator) for _ in range(objective.n_views)])
     views = views.contiguous(memory_format=torch.channels_last)
