@@ -1,5 +1,7 @@
 """The airbench network: its sizes counted by hand, its whitening and its identities on images with known statistics."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -141,3 +143,9 @@ def test_mirrored_embeds_an_image_and_its_mirror_image_alike():
     torch.testing.assert_close(mirrored(x), mirrored(x.flip(3)))
     plain.train(), mirrored.train()
     torch.testing.assert_close(mirrored(x), plain(x))  # while it is trained, an image is an image
+
+
+def test_it_needs_no_timm_whose_import_takes_seconds():
+    code = "import sys; from oodlib import training; from oodlib.settings import TrainingConfig; TrainingConfig(); "
+    done = subprocess.run([sys.executable, "-c", code + "print('timm' in sys.modules)"], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
