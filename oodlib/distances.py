@@ -177,7 +177,7 @@ def fit_relative(moments: Moments) -> State:
     Raises ValueError for a single cluster: the two would be the same, and their difference zero everywhere.
     """
     if len(moments.means) < 2:
-        raise ValueError("relative-mahalanobis needs at least two clusters")
+        raise ValueError("a relative distance needs at least two clusters")
     return fit_mahalanobis(moments) | {"background": moments.whiten_total}
 
 
@@ -188,6 +188,7 @@ def measure_relative(z: np.ndarray, state: State) -> np.ndarray:
 
 
 _TIED = {"origin": "d", "whiten": "d r", "centers": "k r"}
+_RELATIVE = _TIED | {"background": "d s"}
 _PER_CLUSTER = _TIED | {"factors": "k r r", "log_weights": "k"}
 DISTANCES = {
     "euclidean": Distance(fit_euclidean, measure_euclidean, state={"origin": "d", "centers": "k d"}),
@@ -195,7 +196,10 @@ DISTANCES = {
     "mahalanobis": Distance(fit_mahalanobis, measure_mahalanobis, state=_TIED),
     "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster, state=_PER_CLUSTER),
     "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster, state=_PER_CLUSTER),
-    "relative-mahalanobis": Distance(fit_relative, measure_relative, state=_TIED | {"background": "d s"}),
+    "relative-mahalanobis": Distance(fit_relative, measure_relative, state=_RELATIVE),
+    # the same at unit norm, where the norm of an embedding cannot pass for its kind (Müller and Hein 2025)
+    "mahalanobis++": Distance(fit_mahalanobis, measure_mahalanobis, unit=True, state=_TIED),
+    "relative-mahalanobis++": Distance(fit_relative, measure_relative, unit=True, state=_RELATIVE),
     # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that. It takes
     # the pseudo-inverse of each cluster's covariance; here small clusters take the tied one, and what a cluster lacks
     # has a millionth of the tied variance, so that to leave its directions is no distance of zero.

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from oodlib.distances import DISTANCES, fit_distances
+from oodlib.distances import DISTANCES, fit_distances, fit_relative
 from oodlib.gaussians import Gaussians
 from oodlib.moments import mean_of
 from oodlib.pca import pca_basis, project
@@ -123,7 +123,7 @@ def cluster_scores(
 
 def _fitting(distances: list[str], assigned: np.ndarray) -> list[str]:
     """Return the distances that are defined for a clustering: relative to one cluster, nothing is left."""
-    return [name for name in distances if name != "relative-mahalanobis" or assigned.max() > 0]
+    return [name for name in distances if DISTANCES[name].fit is not fit_relative or assigned.max() > 0]
 
 
 def reference_scores(data: RunEmbeddings, n_neighbors: int) -> Iterator[Scored]:

@@ -7,7 +7,7 @@ are plain functions.
 from typing import Self
 
 import numpy as np
-from scipy.special import logsumexp, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.utils.validation import check_consistent_length
 
 from oodlib.blocks import UnitRows, read_blocks
@@ -18,6 +18,7 @@ from oodlib.neighbors import NeighborIndex
 
 ORIGIN_CUT = 1e-6  # relative cut of the pseudo-inverse that gives ViM's origin
 LEAST_RESIDUAL = 1e-5  # of the largest principal deviation; below it a residual may be rounding
+GAMMA, LARGEST = 0.1, 100  # of GEN: the power, and how many of the largest probabilities take part
 JUDGED = 10_000  # training embeddings that KNN's threshold is taken from, at most
 
 
@@ -269,6 +270,23 @@ def energy(logits: np.ndarray) -> np.ndarray:
     return logsumexp(_check_logits(logits), axis=1)
 
 
+def gen(logits: np.ndarray) -> np.ndarray:
+    """Return minus the generalised entropy (n,) of logits (n, C), Σ p^γ (1 - p)^γ over their softmax p.
+
+    Larger is more normal. γ is GAMMA, and of more than LARGEST classes the likeliest take part (Liu et al. 2023, GEN).
+    """
+    log_p = log_softmax(_check_logits(logits), axis=1)
+    largest = log_p == log_p.max(axis=1, keepdims=True)
+    largest &= largest.cumsum(axis=1) == 1  # of equal ones the first
+    smaller = np.where(largest, -np.inf, log_p)
+    # of the largest, 1 - p is what the others have together: 1 minus a p near 1 would have no digits left
+    log_others = np.where(largest, logsumexp(smaller, axis=1, keepdims=True), np.log1p(-np.exp(smaller)))
+    terms = np.exp(GAMMA * (log_p + log_others))
+    if terms.shape[1] > LARGEST:
+        terms = np.take_along_axis(terms, np.argpartition(log_p, -LARGEST, axis=1)[:, -LARGEST:], axis=1)
+    return -terms.sum(axis=1)
+
+
 def _check_logits(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, dtype=np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
@@ -276,4 +294,4 @@ def _check_logits(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-LOGIT_SCORES = {"msp": msp, "maxlogit": max_logit, "energy": energy}
+LOGIT_SCORES = {"msp": msp, "maxlogit": max_logit, "energy": energy, "gen": gen}

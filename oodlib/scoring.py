@@ -23,6 +23,7 @@ from oodlib.references import (
     ViMDetector,
     energy,
     fdbd,
+    gen,
     max_logit,
     msp,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ViMDetector",
     "energy",
     "fdbd",
+    "gen",
     "load_detector",
     "max_logit",
     "msp",

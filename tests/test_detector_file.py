@@ -109,7 +109,7 @@ def clusters_of(clustering, dtype):
 def test_cluster_detector_is_the_same_to_the_last_bit(distance, threshold, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "cluster", lambda z, y, clustering, *_: clusters_of(clustering, dtype))
     for clustering in CLUSTERINGS:
-        if (clustering, distance) != ("one", "relative-mahalanobis"):
+        if clustering != "one" or not distance.startswith("relative-"):
             detector = ClusterDetector(clustering, 4, distance, threshold, 0.08)
             detector.fit(Z.astype(dtype), Y, CALIBRATION.astype(dtype))
             assert_same(detector, round_trip(detector, tmp_path), dtype)

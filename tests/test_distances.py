@@ -53,6 +53,8 @@ def reference(distance, z, assignments, queries):
     if distance == "ssd":
         spread = unit(z).std(axis=0)
         return reference("mahalanobis-cluster", unit(z) / spread, assignments, unit(queries) / spread)
+    if distance.endswith("++"):
+        return reference(distance.removesuffix("++"), unit(z), assignments, unit(queries))
     if distance == "relative-mahalanobis":
         background = reference("mahalanobis", z, np.zeros_like(assignments), queries)
         return reference("mahalanobis", z, assignments, queries) - background
@@ -169,6 +171,8 @@ INVARIANT = {
     "mahalanobis-cluster": list(CHANGES),
     "mahalanobis-shrunk": list(CHANGES),
     "relative-mahalanobis": list(CHANGES),
+    "mahalanobis++": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
+    "relative-mahalanobis++": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
     "log-density": list(CHANGES),
     "ssd": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
 }

@@ -302,7 +302,7 @@ def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained)
     key = ["pca", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
     assert not metrics.duplicated(key).any()
     references = metrics[metrics.clustering == "none"]
-    assert set(references.distance) == {"knn", "vim", "fdbd", "msp", "maxlogit", "energy", "outlier-exposure-2"}
+    assert set(references.distance) == {"knn", "vim", "fdbd", "msp", "maxlogit", "energy", "gen", "outlier-exposure-2"}
     assert set(references.threshold) == {"global", "conformal"}
     assert set(references.n_clusters) == set(references.pca) == {0}
     assert len(references) == 7 * 2 * len(GROUPS)
@@ -392,6 +392,8 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
     scores["none", 0, "msp"] = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
     scores["none", 0, "maxlogit"] = logits.max(axis=1)
     scores["none", 0, "energy"] = np.log(powers.sum(axis=1)) + logits.max(axis=1)
+    p = powers / powers.sum(axis=1, keepdims=True)
+    scores["none", 0, "gen"] = -((p * (1 - p)) ** 0.1).sum(axis=1)
     return scores
 
 
