@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # encoders import timm, which takes seconds; who only loads e
     from oodlib.encoders import Encoder
 
 BLOCK = 10_000  # images that are prepared at a time
+VOTERS = 1_000  # images whose similarities to all training embeddings are in memory at a time
 
 
 @torch.inference_mode()
@@ -73,11 +74,14 @@ def knn_accuracy(
 
     z_train (m, d), y_train (m,), z (n, d), y (n,); votes are weighted by exp(cosine / 0.07) (Wu et al. 2018).
     """
-    unit = [torch.nn.functional.normalize(torch.from_numpy(a), dim=1) for a in (z, z_train)]
-    similarity, index = (unit[0] @ unit[1].T).topk(min(n_neighbors, len(z_train)), dim=1)  # (n, k)
-    votes = torch.zeros(len(z), int(max(y_train.max(), y.max())) + 1, dtype=similarity.dtype)
-    votes.scatter_add_(1, torch.from_numpy(y_train)[index], (similarity / 0.07).exp())
-    return float((votes.argmax(dim=1).numpy() == y).mean())
+    unit, unit_train = (torch.nn.functional.normalize(torch.from_numpy(a), dim=1) for a in (z, z_train))
+    labels, n_classes, right = torch.from_numpy(y_train), int(max(y_train.max(), y.max())) + 1, 0
+    for block, expected in zip(unit.split(VOTERS), torch.from_numpy(y).split(VOTERS), strict=True):
+        similarity, index = (block @ unit_train.T).topk(min(n_neighbors, len(z_train)), dim=1)  # (b, k)
+        votes = torch.zeros(len(block), n_classes, dtype=similarity.dtype)
+        votes.scatter_add_(1, labels[index], (similarity / 0.07).exp())
+        right += int((votes.argmax(dim=1) == expected).sum())
+    return right / len(z)
 
 
 def linear_probe(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray) -> np.ndarray:

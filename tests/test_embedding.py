@@ -275,3 +275,13 @@ def test_images_are_embedded_block_by_block_as_all_at_once(monkeypatch):
         np.testing.assert_allclose(part, expected, atol=1e-5)
     encoder.classifier = None
     assert embed_images(encoder, images)[1] is None
+
+
+def test_a_vote_in_blocks_is_the_vote_of_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    z_train, z = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(105, 8)).astype(np.float32)
+    y_train, y = rng.integers(5, size=300), rng.integers(5, size=105)
+    whole = knn_accuracy(z_train, y_train, z, y)
+    monkeypatch.setattr("oodlib.embedding.VOTERS", 10)
+    assert knn_accuracy(z_train, y_train, z, y) == whole
+    assert 0 < whole < 1
