@@ -120,11 +120,15 @@ class Stop(threading.Event):
         self.until = until
 
     @property
+    def is_asked(self) -> bool:
+        return super().is_set()
+
+    @property
     def time_is_over(self) -> bool:
         return time.monotonic() >= self.until
 
     def is_set(self) -> bool:
-        return super().is_set() or self.time_is_over
+        return self.is_asked or self.time_is_over
 
 
 @contextmanager

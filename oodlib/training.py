@@ -16,7 +16,6 @@ from oodlib.files import remove_partial_files
 from oodlib.folders import FolderImages, Images
 from oodlib.objectives import OBJECTIVES
 from oodlib.settings import TrainingConfig
-from oodlib.trained_part import frozen_modules
 from oodlib.trainer import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
 
 SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
@@ -103,7 +102,6 @@ def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
         raise ValueError(f"{images.name} is too small to train on: {len(images)} images, {len(images.classes)} classes")
     torch.manual_seed(config.seed)
     encoder = Encoder(encoder_spec(config, images), config.pretrained)
-    frozen_modules(encoder.backbone, config.trained)  # which knows the stages there are
     x = take(images.images, index)
     x = LazyImages(encoder, x) if isinstance(x, FolderImages) else encoder.prepare(x)
     shown = np.random.default_rng(0).permutation(held_out)[:MONITOR_HELD_OUT]
@@ -155,7 +153,7 @@ def train(
                 trainer.end_epoch()
                 _write(trainer, folder, stopping=False)
         late = distributed.anywhere(stop.time_is_over) and state.epoch < config.epochs
-        asked = distributed.anywhere(stop.is_set() and not stop.time_is_over)
+        asked = distributed.anywhere(stop.is_asked)
         if late or asked:
             _write(trainer, folder, stopping=True)
     if asked:
