@@ -48,6 +48,11 @@ def array_module(z):
     return torch
 
 
+def to_float64(z):
+    """Return z, array or tensor, in float64."""
+    return z.astype(np.float64, copy=False) if isinstance(z, np.ndarray) else z.double()
+
+
 def to_unit_norm(z: np.ndarray) -> np.ndarray:
     """Return the rows of z (n, d), array or tensor, at unit length; a zero row stays zero, at distance 1 of all."""
     norms = array_module(z).linalg.norm(z, axis=1, keepdims=True)
@@ -65,15 +70,17 @@ def _at_largest_one(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class UnitRows:
-    """Embeddings z (n, d) with every row at unit length, made so as it is read."""
+    """Embeddings z (n, d) with every row at unit length in float64, made so as it is read."""
+
+    dtype = np.dtype(np.float64)
 
     def __init__(self, z: np.ndarray):
-        self.z, self.shape, self.dtype = z, z.shape, working_dtype(z)
+        self.z, self.shape = z, z.shape
 
     def __len__(self) -> int:
         return len(self.z)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        found = to_unit_norm(np.asarray(self.z[rows]).astype(self.dtype, copy=False))
+        found = to_unit_norm(np.asarray(self.z[rows]).astype(np.float64, copy=False))
         release(self.z)
         return found

@@ -25,13 +25,13 @@ from oodlib.files import write_atomically
 if TYPE_CHECKING:  # it brings torch and timm
     from oodlib.encoders import Encoder
 
-FORMAT = "oodlib-detector-2"
+FORMAT = "oodlib-detector-3"
 HEADER = {
     "class": str, "parameters": dict, "fortran_order": list, "encoder": str, "held_out": bool, "classes": list
 }  # fmt: skip
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 ATTRIBUTES = {"d": "n_features_in_", "k": "n_clusters_"}  # sizes that are attributes
-MAY_BE_ZERO = ("o", "r")  # known outliers, dimensions outside a subspace
+MAY_BE_ZERO = ("f", "o", "r")  # own covariances, known outliers, dimensions outside a subspace
 
 
 def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder | str | None" = None) -> None:

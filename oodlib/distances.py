@@ -1,20 +1,19 @@
 """Distances to clusters: embeddings and their cluster assignments in; arrays that hold the fit, then distances, out.
 
 Every distance is fitted to a state, a dictionary of arrays (so that a detector is arrays and nothing else), and
-measured to (n, K) distances, smaller is closer. Sums that decide (means, covariances) are float64; products over all
-samples are float32, or float64 where the embeddings are, after centring. Fits take arrays; measures take arrays, or
-tensors with a state of tensors, in which `oodlib.model` has them.
+measured to (n, K) distances, smaller is closer. Differences are taken in float64, so that classes may be as tight and
+as far from the origin as float32 can hold; the large products, with d × d matrices, are float32 where the embeddings
+are. Fits take arrays; measures take arrays, or tensors with a state of tensors, in which `oodlib.model` has them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
-from oodlib.blocks import UnitRows, array_module, read_blocks, to_unit_norm, working_dtype
+from oodlib.blocks import array_module, read_blocks, to_float64, to_unit_norm, working_dtype
 from oodlib.gaussians import Gaussians
-from oodlib.moments import Moments
+from oodlib.moments import Moments, spectrum
 
 State = dict[str, np.ndarray]
 LEAST = 2  # members a dimension that a cluster needs for a covariance of its own
@@ -27,8 +26,8 @@ class Distance:
     `fit(moments)` returns the state; where the clusters are the components of a mixture and `of_mixture` is given,
     `of_mixture(mixture)` does. `base(z, state)` the (n, K) distances, which `finish(distances,
     state)` turns into others where it is given. `unit`: of embeddings at unit norm. `joint`: the distances are minus
-    log densities, and a score is the log of the sum of all, not that of the largest alone. `state`: the shape of each
-    array of the state, a letter a size, k the clusters and d the width; without it a detector cannot be saved.
+    log densities, and a score is the log of the sum of all, not that of the largest alone. `state`: dtype and shape of
+    each array of the state, as in the layout of `oodlib.detector_file`; without it a detector cannot be saved.
     """
 
     fit: Callable[[Moments], State]
@@ -40,11 +39,12 @@ class Distance:
     state: dict[str, str] = field(default_factory=dict)
 
     def measure_base(self, z: np.ndarray, state: State) -> np.ndarray:
-        """Return the distances (n, K) of a block z (n, d) to every cluster, before `finish`."""
+        """Return the distances (n, K) float64 of a block z (n, d) to every cluster, before `finish`."""
+        z = to_float64(z)
         return self.base(to_unit_norm(z) if self.unit else z, state)
 
     def measure(self, z: np.ndarray, state: State) -> np.ndarray:
-        """Return the distances (n, K) of a block z (n, d) to every cluster."""
+        """Return the distances (n, K) float64 of a block z (n, d) to every cluster."""
         distances = self.measure_base(z, state)
         return self.finish(distances, state) if self.finish else distances
 
@@ -64,18 +64,19 @@ def fit_distances(
     for name in names:
         distance = DISTANCES[name]
         if distance.unit not in moments:
-            moments[distance.unit] = Moments(UnitRows(z) if distance.unit else z, assignments, n_clusters)
+            moments[distance.unit] = Moments(z, assignments, n_clusters, distance.unit)
         of_mixture = mixture is not None and distance.of_mixture is not None
         keys[name] = key = distance.of_mixture if of_mixture else distance.fit, distance.unit
         if key not in states:
             state = distance.of_mixture(mixture) if of_mixture else distance.fit(moments[distance.unit])
-            states[key] = {part: array.astype(working_dtype(z)) for part, array in state.items()}
+            large = [part for part, kind in distance.state.items() if kind.startswith("float ")]
+            states[key] = state | {part: state[part].astype(working_dtype(z)) for part in large}
     return {name: states[keys[name]] for name in names}
 
 
 def squared_distances(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """Return the squared Euclidean distances (n, K) of z (n, d) to centers (K, d), both near the origin."""
-    xp = array_module(z)
+    """Return the squared Euclidean distances (n, K) float64 of z (n, d) to centers (K, d) float64."""
+    xp, z = array_module(z), to_float64(z)
     distances = z @ (-2 * centers.T)
     distances += xp.einsum("nd,nd->n", z, z)[:, None]
     distances += (centers**2).sum(axis=1)
@@ -104,66 +105,70 @@ def measure_cosine(z: np.ndarray, state: State) -> np.ndarray:
 
 def fit_mahalanobis(moments: Moments) -> State:
     """Take cluster means and one tied within-cluster covariance (Lee et al. 2018), as a whitening."""
-    whiten = moments.whiten
+    return _whitened(moments, moments.whiten)
+
+
+def fit_shrunk(moments: Moments) -> State:
+    """Take cluster means and one tied covariance, shrunk (Ledoit and Wolf 2004), so that no direction is left out."""
+    return _whitened(moments, moments.whiten_shrunk)
+
+
+def _whitened(moments: Moments, whiten: np.ndarray) -> State:
     return {"origin": moments.origin, "whiten": whiten, "centers": moments.means @ whiten}
 
 
 def measure_mahalanobis(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared Mahalanobis distances (n, K) under the tied covariance."""
-    return squared_distances((z - state["origin"]) @ state["whiten"], state["centers"])
+    return squared_distances(_product(z - state["origin"], state["whiten"]), state["centers"])
 
 
-def fit_per_cluster(moments: Moments, shrink: bool = False) -> State:
+def _product(z: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the product (n, r) of z (n, d) float64 and a matrix (d, r), in the dtype of the matrix."""
+    return (z.astype(matrix.dtype) if isinstance(z, np.ndarray) else z.to(matrix.dtype)) @ matrix
+
+
+def fit_per_cluster(moments: Moments) -> State:
     """Fit one covariance a cluster, as a factor in the space that the tied covariance makes white.
 
     There the tied covariance is the identity, so neither unit nor redundant dimensions matter. A cluster of less than
     LEAST members a dimension of this space takes the tied covariance: its own is singular, or so nearly that new
-    members would be far from all its old ones. With `shrink` every covariance is drawn towards a multiple of the tied
-    one, as far as Ledoit and Wolf (2004) say.
+    members would be far from all its old ones. `own` (f,) are the clusters that have factors (f, r, r).
     """
     tied = fit_mahalanobis(moments)
     n_clusters, rank = tied["centers"].shape
-    dtype = working_dtype(moments.z)
-    factors, volumes = np.tile(np.eye(rank, dtype=dtype), (n_clusters, 1, 1)), np.zeros(n_clusters)
-    for k in range(n_clusters):
-        rows = np.flatnonzero(moments.assignments == k)
-        if len(rows) >= LEAST * rank or (shrink and len(rows) > 1):
-            factors[k], volumes[k] = _inverse_root(*_cluster_covariance(moments.z, rows, tied, k), len(rows), shrink)
-    return {**tied, "factors": factors, "log_weights": np.log(moments.weights) - volumes - rank / 2 * np.log(2 * np.pi)}
+    sizes = np.bincount(moments.assignments)
+    own, volumes = np.flatnonzero(sizes >= LEAST * rank), np.zeros(n_clusters)
+    factors = np.empty((len(own), rank, rank), moments.dtype)
+    for i, k in enumerate(own):
+        eigenvalues, vectors = _cluster_spectrum(moments, tied, k)
+        # in the tied-white space 1e-6 is a millionth of the usual variance: what a cluster lacks, it lacks up to there
+        eigenvalues = np.maximum(eigenvalues, 1e-6)
+        factors[i], volumes[k] = vectors / np.sqrt(eigenvalues), np.log(eigenvalues).sum() / 2
+    log_weights = np.log(moments.weights) - volumes - rank / 2 * np.log(2 * np.pi)
+    return tied | {"own": own, "factors": factors, "log_weights": log_weights}
 
 
-def _cluster_covariance(z: np.ndarray, rows: np.ndarray, tied: State, k: int) -> tuple[np.ndarray, float]:
-    """Return the covariance (r, r) of a cluster's rows of z in the white space, and their mean fourth power of length.
+def _cluster_spectrum(moments: Moments, tied: State, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvalues (r,) and eigenvectors (r, r) of the covariance of cluster k in the white space."""
+    whiten, rows = tied["whiten"].astype(moments.dtype), np.flatnonzero(moments.assignments == k)
+    mean = moments.means[k] + moments.origin
 
-    The product into that space is in the working dtype of z, sums are float64.
-    """
-    origin, whiten = (tied[part].astype(working_dtype(z)) for part in ("origin", "whiten"))
-    scatter, fourth_powers = np.zeros((whiten.shape[1],) * 2), 0.0
-    for _, block in read_blocks(z, rows):
-        x = (block - origin) @ whiten - tied["centers"][k]  # (b, r) float64
-        scatter += x.T @ x
-        fourth_powers += float((np.einsum("nr,nr->n", x, x) ** 2).sum())
-    return scatter / len(rows), fourth_powers / len(rows)
+    def centred(dtype: type) -> Iterator[np.ndarray]:
+        for _, block in read_blocks(moments.z, rows):
+            yield _product(block - mean, whiten).astype(dtype, copy=False)
 
-
-def _inverse_root(covariance: np.ndarray, fourth_power: float, n: int, shrink: bool) -> tuple[np.ndarray, float]:
-    """Return F (r, r) with F Fᵀ the inverse of a covariance of n rows, and half the log determinant of it."""
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    if shrink:  # Ledoit and Wolf: how much of the spread of the eigenvalues n rows would make by chance
-        squares, mean = (eigenvalues**2).sum(), eigenvalues.mean()
-        spread = squares - len(covariance) * mean**2
-        amount = min((fourth_power - squares) / n, spread) / spread if spread > 0 else 0.0
-        eigenvalues = (1 - amount) * eigenvalues + amount * mean
-    # in the tied-white space 1e-6 is a millionth of the usual variance: what a cluster lacks, it lacks up to there
-    eigenvalues = np.maximum(eigenvalues, 1e-6)
-    return vectors / np.sqrt(eigenvalues), float(np.log(eigenvalues).sum() / 2)
+    return spectrum(centred, moments.dtype, len(rows), whiten.shape[1])
 
 
 def measure_per_cluster(z: np.ndarray, state: State) -> np.ndarray:
-    """Return squared Mahalanobis distances (n, K), each under its cluster's own covariance."""
-    xp, x = array_module(z), (z - state["origin"]) @ state["whiten"]
-    whites = ((x - center) @ factor for center, factor in zip(state["centers"], state["factors"], strict=True))
-    return xp.stack([xp.einsum("nr,nr->n", white, white) for white in whites], axis=1)
+    """Return squared Mahalanobis distances (n, K), each under its cluster's own covariance, else the tied one."""
+    x = to_float64(_product(z - state["origin"], state["whiten"]))
+    distances = squared_distances(x, state["centers"])
+    for i, factor in enumerate(state["factors"]):
+        k = state["own"][i]
+        white = to_float64(_product(x - state["centers"][k], factor))
+        distances[:, k] = (white**2).sum(axis=1)
+    return distances
 
 
 def to_log_density(distances: np.ndarray, state: State) -> np.ndarray:
@@ -183,19 +188,20 @@ def fit_relative(moments: Moments) -> State:
 
 def measure_relative(z: np.ndarray, state: State) -> np.ndarray:
     """Return squared tied Mahalanobis distances (n, K) minus that to the Gaussian of all; they may be negative."""
-    background = (z - state["origin"]) @ state["background"]
-    return measure_mahalanobis(z, state) - array_module(z).einsum("nr,nr->n", background, background)[:, None]
+    background = to_float64(_product(z - state["origin"], state["background"]))
+    return measure_mahalanobis(z, state) - (background**2).sum(axis=1)[:, None]
 
 
-_TIED = {"origin": "d", "whiten": "d r", "centers": "k r"}
-_RELATIVE = _TIED | {"background": "d s"}
-_PER_CLUSTER = _TIED | {"factors": "k r r", "log_weights": "k"}
+_CENTERS = {"origin": "float64 d", "centers": "float64 k d"}
+_TIED = {"origin": "float64 d", "whiten": "float d r", "centers": "float64 k r"}
+_RELATIVE = _TIED | {"background": "float d s"}
+_PER_CLUSTER = _TIED | {"own": "int64 f", "factors": "float f r r", "log_weights": "float64 k"}
 DISTANCES = {
-    "euclidean": Distance(fit_euclidean, measure_euclidean, state={"origin": "d", "centers": "k d"}),
-    "cosine": Distance(fit_cosine, measure_cosine, unit=True, state={"centers": "k d"}),
+    "euclidean": Distance(fit_euclidean, measure_euclidean, state=_CENTERS),
+    "cosine": Distance(fit_cosine, measure_cosine, unit=True, state={"centers": "float64 k d"}),
     "mahalanobis": Distance(fit_mahalanobis, measure_mahalanobis, state=_TIED),
+    "mahalanobis-shrunk": Distance(fit_shrunk, measure_mahalanobis, state=_TIED),
     "mahalanobis-cluster": Distance(fit_per_cluster, measure_per_cluster, state=_PER_CLUSTER),
-    "mahalanobis-shrunk": Distance(partial(fit_per_cluster, shrink=True), measure_per_cluster, state=_PER_CLUSTER),
     "relative-mahalanobis": Distance(fit_relative, measure_relative, state=_RELATIVE),
     # the same at unit norm, where the norm of an embedding cannot pass for its kind (Müller and Hein 2025)
     "mahalanobis++": Distance(fit_mahalanobis, measure_mahalanobis, unit=True, state=_TIED),

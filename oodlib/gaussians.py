@@ -59,24 +59,23 @@ class Gaussians:
         return Gaussians(self.covariance, self.weights[components], self.means[components], covariances)
 
     def whitened(self) -> dict[str, np.ndarray]:
-        """Return origin (d,), whiten (d, d), centers (K, d), factors (K, d, d) and log_weights (K,), all float64.
+        """Return origin (d,), whiten (d, d), centers (K, d), own (f,) int, factors (f, d, d) and log_weights (K,).
 
-        With x = (z - origin) whiten, log(weight × density) is log_weights - |(x - center) factor|² / 2.
+        With x = (z - origin) whiten, log(weight × density) is log_weights - |(x - center) factor|² / 2. `own` are the
+        components that have a factor: all, or none where the covariance is tied and stands in whiten.
         """
         frame, centers, covariances = self._in_frame()
+        whiten, own = frame.enter, np.arange(len(centers))
         if self.covariance == "diag":
             factors = np.stack([np.diag(1 / np.sqrt(variances)) for variances in covariances])
         else:
-            factors = np.broadcast_to(expectation.precision_factors(covariances), (len(centers), *frame.enter.shape))
-        volumes = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+            factors = expectation.precision_factors(covariances)
+        volumes = np.log(np.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
+        if self.covariance == "tied":
+            whiten, centers, own, factors = whiten @ factors, centers @ factors, own[:0], np.empty((0, *factors.shape))
         log_weights = np.log(self.weights) + volumes - centers.shape[1] / 2 * np.log(2 * np.pi) - frame.log_volume
-        return {
-            "origin": frame.origin,
-            "whiten": frame.enter,
-            "centers": centers,
-            "factors": np.array(factors),
-            "log_weights": log_weights,
-        }
+        parts = {"origin": frame.origin, "whiten": whiten, "centers": centers, "log_weights": log_weights}
+        return parts | {"own": own, "factors": factors}
 
     def _in_frame(self) -> tuple[Frame, np.ndarray, np.ndarray]:
         """Return a frame in which the mixture as a whole is white, and its means and covariances there."""

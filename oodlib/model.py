@@ -182,9 +182,6 @@ def count_at_most(
 
 def score_by_clusters(z: torch.Tensor, state: Tensors, distance: Distance) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `oodlib.scoring.nearest_cluster` of z (n, d) as tensors: scores (n,), nearest (n,)."""
-    z = z.to(state["centers"].dtype)
-    if "pca_mean" in state:
-        z = (z - state["pca_mean"]) @ state["pca_directions"]
     distances = distance.measure(z, state)  # (n, K)
     scores = torch.logsumexp(-distances, dim=1) if distance.joint else -distances.amin(dim=1)
     return scores, distances.argmin(dim=1)
@@ -201,7 +198,7 @@ def score_by_neighbor(z: torch.Tensor, state: Tensors, n_neighbors: int) -> tupl
 def score_by_residual(z: torch.Tensor, state: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the energy of z (n, d) minus its scaled residual, (n,) float64, and zeros (n,)."""
     z = z.double()
-    residual = torch.linalg.norm((z - state["origin"]) @ state["residual"], dim=1)
+    residual = torch.linalg.norm((z - state["origin"]).to(state["residual"].dtype) @ state["residual"], dim=1)
     energy = torch.logsumexp(z @ state["weight"].T + state["bias"], dim=1)  # 0 without a classifier, all zeros
     return energy - state["scale"] * residual, torch.zeros_like(residual, dtype=torch.int64)
 

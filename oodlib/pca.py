@@ -3,7 +3,7 @@
 import numpy as np
 
 from oodlib.blocks import read_blocks, working_dtype
-from oodlib.moments import mean_of, scatter_around
+from oodlib.moments import mean_of, spectrum
 
 Basis = tuple[np.ndarray, np.ndarray]  # mean (d,), directions (d, p)
 
@@ -16,8 +16,9 @@ def pca_basis(z: np.ndarray, n_components: int) -> Basis:
     if not 1 <= n_components <= z.shape[1]:
         raise ValueError(f"pca must be between 1 and d = {z.shape[1]}, or 0 for none, got {n_components}")
     mean = mean_of(z)
-    directions = np.linalg.eigh(scatter_around(z, mean))[1][:, : -n_components - 1 : -1]  # eigenvalues ascend
     dtype = working_dtype(z)
+    centred = lambda kind: ((b - mean).astype(kind) for _, b in read_blocks(z))
+    directions = spectrum(centred, dtype, *z.shape)[1][:, : -n_components - 1 : -1]  # eigenvalues ascend
     return mean.astype(dtype), directions.astype(dtype)
 
 

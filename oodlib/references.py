@@ -4,16 +4,18 @@ They stand beside the cluster detectors as references, with the same API; higher
 are plain functions.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Self
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.utils.validation import check_consistent_length
 
-from oodlib.blocks import UnitRows, read_blocks
+from oodlib.blocks import UnitRows, read_blocks, working_dtype
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
-from oodlib.moments import Moments, cluster_means, mean_of, scatter_around
+from oodlib.moments import Moments, cluster_means, mean_of, spectrum
 from oodlib.neighbors import NeighborIndex
 
 ORIGIN_CUT = 1e-6  # relative cut of the pseudo-inverse that gives ViM's origin
@@ -112,32 +114,37 @@ class ViMDetector(Detector):
             raise ValueError(f"n_components must be between 0 and d = {d}, got {kept}")
         nowhere = -np.linalg.pinv(self.weight_, rcond=ORIGIN_CUT) @ self.bias_  # where all logits are nearest to zero
         self.origin_ = mean_of(z) if self.weight is None else nowhere
-        eigenvalues, vectors = np.linalg.eigh(scatter_around(z, self.origin_))  # ascending
-        self.residual_ = vectors[:, : d - kept].copy()  # a view would hold all of vectors
-        largest = lengths = 0.0
-        for _, block in read_blocks(z):
-            lengths += self._residual(block).sum()
-            largest += logits_of(block, self.weight_, self.bias_).max(axis=1).sum()
-        lengths = max(lengths, LEAST_RESIDUAL * np.sqrt(n * max(eigenvalues[-1], 0)))
-        self.scale_ = 1.0 if self.weight is None else largest / lengths if lengths > 0 else 0.0
+        eigenvalues, vectors = spectrum(partial(self._centred, z), working_dtype(z), n, d)  # ascending
+        self.residual_ = vectors[:, : d - kept].astype(working_dtype(z))
+        residuals, largest, energies = self._measure(z)
+        lengths = max(residuals.sum(), n * LEAST_RESIDUAL * np.sqrt(eigenvalues[-1]))
+        self.scale_ = 1.0 if self.weight is None else largest.sum() / lengths if lengths > 0 else 0.0
         held_out = z_calibration is not None
-        self._set_threshold(self._score(self._check(z_calibration) if held_out else z)[0], held_out)
+        scores = self._score(self._check(z_calibration))[0] if held_out else energies - self.scale_ * residuals
+        self._set_threshold(scores, held_out)
         return self
 
     def layout(self) -> dict[str, str]:
         classifier = {"weight_": "float64 c d", "bias_": "float64 c"}
-        subspace = {"origin_": "float64 d", "residual_": "float64 d r", "scale_": "float64"}
+        subspace = {"origin_": "float64 d", "residual_": "float d r", "scale_": "float64"}
         return super().layout() | classifier | subspace
 
-    def _residual(self, z: np.ndarray) -> np.ndarray:
-        return np.linalg.norm((z - self.origin_) @ self.residual_, axis=1)
+    def _centred(self, z: np.ndarray, dtype: type) -> Iterator[np.ndarray]:
+        for _, block in read_blocks(z):
+            yield (block - self.origin_).astype(dtype, copy=False)
+
+    def _measure(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the residual, the largest logit and the energy, each (n,) float64; no classifier has energy zero."""
+        residuals, largest, energies = np.empty((3, len(z)))
+        for (part, block), x in zip(read_blocks(z), self._centred(z, self.residual_.dtype), strict=True):
+            residuals[part] = np.linalg.norm(x @ self.residual_, axis=1)
+            logits = logits_of(block, self.weight_, self.bias_)
+            largest[part], energies[part] = logits.max(axis=1), logsumexp(logits, axis=1)
+        return residuals, largest, energies
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.empty(len(z))
-        for part, block in read_blocks(z):
-            known = 0.0 if self.weight is None else logsumexp(logits_of(block, self.weight_, self.bias_), axis=1)
-            scores[part] = known - self.scale_ * self._residual(block)
-        return scores, np.zeros(len(z), dtype=np.int64)
+        residuals, _, energies = self._measure(z)
+        return energies - self.scale_ * residuals, np.zeros(len(z), dtype=np.int64)
 
 
 class OutlierExposureDetector(Detector):

@@ -152,7 +152,7 @@ class ClusterDetector(Detector):
             raise ValueError(f"{self.distance!r} does not say what its state is, so no file can hold it")
         if self.pca:
             shapes = {part: shape.replace("d", "p") for part, shape in shapes.items()} | PCA_STATE
-        state = {f"state_.{part}": f"float {shape}" for part, shape in shapes.items()}
+        state = {f"state_.{part}": shape for part, shape in shapes.items()}
         return super().layout() | {"reference_nearest_": "int64 m", "offset_": offset} | state
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

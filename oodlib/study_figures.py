@@ -6,9 +6,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from oodlib import published
 from oodlib.drawing import COLORS, nothing_figure, objective_name
 from oodlib.provenance import display_name
-from oodlib.published import FIGURES
 from oodlib.regret import ORACLE
 from oodlib.report import SETTING, Results, group_means
 
@@ -136,8 +136,9 @@ def _draw_published(axis: Axes, detector: str, markers: dict[str, str]) -> None:
         axis.text(
             0.02, PUBLISHED_NEAR[1], "published CE, CIFAR-10", transform=axis.get_yaxis_transform(), va="bottom", size=8
         )
-    for id_dataset, group, objective, own, _, value, _ in FIGURES:
-        if (group, objective, own) == ("near", "ce", detector) and id_dataset in markers:
+    near = published.figures().query("against == 'near mean' and objective == 'ce' and detector == @detector")
+    for id_dataset, value in zip(near.id_dataset, near.published, strict=True):
+        if id_dataset in markers:
             axis.plot(1, value, markers[id_dataset], transform=axis.get_yaxis_transform(), **OPEN_OOD)
 
 
