@@ -2,11 +2,11 @@
 
 from oodlib.bundled import BUNDLED
 from oodlib.choices import RULES
+from oodlib.classifier_scores import WITH_CLASSIFIER
 from oodlib.clustering import CLUSTERINGS
 from oodlib.data import data_root, stored_names
 from oodlib.distances import DISTANCES
 from oodlib.readers import TORCHVISION
-from oodlib.references import LOGIT_SCORES
 from oodlib.study import study_names
 from oodlib.thresholds import THRESHOLDS
 
@@ -27,7 +27,7 @@ def names() -> dict[str, list[str]]:
         "clusterings": list(CLUSTERINGS),
         "distances": list(DISTANCES),
         "thresholds": list(THRESHOLDS),
-        "detectors without clusters": ["knn", "vim (residual without a classifier)", "fdbd", *LOGIT_SCORES],
+        "detectors without clusters": ["knn", "vim (residual without a classifier)", *WITH_CLASSIFIER],
         "known_outliers": ["numbers of OOD images a class, each for a detector outlier-exposure-NUMBER"],
         "pool": [name for name in POOLS if name],
         "choice_rules": list(RULES),

@@ -5,17 +5,19 @@ What detectors share is done once: a projection for all its clusterings, a fit f
 measurement for all that rest on it. Embeddings are read in blocks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
+from oodlib.blocks import sample_rows
+from oodlib.classifier_scores import EMBEDDING_SCORES, NEIGHBORS, WITH_CLASSIFIER, nnguide
 from oodlib.distances import DISTANCES, fit_distances, fit_relative
 from oodlib.gaussians import Gaussians
-from oodlib.moments import mean_of
+from oodlib.logit_scores import LOGIT_SCORES
 from oodlib.pca import pca_basis, project
-from oodlib.references import LOGIT_SCORES, KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
+from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.scoring import nearest_clusters
 
 Key = tuple[int, str, int]  # PCA components (0: none), clustering, number of clusters
@@ -65,7 +67,7 @@ class Scored:
 def n_detectors(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], known: list[int]) -> int:
     """Return how many detectors `all_scores` gives."""
     n_fitting = sum(len(_fitting(distances, assigned)) for assigned in assignments.values())
-    return n_fitting + 2 + (0 if data.weight is None else 1 + len(LOGIT_SCORES)) + len(known)
+    return n_fitting + 2 + (0 if data.weight is None else len(WITH_CLASSIFIER)) + len(known)
 
 
 def check_detectors(distances: list[str], n_neighbors: int, known: list[int]) -> None:
@@ -133,12 +135,25 @@ def reference_scores(data: RunEmbeddings, n_neighbors: int) -> Iterator[Scored]:
     scores = {name: knn.score_samples(embedded.z) for name, embedded in sets.items() if name != "train"}
     yield _reference("knn", scores | {"train": knn.reference_})
     vim = ViMDetector(data.weight, data.bias).fit(train)
-    yield _reference("residual" if data.weight is None else "vim", _each(sets, lambda s: vim.score_samples(s.z)))
+    scores = {name: vim.score_samples(embedded.z) for name, embedded in sets.items()}
+    yield _reference("residual" if data.weight is None else "vim", scores)
     if data.weight is not None:
-        mean = mean_of(train)
-        yield _reference("fdbd", _each(sets, lambda s: fdbd(s.z, data.weight, data.bias, mean)))
-        for name, score in LOGIT_SCORES.items():
-            yield _reference(name, _each(sets, lambda s, score=score: score(s.logits)))
+        yield from _classifier_scores(data)
+
+
+def _classifier_scores(data: RunEmbeddings) -> Iterator[Scored]:
+    """Yield the scores of WITH_CLASSIFIER; NNGuide's of the training embeddings, as KNN's, are those of a sample."""
+    train, sets, classifier = data.train.z, data.sets(), (data.weight, data.bias)
+    k = min(NEIGHBORS, len(train) - 1)
+    guided = {name: nnguide(s.z, *classifier, train, k) for name, s in sets.items() if name != "train"}
+    guided["train"] = nnguide(train[sample_rows(len(train))], *classifier, train, k, own=True)
+    yield _reference("nnguide", guided)
+    for name, (score, statistics) in EMBEDDING_SCORES.items():
+        fitted = [statistic(train) for statistic in statistics]
+        scores = {split: score(embedded.z, *classifier, *fitted) for split, embedded in sets.items()}
+        yield _reference(name, scores)
+    for name, score in LOGIT_SCORES.items():
+        yield _reference(name, {split: score(embedded.logits) for split, embedded in sets.items()})
 
 
 def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
@@ -163,7 +178,3 @@ def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
 
 def _reference(name: str, scores: dict[str, np.ndarray], seen: int = 0) -> Scored:
     return Scored("none", 0, 0, name, scores, seen=seen)
-
-
-def _each(sets: dict[str, Embedded], score: Callable[[Embedded], np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: score(embedded) for name, embedded in sets.items()}

@@ -1,7 +1,7 @@
-"""Detectors that need no clusters: neighbours, the classifier's own geometry and logits, heads that have seen outliers.
+"""Detectors that need no clusters: neighbours, a subspace and the classifier's energy, heads that have seen outliers.
 
-They stand beside the cluster detectors as references, with the same API; higher is more normal. Scores from logits
-are plain functions.
+They stand beside the cluster detectors as references, with the same API; higher is more normal. The scores that are
+plain functions are in `oodlib.logit_scores` and `oodlib.classifier_scores`.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ from functools import partial
 from typing import Self
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length
 
-from oodlib.blocks import UnitRows, read_blocks, working_dtype
+from oodlib.blocks import UnitRows, read_blocks, sample_rows, working_dtype
+from oodlib.classifier_scores import check_classifier, logits_of
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
 from oodlib.moments import Moments, cluster_means, mean_of, spectrum
@@ -20,8 +21,6 @@ from oodlib.neighbors import NeighborIndex
 
 ORIGIN_CUT = 1e-6  # relative cut of the pseudo-inverse that gives ViM's origin
 LEAST_RESIDUAL = 1e-5  # of the largest principal deviation; below it a residual may be rounding
-GAMMA, LARGEST = 0.1, 100  # of GEN: the power, and how many of the largest probabilities take part
-JUDGED = 10_000  # training embeddings that KNN's threshold is taken from, at most
 
 
 class KNNDetector(Detector):
@@ -47,9 +46,8 @@ class KNNDetector(Detector):
         if z_calibration is not None:
             self._set_threshold(self._score(self._check(z_calibration))[0], True, np.float32)
             return self
-        sample = np.sort(np.random.default_rng(0).permutation(len(z))[:JUDGED])
         # a training embedding is its own nearest neighbour, which a new one is not
-        self._set_threshold(self._kth(z[sample], self.n_neighbors + 1), False, np.float32)
+        self._set_threshold(self._kth(z[sample_rows(len(z))], self.n_neighbors + 1), False, np.float32)
         return self
 
     @property
@@ -82,9 +80,9 @@ class KNNDetector(Detector):
 class ViMDetector(Detector):
     """Score by energy minus the scaled residual outside the principal subspace (ViM, Wang et al. 2022).
 
-    weight (C, d), bias (C,): the linear classifier on the embeddings; without them the score is minus the residual
-    alone, around the mean. n_components: dimension of the principal subspace, None takes half of d.
-    alpha: false-alarm rate of the threshold.
+    weight (C, d), bias (C,): the linear classifier on the embeddings, arrays or tensors such as the parameters of a
+    layer; without them the score is minus the residual alone, around the mean. n_components: dimension of the principal
+    subspace, None takes half of d. alpha: false-alarm rate of the threshold.
     """
 
     def __init__(
@@ -108,7 +106,10 @@ class ViMDetector(Detector):
         self.check_parameters()
         z = self._check(z, reset=True)
         n, d = z.shape
-        self.weight_, self.bias_ = check_classifier(self.weight, self.bias, d)
+        if self.weight is None and self.bias is None:
+            self.weight_, self.bias_ = np.zeros((1, d)), np.zeros(1)
+        else:
+            self.weight_, self.bias_ = check_classifier(self.weight, self.bias, d)
         kept = d // 2 if self.n_components is None else self.n_components
         if not 0 <= kept <= d:
             raise ValueError(f"n_components must be between 0 and d = {d}, got {kept}")
@@ -214,91 +215,3 @@ def _codes(z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
     codes = np.zeros(len(z), dtype=np.int64) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
     check_consistent_length(z, codes)
     return codes
-
-
-def fdbd(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the fast decision boundary score (n,) of embeddings z (n, d); higher is more normal (Liu and Qin 2024).
-
-    The mean distance to the boundaries between the predicted class and each other class, over the distance of z to
-    the training mean (d,); weight (C, d), bias (C,) are the classifier's. An embedding at the mean scores infinity.
-    Raises ValueError where weight, bias, mean and z do not fit each other, for NaN, and for less than two classes.
-    """
-    mean = np.asarray(mean, dtype=np.float64)
-    if z.ndim != 2 or mean.shape != z.shape[1:]:
-        raise ValueError(f"z must be (n, d) and mean (d,), got {z.shape} and {mean.shape}")
-    weight, bias = check_classifier(weight, bias, z.shape[1])
-    if len(weight) < 2:
-        raise ValueError("fdbd needs a classifier of at least two classes")
-    squares = (weight**2).sum(axis=1)
-    normals = np.sqrt(np.maximum(squares[:, None] + squares - 2 * weight @ weight.T, 0))  # (C, C) |w_i - w_j|
-    scores = np.empty(len(z))
-    for part, block in read_blocks(z):
-        if not np.isfinite(block).all():
-            raise ValueError("z contains NaN or infinity")
-        logits = logits_of(block, weight, bias)
-        predicted = logits.argmax(axis=1)
-        gaps = logits.max(axis=1, keepdims=True) - logits  # (b, C), 0 for the predicted class
-        normal = normals[predicted]  # 0 to itself, and where two classes differ by their biases alone: no boundary
-        boundary = np.divide(gaps, normal, out=np.zeros_like(gaps), where=normal > 0).sum(axis=1)
-        radius = np.linalg.norm(block - mean, axis=1) * (len(weight) - 1)
-        scores[part] = np.divide(boundary, radius, out=np.full(len(block), np.inf), where=radius > 0)
-    return scores
-
-
-def check_classifier(weight: np.ndarray | None, bias: np.ndarray | None, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight (C, d) and bias (C,) in float64; zeros of one class where both are None."""
-    if weight is None and bias is None:
-        return np.zeros((1, d)), np.zeros(1)
-    weight, bias = np.asarray(weight, dtype=np.float64), np.asarray(bias, dtype=np.float64)
-    if weight.ndim != 2 or weight.shape[1] != d or bias.shape != weight.shape[:1]:
-        raise ValueError(f"weight must be (C, {d}) and bias (C,), got {weight.shape} and {bias.shape}")
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise ValueError("weight and bias must be finite")
-    return weight, bias
-
-
-def logits_of(z: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return the logits (n, C) float64 of embeddings z (n, d)."""
-    return z @ weight.T + bias
-
-
-def msp(logits: np.ndarray) -> np.ndarray:
-    """Return the maximum softmax probability (n,) of logits (n, C), in (0, 1] (Hendrycks & Gimpel 2017)."""
-    return softmax(_check_logits(logits), axis=1).max(axis=1)
-
-
-def max_logit(logits: np.ndarray) -> np.ndarray:
-    """Return the largest logit (n,) of logits (n, C) (Hendrycks et al. 2022)."""
-    return _check_logits(logits).max(axis=1)
-
-
-def energy(logits: np.ndarray) -> np.ndarray:
-    """Return the negative free energy (n,), logsumexp of logits (n, C) (Liu et al. 2020); larger is more normal."""
-    return logsumexp(_check_logits(logits), axis=1)
-
-
-def gen(logits: np.ndarray) -> np.ndarray:
-    """Return minus the generalised entropy (n,) of logits (n, C), Σ p^γ (1 - p)^γ over their softmax p.
-
-    Larger is more normal. γ is GAMMA, and of more than LARGEST classes the likeliest take part (Liu et al. 2023, GEN).
-    """
-    log_p = log_softmax(_check_logits(logits), axis=1)
-    largest = log_p == log_p.max(axis=1, keepdims=True)
-    largest &= largest.cumsum(axis=1) == 1  # of equal ones the first
-    smaller = np.where(largest, -np.inf, log_p)
-    # of the largest, 1 - p is what the others have together: 1 minus a p near 1 would have no digits left
-    log_others = np.where(largest, logsumexp(smaller, axis=1, keepdims=True), np.log1p(-np.exp(smaller)))
-    terms = np.exp(GAMMA * (log_p + log_others))
-    if terms.shape[1] > LARGEST:
-        terms = np.take_along_axis(terms, np.argpartition(log_p, -LARGEST, axis=1)[:, -LARGEST:], axis=1)
-    return -terms.sum(axis=1)
-
-
-def _check_logits(logits: np.ndarray) -> np.ndarray:
-    logits = np.asarray(logits, dtype=np.float64)
-    if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise ValueError(f"logits must be finite and (n, C), got shape {logits.shape}")
-    return logits
-
-
-LOGIT_SCORES = {"msp": msp, "maxlogit": max_logit, "energy": energy, "gen": gen}

@@ -37,7 +37,12 @@ SHOWN = (  # detectors that tables show unless others are named; {classes} is th
     "knn",
     "vim",
     "residual",
+    "nnguide",
     "fdbd",
+    "nci",
+    "react",
+    "ash",
+    "scale",
     "msp",
     "energy",
 )

@@ -1,7 +1,8 @@
 """Cluster detectors: embeddings in; by their distance to clusters a normality score, and a decision, for each out.
 
 Embeddings are taken as the encoder gives them; a distance that works on unit vectors normalises by itself. The
-detectors of `oodlib.references`, which need no clusters, can be imported from here too.
+detectors of `oodlib.references` and the functions of `oodlib.logit_scores` and `oodlib.classifier_scores`, which need
+no clusters, can be imported from here too.
 """
 
 from typing import Self
@@ -11,22 +12,14 @@ from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from oodlib.blocks import read_blocks, working_dtype
+from oodlib.classifier_scores import activation_limit, ash, fdbd, nci, nnguide, react, scale
 from oodlib.clustering import CLUSTERINGS, cluster
 from oodlib.detector import Detector, below_rounding
 from oodlib.detector_file import load_detector
 from oodlib.distances import DISTANCES, State, fit_distances
+from oodlib.logit_scores import LOGIT_SCORES, energy, gen, max_logit, msp
 from oodlib.pca import pca_basis, project
-from oodlib.references import (
-    LOGIT_SCORES,
-    KNNDetector,
-    OutlierExposureDetector,
-    ViMDetector,
-    energy,
-    fdbd,
-    gen,
-    max_logit,
-    msp,
-)
+from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.thresholds import THRESHOLDS, cluster_p_values
 
 PCA_STATE = {"pca_mean": "d", "pca_directions": "d p"}  # what a state holds besides after a PCA, in this order
@@ -37,14 +30,20 @@ __all__ = [
     "KNNDetector",
     "OutlierExposureDetector",
     "ViMDetector",
+    "activation_limit",
+    "ash",
     "energy",
     "fdbd",
     "gen",
     "load_detector",
     "max_logit",
     "msp",
+    "nci",
     "nearest_cluster",
     "nearest_clusters",
+    "nnguide",
+    "react",
+    "scale",
 ]
 
 

@@ -81,7 +81,7 @@ def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
 def test_table_has_a_row_for_every_rule_and_detector(data):
     table = choice_table(data, RULES, KEYS, DISTANCES, n_neighbors=5)
     assert list(table) == choices.COLUMNS
-    n_detectors = 4 * 3 - 1 + 2 + 1 + 4  # relative to one cluster nothing is left; knn, vim, fdbd and the logit scores
+    n_detectors = 4 * 3 - 1 + 2 + 6 + 4  # relative to one cluster nothing is left; knn, vim; of embeddings; of logits
     assert table.groupby("rule").size().tolist() == [n_detectors] * 2
     assert not table.duplicated(["rule", *DETECTOR]).any()
     assert table.auroc.between(0, 1).all()

@@ -300,6 +300,6 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert named["thresholds"] == ["global", "conformal", "per-cluster", "conformal-cluster"]
     assert named["choice_rules"] == ["left-out classes", "virtual outliers", "left-out classes of notebook 06"]
     assert "resnet18" in named["arch"]
-    assert {"knn", "msp", "fdbd"} < set(named["detectors without clusters"])
+    assert {"knn", "msp", "fdbd", "nnguide"} < set(named["detectors without clusters"])
     assert named["pool"] == ["token", "avg"]
     assert "known_outliers" in named

@@ -22,7 +22,22 @@ from oodlib.product import (
     n_detectors,
     reference_scores,
 )
-from oodlib.scoring import ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector, energy, fdbd, gen, msp
+from oodlib.scoring import (
+    ClusterDetector,
+    KNNDetector,
+    OutlierExposureDetector,
+    ViMDetector,
+    activation_limit,
+    ash,
+    energy,
+    fdbd,
+    gen,
+    msp,
+    nci,
+    nnguide,
+    react,
+    scale,
+)
 from oodlib.thresholds import THRESHOLDS, conformal_threshold
 
 ALPHA, SEED, N_NEIGHBORS = 0.1, 3, 7
@@ -162,9 +177,15 @@ def test_rows_of_references_are_those_of_their_detectors(data, rows, threshold):
 
 @pytest.mark.parametrize("threshold", ["global", "conformal"])
 def test_rows_of_the_functions_are_those_of_their_scores(data, rows, threshold):
-    mean = data.train.z.astype(np.float64).mean(axis=0)
+    train, head = data.train.z, (data.weight, data.bias)
+    mean, clip = train.astype(np.float64).mean(axis=0), activation_limit(train)
     functions = {
-        "fdbd": lambda part: fdbd(part.z, data.weight, data.bias, mean),
+        "nnguide": lambda part: nnguide(part.z, *head, train, own=part is data.train),
+        "fdbd": lambda part: fdbd(part.z, *head, mean),
+        "nci": lambda part: nci(part.z, *head, mean),
+        "react": lambda part: react(part.z, *head, clip),
+        "ash": lambda part: ash(part.z, *head),
+        "scale": lambda part: scale(part.z, *head),
         "msp": lambda part: msp(part.logits),
         "maxlogit": lambda part: part.logits.max(axis=1),
         "energy": lambda part: energy(part.logits),
@@ -239,7 +260,7 @@ def test_a_set_with_less_than_two_images_left_has_no_outlier_exposure(data):
 
 def test_the_number_of_detectors_is_foreseen(data):
     assignments = assign(data)
-    for given, references in ((data, 7), (make_data(classifier=False), 2)):
+    for given, references in ((data, 12), (make_data(classifier=False), 2)):
         found = list(all_scores(given, assignments, list(DISTANCES), N_NEIGHBORS, [1, 5]))
         # two of ten clusterings have one cluster, where the two relative distances are not defined
         assert len(found) == 10 * len(DISTANCES) - 4 + references + 2
@@ -248,7 +269,7 @@ def test_the_number_of_detectors_is_foreseen(data):
     relative = [s.clustering for s in cluster_scores(data, assignments, ["relative-mahalanobis"])]
     assert relative == [name for name, _ in WAYS if name != "one"] * 2
     # a mixture asked for four clusters may find but one
-    assert n_detectors(data, {(0, "gmm", 4): np.zeros(240, dtype=int)}, ["relative-mahalanobis"], []) == 7
+    assert n_detectors(data, {(0, "gmm", 4): np.zeros(240, dtype=int)}, ["relative-mahalanobis"], []) == 12
 
 
 def test_every_set_has_a_score_and_a_nearest_cluster_for_each_image(data):

@@ -1,15 +1,18 @@
-"""Reference detectors against their formulas in float64: subspaces, boundaries, Gaussians; and invariances."""
+"""Reference detectors against their formulas in float64: subspaces, Gaussians; and invariances."""
 
 import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import special, stats
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from oodlib import blocks, references
+from oodlib import blocks
+from oodlib.detector_file import load_detector
 from oodlib.metrics import auroc
-from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector, fdbd
+from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
 
 C, D = 5, 24
 MEANS = np.random.default_rng(0).normal(size=(C, 128))
@@ -120,64 +123,24 @@ def test_a_residual_that_only_rounding_makes_does_not_decide(dtype):
     assert away.max() < scores.min()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_vim_takes_the_parameters_of_a_layer(dtype, tmp_path):
+    layer = torch.nn.Linear(D, C, dtype=dtype)
+    arrays = [part.detach().double().numpy().copy() for part in (layer.weight, layer.bias)]
+    expected = ViMDetector(*arrays).fit(Z).score_samples(BOTH)
+    detector = ViMDetector(layer.weight, layer.bias).fit(Z)
+    assert detector.get_params()["weight"] is layer.weight
+    assert np.array_equal(clone(detector).fit(Z).score_samples(BOTH), expected)
+    detector.save(tmp_path / "vim")
+    with torch.no_grad():
+        layer.weight.zero_()  # a layer that is trained on changes no detector
+    for kept in (detector, load_detector(tmp_path / "vim")):
+        assert np.array_equal(kept.score_samples(BOTH), expected)
+
+
 def test_vim_of_embeddings_that_do_not_vary():
     detector = ViMDetector(np.eye(2), np.zeros(2)).fit(np.zeros((5, 2)))
     assert detector.score_samples(np.zeros((1, 2))) == pytest.approx([math.log(2)])
-
-
-# Fast decision boundaries
-
-
-def fdbd_by_loop(z, weight, bias, mean):
-    scores = []
-    for x in z:
-        logits = weight @ x + bias
-        first = logits.argmax()
-        distances = [
-            abs(logits[first] - logits[c]) / np.linalg.norm(weight[first] - weight[c])
-            for c in range(len(weight))
-            if c != first
-        ]
-        scores.append(np.mean(distances) / np.linalg.norm(x - mean))
-    return np.array(scores)
-
-
-def test_fdbd_is_its_formula(monkeypatch):
-    mean = Z.mean(axis=0)
-    expected = fdbd_by_loop(BOTH, WEIGHT, BIAS, mean)
-    np.testing.assert_allclose(fdbd(BOTH, WEIGHT, BIAS, mean), expected, rtol=1e-9)
-    np.testing.assert_allclose(fdbd(BOTH.astype(np.float32), WEIGHT, BIAS, mean), expected, rtol=1e-4)
-    monkeypatch.setattr(blocks, "ROWS", 7)
-    np.testing.assert_allclose(fdbd(BOTH, WEIGHT, BIAS, mean), expected, rtol=1e-9)
-
-
-def test_fdbd_of_classes_that_differ_by_their_bias_alone_has_no_boundary_between_them():
-    weight, z = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([[3.0, 1], [-1, 2]])
-    found = fdbd(z, weight, np.array([0.0, -5, 0]), np.zeros(2))
-    assert found == pytest.approx([2 / np.sqrt(2) / np.sqrt(10) / 2, (3 + 8) / np.sqrt(2) / np.sqrt(5) / 2])
-
-
-def test_fdbd_by_hand():
-    weight, bias, mean = np.array([[1.0, 0], [-1, 0], [1, 2]]), np.array([0.0, 0, -4]), np.array([0.0, 2])
-    # at (3, 0): logits 3, -3, -1; distances 6 / 2 and 4 / 2, radius √13; (0, 4): 0, 0, 4 and 4 / 2, 4 / √8, radius 2
-    z = np.array([[3.0, 0], [0, 4], [0, 2]])
-    found = fdbd(z, weight, bias, mean)
-    assert found[:2] == pytest.approx([2.5 / math.sqrt(13), (2 + math.sqrt(2)) / 2 / 2])
-    assert found[2] == math.inf  # at the mean
-    assert fdbd(np.array([[0.0, 1]]), weight[:2], bias[:2], mean) == pytest.approx([0])  # on the boundary
-
-
-def test_fdbd_does_not_change_with_scale_shift_and_empty_dimensions():
-    mean = Z.mean(axis=0)
-    scores = fdbd(BOTH, WEIGHT, BIAS, mean)
-    for scale in (1e-5, 1e3):
-        np.testing.assert_allclose(fdbd(BOTH * scale, WEIGHT / scale, BIAS, mean * scale), scores, rtol=1e-9)
-    shifted = fdbd(BOTH + 1000, WEIGHT, BIAS - 1000 * WEIGHT.sum(axis=1), mean + 1000)
-    np.testing.assert_allclose(shifted, scores, rtol=1e-6)
-    wider = ((0, 0), (0, 32))
-    np.testing.assert_allclose(
-        fdbd(np.pad(BOTH, wider), np.pad(WEIGHT, wider), BIAS, np.pad(mean, (0, 32))), scores, rtol=1e-9
-    )
 
 
 # Outlier exposure
@@ -265,7 +228,7 @@ def test_knn_threshold_and_p_values_rest_on_the_calibration_images():
 def test_knn_takes_its_threshold_from_a_sample_where_training_embeddings_are_many(monkeypatch):
     whole = KNNDetector(5, alpha=0.2).fit(Z)
     assert whole.reference_.shape == (300,)
-    monkeypatch.setattr(references, "JUDGED", 200)
+    monkeypatch.setattr(blocks, "SAMPLED", 200)
     sampled = KNNDetector(5, alpha=0.2).fit(Z)
     assert sampled.reference_.shape == (200,)
     assert np.isin(sampled.reference_, whole.reference_).all()
@@ -454,36 +417,18 @@ def test_a_classifier_that_does_not_fit(weight, bias, shapes):
     said = rf"weight must be \(C, 24\) and bias \(C,\), got {shapes}"
     with pytest.raises(ValueError, match=said):
         ViMDetector(weight, bias).fit(Z)
-    with pytest.raises(ValueError, match=said):
-        fdbd(Z, weight, bias, Z.mean(axis=0))
 
 
 def test_a_classifier_that_is_not_finite():
     for weight, bias in ((WEIGHT * math.nan, BIAS), (WEIGHT, BIAS + math.inf)):
         with pytest.raises(ValueError, match="weight and bias must be finite"):
             ViMDetector(weight, bias).fit(Z)
-        with pytest.raises(ValueError, match="weight and bias must be finite"):
-            fdbd(Z, weight, bias, Z.mean(axis=0))
 
 
 @pytest.mark.parametrize("kept", [-1, 25])
 def test_components_out_of_range(kept):
     with pytest.raises(ValueError, match=f"n_components must be between 0 and d = 24, got {kept}"):
         ViMDetector(WEIGHT, BIAS, n_components=kept).fit(Z)
-
-
-def test_fdbd_refuses_what_has_no_boundary_or_no_value():
-    mean = Z.mean(axis=0)
-    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
-        fdbd(Z, WEIGHT[:1], BIAS[:1], mean)
-    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
-        fdbd(Z, None, None, mean)
-    for value in (math.nan, math.inf):  # which would else score infinity, the most normal there is
-        with pytest.raises(ValueError, match="z contains NaN or infinity"):
-            fdbd(np.where(np.arange(D) == 2, value, ID), WEIGHT, BIAS, mean)
-    for z, center in ((Z, mean[:5]), (Z, 0.0), (Z[0], mean)):
-        with pytest.raises(ValueError, match=r"z must be \(n, d\) and mean \(d,\), got \("):
-            fdbd(z, WEIGHT, BIAS, center)
 
 
 def test_labels_of_another_length():

@@ -303,10 +303,11 @@ def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained)
     key = ["pca", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
     assert not metrics.duplicated(key).any()
     references = metrics[metrics.clustering == "none"]
-    assert set(references.distance) == {"knn", "vim", "fdbd", "msp", "maxlogit", "energy", "gen", "outlier-exposure-2"}
+    of_classifier = {"nnguide", "fdbd", "nci", "react", "ash", "scale", "msp", "maxlogit", "energy", "gen"}
+    assert set(references.distance) == {"knn", "vim", *of_classifier, "outlier-exposure-2"}
     assert set(references.threshold) == {"global", "conformal"}
     assert set(references.n_clusters) == set(references.pca) == {0}
-    assert len(references) == 8 * 2 * len(GROUPS)
+    assert len(references) == 13 * 2 * len(GROUPS)
     clustered = metrics[metrics.clustering != "none"]
     assert set(clustered.threshold) == set(THRESHOLDS)
     n_detectors = 2 * (4 * 4 - 1)  # two PCAs, four clusterings × four distances but the relative one to one cluster

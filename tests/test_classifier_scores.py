@@ -1,0 +1,316 @@
+"""Scores of embeddings and a linear classifier: loops over their formulas, numbers by hand, what must not matter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from oodlib import blocks
+from oodlib.classifier_scores import EMBEDDING_SCORES, activation_limit, ash, fdbd, nci, nnguide, react, scale
+
+C, D = 4, 20
+
+
+def make(seed):
+    """Return new embeddings (30, D), a classifier, and training embeddings (60, D); a third of values are below 0."""
+    rng = np.random.default_rng(seed)
+    z, train = (rng.normal(0.5, size=(n, D)) for n in (30, 60))
+    return z, rng.normal(size=(C, D)), rng.normal(size=C) + 5, train
+
+
+Z, WEIGHT, BIAS, TRAIN = make(0)
+MEAN = TRAIN.mean(axis=0)
+HEAD = WEIGHT, BIAS
+
+
+# The formulas, an embedding x at a time
+
+
+def energy_of(x, weight, bias):
+    return math.log(sum(math.exp(w @ x + b) for w, b in zip(weight, bias, strict=True)))
+
+
+def length(x):
+    return math.sqrt(sum(value**2 for value in x))
+
+
+def nnguide_of(x, weight, bias, train):
+    guides = [energy_of(t, weight, bias) * (x @ t) / length(x) / length(t) for t in train]
+    return energy_of(x, weight, bias) * sum(sorted(guides)[-10:]) / 10
+
+
+def fdbd_of(x, weight, bias, train):
+    logits = weight @ x + bias
+    first = logits.argmax()
+    others = [c for c in range(len(weight)) if c != first]
+    distances = [(logits[first] - logits[c]) / length(weight[first] - weight[c]) for c in others]
+    return sum(distances) / len(others) / length(x - train.mean(axis=0))
+
+
+def nci_of(x, weight, bias, train):
+    centred = x - train.mean(axis=0)
+    return weight[(weight @ x + bias).argmax()] @ centred / length(centred) + 0.0001 * sum(abs(value) for value in x)
+
+
+def react_of(x, weight, bias, train):
+    values = sorted(train.ravel())
+    place = 0.9 * (len(values) - 1)
+    low = math.floor(place)
+    limit = values[low] + (place - low) * (values[low + 1] - values[low])
+    return energy_of(np.array([min(value, limit) for value in x]), weight, bias)
+
+
+def factor_of(x, n_kept):
+    positive = [max(value, 0) for value in x]
+    return math.exp(sum(positive) / sum(sorted(positive)[-n_kept:]))
+
+
+def ash_of(x, weight, bias, train):
+    kept = sorted(x)[-2:]  # a tenth of 20
+    return energy_of(np.array([value if value in kept else 0 for value in x]) * factor_of(x, 2), weight, bias)
+
+
+def scale_of(x, weight, bias, train):
+    return energy_of(x * factor_of(x, 3), weight, bias)  # 15 % of 20
+
+
+def fitted(name):
+    """Return a score as a function of z, weight, bias and the training embeddings."""
+    if name == "nnguide":
+        return nnguide
+    score, statistics = EMBEDDING_SCORES[name]
+    return lambda z, weight, bias, train: score(z, weight, bias, *(of(train) for of in statistics))
+
+
+FORMULAS = {
+    "nnguide": nnguide_of,
+    "fdbd": fdbd_of,
+    "nci": nci_of,
+    "react": react_of,
+    "ash": ash_of,
+    "scale": scale_of,
+}
+each = pytest.mark.parametrize("name", FORMULAS)
+
+
+@each
+@pytest.mark.parametrize("seed", range(4))
+def test_each_is_its_formula(name, seed, monkeypatch):
+    z, weight, bias, train = make(seed)
+    expected = [FORMULAS[name](x, weight, bias, train) for x in z]
+    score = fitted(name)
+    np.testing.assert_allclose(score(z, weight, bias, train), expected, rtol=1e-9)
+    single = score(z.astype(np.float32), weight, bias, train.astype(np.float32))
+    assert single.dtype == np.float64
+    np.testing.assert_allclose(single, expected, rtol=1e-4)
+    monkeypatch.setattr(blocks, "ROWS", 7)
+    np.testing.assert_allclose(score(z, weight, bias, train), expected, rtol=1e-9)
+    assert FORMULAS.keys() == {"nnguide", *EMBEDDING_SCORES}
+
+
+@each
+def test_the_order_of_rows_does_not_matter(name):
+    order, of_train = np.random.default_rng(1).permutation(30), np.random.default_rng(2).permutation(60)
+    found = fitted(name)(Z[order], *HEAD, TRAIN[of_train])
+    np.testing.assert_allclose(found, fitted(name)(Z, *HEAD, TRAIN)[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize("by", [1e-3, 1e4])
+@each
+def test_the_unit_does_not_matter(name, by):
+    if name == "nci":  # its two terms have units of their own: that of the weight, and that of z
+        found, expected = (nci(Z * s, WEIGHT / s, BIAS, MEAN * s, alpha=0) * s for s in (by, 1))
+    else:
+        found, expected = (fitted(name)(Z * s, WEIGHT / s, BIAS, TRAIN * s) for s in (by, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_parameters_of_a_layer_are_taken_as_they_are(name, dtype):
+    layer = torch.nn.Linear(D, C, dtype=dtype)
+    arrays = [part.detach().double().numpy() for part in (layer.weight, layer.bias)]
+    expected = fitted(name)(Z, *arrays, TRAIN)
+    assert np.array_equal(fitted(name)(Z, layer.weight, layer.bias, TRAIN), expected)
+    tensor = torch.tensor(Z, dtype=dtype, requires_grad=True)
+    expected = fitted(name)(tensor.detach().double().numpy(), *arrays, TRAIN)
+    assert np.array_equal(fitted(name)(tensor, layer.weight, layer.bias, TRAIN), expected)
+
+
+# Rows that are zero, or without a positive value
+
+
+@each
+def test_a_zero_row_has_a_finite_score(name):
+    z = np.concatenate([Z[:3], np.zeros((1, D))])
+    found = fitted(name)(z, *HEAD, TRAIN)
+    assert np.isfinite(found).all()
+    expected = {"nnguide": 0, "nci": nci_of(z[3], *HEAD, TRAIN), "fdbd": fdbd_of(z[3], *HEAD, TRAIN)}
+    assert found[3] == pytest.approx(expected.get(name, energy_of(z[3], *HEAD)), rel=1e-12)
+
+
+def test_a_row_without_positive_values_has_the_factor_e():
+    z = -np.abs(Z)
+    np.testing.assert_allclose(scale(z, *HEAD), [energy_of(math.e * x, *HEAD) for x in z], rtol=1e-12)
+    kept = np.where(z >= np.sort(z, axis=1)[:, -2:-1], z, 0)
+    np.testing.assert_allclose(ash(z, *HEAD), [energy_of(math.e * x, *HEAD) for x in kept], rtol=1e-12)
+
+
+# By hand: of one class, the energy is the logit
+
+
+@pytest.mark.parametrize(
+    ("row", "percentile", "ratio", "kept"),
+    [
+        ([1, 2, 3, 4], 50, 10 / 7, [0, 0, 3, 4]),
+        ([1, 2, 3, 4], 0, 1, [1, 2, 3, 4]),
+        ([1, 2, 3, 4], 99, 10 / 4, [0, 0, 0, 4]),  # one value is kept at least
+        ([-1, 2, 4, -3], 50, 1, [0, 2, 4, 0]),  # sums are of the positive values
+        ([-1, 2, 4, -3], 75, 6 / 4, [0, 0, 4, 0]),
+        ([-1, 2, 4, -3], 25, 1, [-1, 2, 4, 0]),
+        ([2, 2, 1, 2], 50, 7 / 4, [2, 2, 0, 2]),  # of equal values all are kept
+        ([0, 5, 0, 0], 50, 1, [0, 5, 0, 0]),
+    ],
+)
+def test_shaped_rows_by_hand(row, percentile, ratio, kept):
+    weight, bias = np.array([[1.0, 10, 100, 1000]]), np.array([0.5])
+    z = np.array([row], dtype=float)
+    assert ash(z, weight, bias, percentile) == pytest.approx(math.exp(ratio) * weight[0] @ kept + 0.5, rel=1e-12)
+    assert scale(z, weight, bias, percentile) == pytest.approx(math.exp(ratio) * weight[0] @ row + 0.5, rel=1e-12)
+
+
+def test_the_steepest_percentile_leaves_scores_finite():
+    z = np.ones((1, 149))  # 148 of 149 are pruned, so that the factor is exp(149)
+    assert np.isfinite([ash(z, z, [0], 99), scale(z, z, [0], 99)]).all()
+
+
+def test_react_that_clips_nothing_is_the_energy():
+    for dtype in (np.float32, np.float64):
+        train = TRAIN.astype(dtype)
+        limit = activation_limit(train, 100)
+        assert limit == train.max()
+        np.testing.assert_allclose(react(train, *HEAD, limit), [energy_of(x, *HEAD) for x in train], rtol=1e-6)
+    assert react(np.array([[-7.0, 1, 3]]), np.eye(3)[:1], [0.0], 2.0) == [-7]  # low values stay
+
+
+def test_the_limit_is_that_of_a_sample_where_rows_are_many(monkeypatch):
+    monkeypatch.setattr(blocks, "SAMPLED", 40)
+    rows = blocks.sample_rows(60)
+    assert len(rows) == 40
+    assert activation_limit(TRAIN) == activation_limit(TRAIN[rows]) == np.percentile(TRAIN[rows], 90)
+
+
+@pytest.mark.parametrize("below", [0, 60])
+def test_nnguide_leaves_a_row_out_of_its_own_neighbours(below, monkeypatch):
+    monkeypatch.setattr(blocks, "ROWS", 13)
+    bias = BIAS - below
+    rows = np.arange(0, 60, 7)
+    expected = [nnguide_of(TRAIN[i], WEIGHT, bias, np.delete(TRAIN, i, axis=0)) for i in rows]
+    np.testing.assert_allclose(nnguide(TRAIN[rows], WEIGHT, bias, TRAIN, own=True), expected, rtol=1e-9)
+    # with energies below 0, the row itself is no neighbour in any case
+    assert np.allclose(nnguide(TRAIN[rows], WEIGHT, bias, TRAIN), expected) == bool(below)
+
+
+def test_nnguide_by_hand():
+    """Energies are 3 and 4 of the training embeddings, which are at right angles, and 6 of the new one."""
+    train, z, weight, bias = np.array([[3.0, 0], [0, 4]]), np.array([[3.0, 3]]), np.array([[1.0, 1]]), [0.0]
+    assert nnguide(z, weight, bias, train, 1) == pytest.approx([6 * 4 / math.sqrt(2)])
+    assert nnguide(z, weight, bias, train, 2) == pytest.approx([6 * (3 + 4) / math.sqrt(2) / 2])
+    assert nnguide(train, weight, bias, train, 1, own=True) == pytest.approx([0, 0])
+
+
+def test_nci_by_hand():
+    weight, bias, mean = np.array([[2.0, 0], [0, 1]]), np.array([0.0, 1]), np.array([1.0, 1])
+    z = np.array([[4.0, -3], [1, 1]])  # of class 0, (3, -4) from the mean; at the mean
+    assert nci(z, weight, bias, mean, alpha=0.5) == pytest.approx([2 * 3 / 5 + 3.5, 1])
+
+
+# Fast decision boundaries
+
+
+def test_fdbd_of_classes_that_differ_by_their_bias_alone_has_no_boundary_between_them():
+    weight, z = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([[3.0, 1], [-1, 2]])
+    found = fdbd(z, weight, np.array([0.0, -5, 0]), np.zeros(2))
+    assert found == pytest.approx([2 / np.sqrt(2) / np.sqrt(10) / 2, (3 + 8) / np.sqrt(2) / np.sqrt(5) / 2])
+
+
+def test_fdbd_by_hand():
+    weight, bias, mean = np.array([[1.0, 0], [-1, 0], [1, 2]]), np.array([0.0, 0, -4]), np.array([0.0, 2])
+    # at (3, 0): logits 3, -3, -1; distances 6 / 2 and 4 / 2, radius √13; (0, 4): 0, 0, 4 and 4 / 2, 4 / √8, radius 2
+    z = np.array([[3.0, 0], [0, 4], [0, 2]])
+    found = fdbd(z, weight, bias, mean)
+    assert found[:2] == pytest.approx([2.5 / math.sqrt(13), (2 + math.sqrt(2)) / 2 / 2])
+    assert found[2] == math.inf  # at the mean
+    assert fdbd(np.array([[0.0, 1]]), weight[:2], bias[:2], mean) == pytest.approx([0])  # on the boundary
+
+
+def test_fdbd_does_not_change_with_shift_and_empty_dimensions():
+    scores = fdbd(Z, *HEAD, MEAN)
+    shifted = fdbd(Z + 1000, WEIGHT, BIAS - 1000 * WEIGHT.sum(axis=1), MEAN + 1000)
+    np.testing.assert_allclose(shifted, scores, rtol=1e-6)
+    wider = ((0, 0), (0, 32))
+    found = fdbd(np.pad(Z, wider), np.pad(WEIGHT, wider), BIAS, np.pad(MEAN, (0, 32)))
+    np.testing.assert_allclose(found, scores, rtol=1e-9)
+
+
+# Refusals
+
+
+@each
+@pytest.mark.parametrize(
+    ("weight", "bias", "said"),
+    [
+        (WEIGHT[:, :5], BIAS, r"weight must be \(C, 20\) and bias \(C,\), got \(4, 5\) and \(4,\)"),
+        (WEIGHT, BIAS[:3], r"weight must be \(C, 20\) and bias \(C,\), got \(4, 20\) and \(3,\)"),
+        (None, None, r"weight must be \(C, 20\) and bias \(C,\), got \(\) and \(\)"),
+        (WEIGHT * math.nan, BIAS, "weight and bias must be finite"),
+        (WEIGHT, BIAS + math.inf, "weight and bias must be finite"),
+    ],
+)
+def test_a_classifier_that_does_not_fit(name, weight, bias, said):
+    with pytest.raises(ValueError, match=said):
+        fitted(name)(Z, weight, bias, TRAIN)
+
+
+@each
+def test_embeddings_that_have_no_score(name):
+    assert fitted(name)(Z[:0], *HEAD, TRAIN).shape == (0,)
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="z contains NaN or infinity"):
+            fitted(name)(np.where(np.arange(D) == 2, value, Z), *HEAD, TRAIN)
+    with pytest.raises(ValueError, match=r"z must be \(n, d\), got shape \(20,\)"):
+        fitted(name)(Z[0], *HEAD, TRAIN)
+
+
+def test_what_comes_from_training_embeddings_has_to_fit():
+    for score in (fdbd, nci):
+        for mean in (MEAN[:5], 0.0, MEAN * math.nan):
+            with pytest.raises(ValueError, match=r"mean must be finite and \(20,\), got shape \("):
+                score(Z, *HEAD, mean)
+    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
+        fdbd(Z, WEIGHT[:1], BIAS[:1], MEAN)
+    with pytest.raises(ValueError, match=r"train must be \(m, 20\) as z is, got shape \(60, 5\)"):
+        nnguide(Z, *HEAD, TRAIN[:, :5])
+    for statistic in (activation_limit, lambda train: nnguide(Z, *HEAD, train)):
+        with pytest.raises(ValueError, match="train contains NaN or infinity"):
+            statistic(np.where(np.arange(D) == 2, math.nan, TRAIN))
+    with pytest.raises(ValueError, match="limit must be finite, got nan"):
+        react(Z, *HEAD, math.nan)
+    with pytest.raises(ValueError, match=r"train must have embeddings, got shape \(0, 20\)"):
+        activation_limit(TRAIN[:0])
+
+
+@pytest.mark.parametrize(("n_neighbors", "own", "largest"), [(0, False, 60), (61, False, 60), (60, True, 59)])
+def test_neighbours_out_of_range(n_neighbors, own, largest):
+    with pytest.raises(ValueError, match=f"n_neighbors must be between 1 and {largest}, got {n_neighbors}"):
+        nnguide(Z, *HEAD, TRAIN, n_neighbors, own)
+
+
+@pytest.mark.parametrize("percentile", [-1, 101, math.nan])
+def test_percentiles_out_of_range(percentile):
+    with pytest.raises(ValueError, match=f"percentile must be between 0 and 100, got {percentile}"):
+        activation_limit(TRAIN, percentile)
+    for score in (ash, scale):
+        with pytest.raises(ValueError, match=f"percentile must be between 0 and 99, got {percentile}"):
+            score(Z, *HEAD, percentile)
