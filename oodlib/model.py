@@ -188,11 +188,11 @@ def score_by_clusters(z: torch.Tensor, state: Tensors, distance: Distance) -> tu
 
 
 def score_by_neighbor(z: torch.Tensor, state: Tensors, n_neighbors: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return minus the distance (n,) of z (n, d) at unit norm to its k-th nearest row, and zeros (n,)."""
-    unit = to_unit_norm(z)
-    kth = (unit @ state["rows"].T).topk(n_neighbors, dim=1).indices[:, -1]
-    # by the difference, because a small distance drowns in the rounding of the product
-    return -torch.linalg.norm(unit - state["rows"][kth], dim=1), torch.zeros_like(kth)
+    """Return minus the distance (n,) float64 of z (n, d) at unit norm to its k-th nearest row, and zeros (n,)."""
+    unit, rows = to_unit_norm(z.double()), state["rows"].double()  # in float32, near rows would be told apart by noise
+    closeness = unit @ rows.T - (rows**2).sum(dim=1) / 2
+    kth = closeness.topk(n_neighbors, dim=1).indices[:, -1]
+    return -torch.linalg.norm(unit - rows[kth], dim=1), torch.zeros_like(kth)
 
 
 def score_by_residual(z: torch.Tensor, state: Tensors) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from oodlib.classifier_scores import check_classifier, logits_of
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
 from oodlib.moments import Moments, cluster_means, mean_of, spectrum
-from oodlib.neighbors import NeighborIndex
+from oodlib.neighbors import IN_MEMORY, NeighborIndex
 
 ORIGIN_CUT = 1e-6  # relative cut of the pseudo-inverse that gives ViM's origin
 LEAST_RESIDUAL = 1e-5  # of the largest principal deviation; below it a residual may be rounding
@@ -42,7 +42,8 @@ class KNNDetector(Detector):
         """
         self.check_parameters()
         z = self._check(z, reset=True)
-        self.embeddings_ = UnitRows(z)
+        rows = UnitRows(z)
+        self.embeddings_ = rows[:].astype(np.float32) if 4 * z.size <= IN_MEMORY else rows
         if z_calibration is not None:
             self._set_threshold(self._score(self._check(z_calibration))[0], True, np.float32)
             return self
@@ -52,14 +53,8 @@ class KNNDetector(Detector):
 
     @property
     def embeddings_(self) -> np.ndarray:
-        """The training embeddings (n, d) float32 at unit norm, put together from index_ when asked for."""
-        embeddings, table = np.empty(self.index_.shape, dtype=np.float32), self.index_.table
-        if table is None:
-            for part, block in read_blocks(self.index_.reference):
-                embeddings[part] = block
-        else:
-            embeddings[table.ids.numpy()] = table.rows.numpy()
-        return embeddings
+        """The training embeddings (n, d) float32 at unit norm; read from where they are, if there are too many."""
+        return np.asarray(self.index_.reference[:], dtype=np.float32)
 
     @embeddings_.setter
     def embeddings_(self, rows: UnitRows | np.ndarray) -> None:
