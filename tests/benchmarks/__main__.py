@@ -20,7 +20,7 @@ import seaborn as sns
 import torch
 import training
 
-from oodlib.device import default_device, describe_machine
+from oodlib.device import default_device, describe_machine, has_fast_bfloat16
 from oodlib.drawing import use_style
 from oodlib.figure_files import save_figure
 from oodlib.files import resolve, write_text
@@ -28,9 +28,8 @@ from oodlib.files import resolve, write_text
 TABLES = {
     "factors": {
         "benchmarks": factors.BENCHMARKS,
-        "key": ["benchmark", "data"],
+        "key": ["benchmark", "data", "other", "kind"],
         "columns": [
-            "other",
             "ours_seconds",
             "other_seconds",
             "ratio",
@@ -41,13 +40,15 @@ TABLES = {
             "megabytes",
             "difference",
             "rank_correlation",
+            "inertia",
+            "inertia_other",
             "log_likelihood",
             "log_likelihood_other",
         ],
     },
     "training": {
         "benchmarks": training.BENCHMARKS,
-        "key": ["benchmark", "data", "network", "batch", "device"],
+        "key": ["benchmark", "data", "network", "batch", "device", "kind"],
         "columns": [
             "other",
             "ours_images_per_second",
@@ -60,7 +61,7 @@ TABLES = {
     },
     "deployment": {
         "benchmarks": deployment.BENCHMARKS,
-        "key": ["benchmark", "data", "network", "batch", "device"],
+        "key": ["benchmark", "data", "network", "batch", "device", "kind"],
         "columns": [
             "other",
             "ours_milliseconds",
@@ -108,7 +109,12 @@ def record(name: str, scale: float) -> None:
 
 
 def write(name: str, rows: pd.DataFrame) -> None:
-    """Merge rows into the table on disk, and write it anew as csv and markdown, the factors also as a figure."""
+    """Merge rows into the table on disk, and write it anew as csv and markdown, the factors also as a figure.
+
+    `kind` is that of the processor: "bfloat16" where it multiplies bfloat16 numbers, else its vector instructions.
+    """
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    rows = rows.assign(kind="bfloat16" if fast else torch.backends.cpu.get_cpu_capability())
     folder, key = resolve("outputs") / "benchmarks", TABLES[name]["key"]
     path = folder / f"{name}.csv"
     before = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=key)
@@ -135,7 +141,7 @@ def peers() -> dict[str, str]:
 def draw(table: pd.DataFrame, folder: Path) -> None:
     """Draw how many times faster each benchmark is."""
     use_style()
-    names = table.benchmark + " (" + table.data + ")\nagainst " + table.other
+    names = table.benchmark + " (" + table.data + ", " + table.kind + ")\nagainst " + table.other
     figure, axis = plt.subplots(figsize=(7, 0.5 * len(table) + 1.2), layout="constrained")
     sns.barplot(x=table.ratio, y=names, ax=axis, color="C0")
     axis.bar_label(axis.containers[0], fmt="%.1f ×", padding=3)

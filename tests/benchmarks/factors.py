@@ -3,6 +3,7 @@
 Each benchmark takes the scale, 1 for the full size, and yields rows of the table.
 """
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +12,9 @@ from statistics import median
 
 import numpy as np
 from side_by_side import compare, embeddings, growth, resident, take_turns
+
+from oodlib.blocks import to_unit_norm
+from oodlib.files import resolve
 
 N, M, D, CLASSES = 50_000, 20_000, 512, 10
 TIGHTNESS = {"tight": 0.3, "loose": 1.0}
@@ -21,61 +25,105 @@ def sizes(scale: float) -> tuple[int, int]:
 
 
 def knn(scale: float) -> Iterator[dict]:
-    """Exact k nearest neighbours, k = 50, index and search; the floor is the bfloat16 product."""
+    """Exact k nearest neighbours, index and search, on made embeddings and on those of trained encoders."""
     import faiss
-    import torch
 
     from oodlib.neighbors import NeighborIndex
 
     n, m = sizes(scale)
     pairs = {name: [embeddings(size, D, CLASSES, r, size)[0] for size in (n, m)] for name, r in TIGHTNESS.items()}
     pairs["tight, OOD queries"] = pairs["tight"][0], embeddings(m, D, m, 1.0, 3)[0]
-    for name, (z, queries) in pairs.items():
+    pairs["collapsed"] = [embeddings(size, D, CLASSES, 1e-3, size)[0] for size in (n, m)]
+    for (name, (z, queries)), k in itertools.product((pairs | dict(trained())).items(), (1, 50, 500)):
 
-        def ours(z=z, queries=queries):
-            return NeighborIndex(z).kneighbors(queries, 50)[0]
+        def ours(z=z, queries=queries, k=k):
+            return NeighborIndex(z).kneighbors(queries, k)[0]
 
-        def theirs(z=z, queries=queries):
-            index = faiss.IndexFlatL2(D)
+        def theirs(z=z, queries=queries, k=k):
+            index = faiss.IndexFlatL2(z.shape[1])
             index.add(z)
-            return index.search(queries, 50)[0]
+            return index.search(queries, k)[0]
 
-        def product(z=z, queries=queries):
-            x, y = (torch.from_numpy(a).bfloat16() for a in (queries, z))
-            space = torch.empty(512, len(y), dtype=torch.bfloat16)
-            for part in x.split(512):
-                torch.mm(part, y.T, out=space[: len(part)])
-
-        row, found, squares = compare(ours, theirs, 3, product)
+        row, found, squares = compare(ours, theirs, 3)
         row["difference"] = np.abs(found - np.sqrt(np.maximum(squares, 0))).max()
-        yield {"benchmark": "KNN, k = 50", "data": name, "other": "faiss IndexFlatL2"} | row
+        yield {"benchmark": f"KNN, k = {k}", "data": name, "other": "faiss IndexFlatL2"} | row
+
+
+def trained() -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Yield training and test embeddings, at unit norm, of each first run with cross-entropy that has been embedded."""
+    for folder in sorted(resolve("outputs").glob("*/runs/*-ce-s0/embeddings")):
+        id_dataset = folder.parent.name.split("-")[0]
+        paths = [folder / f"{id_dataset}-{split}.npz" for split in ("train", "test")]
+        if all(path.is_file() for path in paths):
+            sets = [to_unit_norm(np.load(path)["z"].astype(np.float32)) for path in paths]
+            yield f"{folder.parent.name}, {sets[0].shape[1]} dimensions", tuple(sets)
 
 
 def mahalanobis(scale: float) -> Iterator[dict]:
-    """Tied and relative Mahalanobis, fit and score; the floor is one product with a d × d matrix for every row."""
+    """Tied and relative Mahalanobis and ViM, fit and score; the first against a plain Cholesky factor, too."""
     import torch
-    from pytorch_ood.detector import RMD, Mahalanobis
+    from pytorch_ood.detector import RMD, Mahalanobis, ViM
 
     from oodlib.distances import fit_distances
-    from oodlib.scoring import nearest_cluster
+    from oodlib.scoring import ViMDetector, nearest_cluster
 
     n, m = sizes(scale)
     z, y = embeddings(n, D, CLASSES, 1.0, 1)
     queries = embeddings(m, D, CLASSES, 1.0, 2)[0]
-    everything, square = np.concatenate([z, queries]), np.eye(D, dtype=np.float32)
+    weight, bias = np.random.default_rng(0).normal(size=(CLASSES, D)).astype(np.float32), np.zeros(CLASSES, np.float32)
+    tensors = [torch.from_numpy(array) for array in (z, y, queries, weight, bias)]
 
     def ours(name):
         return nearest_cluster(queries, name, fit_distances([name], z, y, CLASSES)[name])[0]
 
-    def theirs(detector):
-        fitted = detector(None).fit_features(torch.from_numpy(z), torch.from_numpy(y))
-        return -fitted.predict_features(torch.from_numpy(queries)).numpy()
+    def our_vim():
+        return ViMDetector(weight, bias, D // 2).fit(z).score_samples(queries)
 
-    for name, detector in (("mahalanobis", Mahalanobis), ("relative-mahalanobis", RMD)):
-        row, found, other = compare(partial(ours, name), partial(theirs, detector), 5, lambda: everything @ square)
-        ranks = np.corrcoef(found.argsort().argsort(), other.argsort().argsort())[0, 1]
-        about = {"benchmark": f"{name}, fit and score", "data": "loose", "other": "pytorch-ood"}
-        yield about | row | {"rank_correlation": ranks}
+    def theirs(detector):
+        return -detector.fit_features(*tensors[:2]).predict_features(tensors[2]).numpy()
+
+    def cholesky():
+        x, classes, asked = tensors[:3]
+        means = torch.stack([x[classes == c].mean(dim=0) for c in range(CLASSES)])
+        within = x - means[classes]
+        factor = torch.linalg.cholesky(within.T @ within / len(x))
+        white, centers = (torch.linalg.solve_triangular(factor, a.T, upper=False).T for a in (asked, means))
+        return -torch.cdist(white, centers).amin(dim=1).numpy()
+
+    for name, run, others in (
+        ("mahalanobis", partial(ours, "mahalanobis"), {"pytorch-ood": Mahalanobis, "torch, Cholesky": cholesky}),
+        ("relative-mahalanobis", partial(ours, "relative-mahalanobis"), {"pytorch-ood": RMD}),
+        ("vim", our_vim, {"pytorch-ood": lambda _: ViM(None, D // 2, *tensors[3:])}),
+    ):
+        for other, make in others.items():
+            row, found, scores = compare(run, make if make is cholesky else lambda make=make: theirs(make(None)), 5)
+            ranks = np.corrcoef(found.argsort().argsort(), scores.argsort().argsort())[0, 1]
+            about = {"benchmark": f"{name}, fit and score", "data": "loose", "other": other}
+            yield about | row | {"rank_correlation": ranks}
+
+
+def clustering(scale: float) -> Iterator[dict]:
+    """k-means of as many starts as each library's users take; inertias are means a row."""
+    import faiss
+    from sklearn.cluster import KMeans
+
+    from oodlib.kmeans import kmeans
+
+    def by_faiss(z, k):
+        found = faiss.Kmeans(D, k, niter=100, nredo=10, seed=1, max_points_per_centroid=len(z))
+        found.train(z)
+        return found.index.search(z, 1)[0].sum()
+
+    others = {
+        "scikit-learn, 10 starts": lambda z, k: KMeans(k, n_init=10, random_state=0).fit(z).inertia_,
+        "faiss, 10 starts": by_faiss,
+    }
+    for name, noise in TIGHTNESS.items():
+        z = embeddings(sizes(scale)[0], D, CLASSES, noise, 1)[0]
+        for k, (other, theirs) in itertools.product((10, 30), others.items()):
+            row, found, inertia = compare(lambda z=z, k=k: kmeans(z, k)[2], partial(theirs, z, k), 3)
+            row |= {"inertia": found / len(z), "inertia_other": inertia / len(z)}
+            yield {"benchmark": f"k-means, K = {k}", "data": name, "other": other} | row
 
 
 def mixture(scale: float) -> Iterator[dict]:
@@ -213,6 +261,7 @@ def large(scale: float) -> Iterator[dict]:
 BENCHMARKS = {
     "knn": knn,
     "mahalanobis": mahalanobis,
+    "kmeans": clustering,
     "mixture": mixture,
     "product": product,
     "intervals": intervals,
