@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.utils.validation import check_consistent_length
 
-from oodlib.blocks import UnitRows, read_blocks
+from oodlib.blocks import UnitRows, as_array, read_blocks
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
 from oodlib.moments import Moments, cluster_means, mean_of, scatter_around
@@ -204,7 +204,8 @@ class OutlierExposureDetector(Detector):
 
 def _codes(z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
     """Return the class of every row as 0 … C - 1; one class without labels."""
-    codes = np.zeros(len(z), dtype=np.int64) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+    y = np.zeros(len(z), dtype=np.int64) if y is None else np.asarray(as_array(y))
+    codes = np.unique(y, return_inverse=True)[1]
     check_consistent_length(z, codes)
     return codes
 
@@ -216,7 +217,7 @@ def fdbd(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) 
     the training mean (d,); weight (C, d), bias (C,) are the classifier's. An embedding at the mean scores infinity.
     Raises ValueError where weight, bias, mean and z do not fit each other, for NaN, and for less than two classes.
     """
-    mean = np.asarray(mean, dtype=np.float64)
+    z, mean = as_array(z), np.asarray(as_array(mean), dtype=np.float64)
     if z.ndim != 2 or mean.shape != z.shape[1:]:
         raise ValueError(f"z must be (n, d) and mean (d,), got {z.shape} and {mean.shape}")
     weight, bias = check_classifier(weight, bias, z.shape[1])
@@ -242,7 +243,7 @@ def check_classifier(weight: np.ndarray | None, bias: np.ndarray | None, d: int)
     """Return weight (C, d) and bias (C,) in float64; zeros of one class where both are None."""
     if weight is None and bias is None:
         return np.zeros((1, d)), np.zeros(1)
-    weight, bias = np.asarray(weight, dtype=np.float64), np.asarray(bias, dtype=np.float64)
+    weight, bias = (np.asarray(as_array(part), dtype=np.float64) for part in (weight, bias))
     if weight.ndim != 2 or weight.shape[1] != d or bias.shape != weight.shape[:1]:
         raise ValueError(f"weight must be (C, {d}) and bias (C,), got {weight.shape} and {bias.shape}")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
@@ -288,7 +289,7 @@ def gen(logits: np.ndarray) -> np.ndarray:
 
 
 def _check_logits(logits: np.ndarray) -> np.ndarray:
-    logits = np.asarray(logits, dtype=np.float64)
+    logits = np.asarray(as_array(logits), dtype=np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
         raise ValueError(f"logits must be finite and (n, C), got shape {logits.shape}")
     return logits

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from oodlib import counts
+from oodlib.blocks import as_array
 from oodlib.counts import count_groups, normal_quantile
 from oodlib.metrics import auroc, auroc_interval, check_scores
 
@@ -131,7 +132,7 @@ def _bootstrap(measure: Callable, scores, correct, n_resamples: int, level: floa
 
 
 def _check(scores, correct, prefix=""):
-    scores, correct = check_scores(f"{prefix}scores", scores), np.asarray(correct)
+    scores, correct = check_scores(f"{prefix}scores", scores), np.asarray(as_array(correct))
     if correct.shape != scores.shape:
         raise ValueError(f"{prefix}correct must have the shape of {prefix}scores {scores.shape}, got {correct.shape}")
     if not np.isin(correct, (0, 1)).all():

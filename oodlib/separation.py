@@ -1,9 +1,10 @@
 """Embeddings and their clusters in; how good the clusters are, per cluster and over all, out.
 
 The per-cluster measures return one float64 number for each of the K distinct assignments, in increasing label order.
-Assignments and labels are integers >= 0 (-1 means unknown and raises), embeddings must be finite. What compares
-clusters is nan where there is but one. `max_samples` keeps a stratified sample: about that many rows, drawn without
-replacement in proportion to the cluster sizes, at least two of each cluster (or the one it has); None keeps all.
+Assignments and labels are integers >= 0 (-1 means unknown and raises), embeddings must be finite; both may be arrays or
+torch tensors. What compares clusters is nan where there is but one. `max_samples` keeps a stratified sample: about that
+many rows, drawn without replacement in proportion to the cluster sizes, at least two of each cluster (or the one it
+has); None keeps all.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -277,3 +278,12 @@ def test_bad_input_raises_and_is_named(function):
         function([0.0, np.nan], [True, False])
     with pytest.raises(ValueError, match=r"scores must have shape \(n,\) with n >= 1"):
         function([], [])
+
+
+def test_tensors_are_scores_and_answers():
+    scores, correct = draw(9)
+    tensors = torch.from_numpy(scores).requires_grad_(), torch.from_numpy(correct)
+    assert aurc(*tensors) == aurc(scores, correct)
+    assert augrc_interval(*tensors) == augrc_interval(scores, correct)
+    assert oscr(*tensors, tensors[0]) == oscr(scores, correct, scores)
+    assert auroc(tensors[0], torch.zeros(3, dtype=torch.bfloat16)) == auroc(scores, np.zeros(3))

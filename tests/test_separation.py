@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
 from oodlib import pair_distances, separation
@@ -398,3 +399,14 @@ def test_bad_labels_are_named():
         embedding_quality(LINE, [-1, 0, 1, 1], 1)
     with pytest.raises(ValueError, match="y must be"):
         cluster_quality(LINE, PAIRS, [-1, 0, 1, 1])
+
+
+def test_tensors_are_measured_as_the_arrays_that_they_hold():
+    z, assignments = blobs()
+    y = np.arange(90) % 4
+    tensors = torch.from_numpy(z).requires_grad_(), torch.from_numpy(assignments), torch.from_numpy(y)
+    assert cluster_quality(*tensors) == cluster_quality(z, assignments, y)
+    assert embedding_quality(tensors[0], tensors[2]) == embedding_quality(z, y)
+    assert np.array_equal(separation_curve(*tensors[:2]), separation_curve(z, assignments))
+    rounded = torch.from_numpy(z).bfloat16()
+    assert np.array_equal(global_separation(rounded, tensors[1]), global_separation(rounded.float(), assignments))

@@ -348,6 +348,7 @@ def test_images_that_outlier_exposure_has_seen_are_not_scored(trained):
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize(("clustering", "k"), WAYS)
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_rows_after_a_pca_are_those_of_a_detector_on_projected_embeddings(trained, clustering, k, threshold):
     training = embedded(trained, "digits", "train")
     basis = pca_basis(training["z"], 8)
