@@ -5,6 +5,7 @@ fit. What a block took of a memory map is given back before the next is read.
 """
 
 import mmap
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,6 +44,17 @@ def release(z) -> None:
     # a map that may be written to could hold changes that are in no file
     if isinstance(base, mmap.mmap) and memoryview(base).readonly and hasattr(base, "madvise"):
         base.madvise(mmap.MADV_DONTNEED)
+
+
+def as_array(z):
+    """Return a torch tensor, of whichever device and gradient, as an array; bfloat16, which NumPy lacks, as float32.
+
+    All else is returned as it is.
+    """
+    torch = sys.modules.get("torch")  # where nobody has imported it, nothing is a tensor
+    if torch is None or not isinstance(z, torch.Tensor):
+        return z
+    return (z.float() if z.dtype == torch.bfloat16 else z).numpy(force=True)
 
 
 def array_module(z):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.special import logsumexp
 
-from oodlib.blocks import read_blocks, sample_rows, to_unit_norm, working_dtype
+from oodlib.blocks import as_array, read_blocks, sample_rows, to_unit_norm, working_dtype
 from oodlib.logit_scores import LOGIT_SCORES
 from oodlib.moments import mean_of
 
@@ -19,19 +19,12 @@ NEIGHBORS = 10  # of NNGuide
 STEEPEST = 99  # the largest percentile of ASH and SCALE: beyond, a factor may leave the range of float64
 
 
-def as_float64(values) -> np.ndarray:
-    """Return an array, or a tensor of any device and dtype, with or without a gradient, as a new float64 array."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16, and some devices no float64
-    return np.array(values, dtype=np.float64)
-
-
 def check_classifier(weight: np.ndarray, bias: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
     """Return weight (C, d) and bias (C,), arrays or tensors, as float64 arrays of their own.
 
     Raises ValueError where they do not fit each other and d, and for NaN and infinity.
     """
-    weight, bias = as_float64(weight), as_float64(bias)
+    weight, bias = (np.array(as_array(part), dtype=np.float64) for part in (weight, bias))
     if weight.ndim != 2 or weight.shape[1] != d or bias.shape != weight.shape[:1]:
         raise ValueError(f"weight must be (C, {d}) and bias (C,), got {weight.shape} and {bias.shape}")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
@@ -220,7 +213,8 @@ def _energy_of(block: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
 
 def _as_rows(name: str, values) -> np.ndarray:
     """Return embeddings as an array (n, d): arrays stay what and where they are."""
-    rows = values if isinstance(values, np.ndarray) else as_float64(values)
+    rows = np.asanyarray(as_array(values))
+    rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)
     if rows.ndim != 2:
         raise ValueError(f"{name} must be (n, d), got shape {rows.shape}")
     return rows
@@ -235,7 +229,7 @@ def _finite_blocks(name: str, rows: np.ndarray, places: np.ndarray | None = None
 
 
 def _check_mean(mean: np.ndarray, d: int) -> np.ndarray:
-    mean = as_float64(mean)
+    mean = np.asarray(as_array(mean), dtype=np.float64)
     if mean.shape != (d,) or not np.isfinite(mean).all():
         raise ValueError(f"mean must be finite and ({d},), got shape {mean.shape}")
     return mean

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib.blocks import to_unit_norm
+from oodlib.blocks import as_array, to_unit_norm
 from oodlib.gaussians import Gaussians
 from oodlib.kmeans import (
     assign,
@@ -47,7 +47,7 @@ def cluster(
     n_clusters: int | str | None = None,
     seed: int = 0,
 ) -> Clusters:
-    """Group embeddings z (n, d); labels y (n,) int are needed by "labels" and where `n_clusters` is None.
+    """Group embeddings z (n, d), array or tensor; labels y (n,) int are needed by "labels" and without `n_clusters`.
 
     `n_clusters` is K; None takes the number of classes in y, "auto" what `choose_n_clusters` finds. "labels" (classes
     in increasing order) and "one" have a K of their own. Where labels are not needed, their values are not looked at.
@@ -57,7 +57,7 @@ def cluster(
     if method not in CLUSTERINGS:
         raise ValueError(f"unknown clustering {method!r}; known: {', '.join(CLUSTERINGS)}")
     z = check_rows("z", z) if method in OWN_SIZE else check_matrix("z", z)  # those read z in blocks, from a file too
-    y = None if y is None else np.asarray(y)
+    y = None if y is None else np.asarray(as_array(y))
     if y is not None and y.shape != z.shape[:1]:
         raise ValueError(f"y must have one label for each of the {len(z)} embeddings, got shape {y.shape}")
     if method not in OWN_SIZE:

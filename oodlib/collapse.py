@@ -7,7 +7,7 @@ everything. A measure that compares classes is nan for a single class. Labels ar
 
 import numpy as np
 
-from oodlib.blocks import to_unit_norm
+from oodlib.blocks import as_array, to_unit_norm
 from oodlib.moments import cluster_means
 
 BLOCK = 2**20  # pairs in one block of a product over all pairs
@@ -15,7 +15,7 @@ BLOCK = 2**20  # pairs in one block of a product over all pairs
 
 def check_embeddings(name: str, z) -> np.ndarray:
     """Return z as float64 (n, d); raise ValueError, with the name, if it is not 2-d, empty or not finite."""
-    z = np.asarray(z)
+    z = np.asarray(as_array(z))
     if z.ndim != 2 or z.size == 0:
         raise ValueError(f"{name} must have shape (n, d) with n, d >= 1, got {z.shape}")
     if z.dtype.kind not in "fiu":
@@ -33,7 +33,7 @@ def check_labels(name: str, y, n: int) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ValueError, with the name, if y is not (n,) integers or holds a negative label, which means unknown.
     """
-    y = np.asarray(y)
+    y = np.asarray(as_array(y))
     if y.shape != (n,) or n == 0:
         raise ValueError(f"{name} must have shape (n,), one label a row, with n = {n or 'at least 1'}, got {y.shape}")
     if y.dtype.kind not in "iu":

@@ -69,6 +69,15 @@ def aurc(right_counts: np.ndarray, wrong_counts: np.ndarray) -> float | np.ndarr
     return _plain(total.sum(axis=-1) / n)
 
 
+def augrc(right_counts: np.ndarray, wrong_counts: np.ndarray) -> float | np.ndarray:
+    """Return the area under generalised risk, wrong and answered of all n, against coverage; ties in random order.
+
+    Each wrong answer adds the share of inputs that come after it and half of itself: a count of pairs, so exact.
+    """
+    tied = right_counts + wrong_counts
+    return _plain(_twice_wins(wrong_counts, tied) / (2 * tied.sum(axis=-1) ** 2))
+
+
 def oscr(right_counts: np.ndarray, wrong_counts: np.ndarray, ood_counts: np.ndarray) -> float | np.ndarray:
     """Return the area under right and accepted ID against accepted OOD; wrong ID inputs never raise the curve."""
     n = right_counts.sum(axis=-1) + wrong_counts.sum(axis=-1)

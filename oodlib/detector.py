@@ -2,6 +2,7 @@
 
 The detectors follow scikit-learn's outlier detectors: `fit`, `score_samples`, `decision_function` (below 0 means
 out-of-distribution) and `predict` (+1 in-distribution, -1 out-of-distribution). Higher scores are more normal.
+Embeddings and labels may be arrays or torch tensors; what comes out is an array.
 """
 
 from numbers import Real
@@ -12,9 +13,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from oodlib.blocks import read_blocks
+from oodlib.blocks import as_array, read_blocks
 from oodlib.detector_file import save_detector
-from oodlib.thresholds import conformal_p_values, conformal_threshold
+from oodlib.thresholds import conformal_p_values, conformal_threshold, warn_of_too_few
 
 if TYPE_CHECKING:  # it brings torch and timm
     from oodlib.encoders import Encoder
@@ -45,7 +46,7 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def _check(self, z: np.ndarray, reset: bool = False) -> np.ndarray:
         """Return z (n, d) as checked embeddings; half precision, as large files have, stays what and where it is."""
-        least = 2 if reset else 1
+        z, least = as_array(z), 2 if reset else 1
         if reset:
             self.encoder_, self.class_names_, self.held_out_ = "", (), False
             vars(self).pop("reference_", None)
@@ -61,9 +62,15 @@ class Detector(OutlierMixin, BaseEstimator):
         raise NotImplementedError
 
     def _set_threshold(self, scores: np.ndarray, held_out: bool, dtype: type = np.float64) -> None:
-        """Take the threshold from scores (m,) of in-distribution embeddings, perhaps held out, computed in dtype."""
+        """Take the threshold from scores (m,) of in-distribution embeddings, perhaps held out, computed in dtype.
+
+        Warns where too few are held out for a threshold.
+        """
         self.held_out_ = held_out
-        self.offset_ = below_rounding(conformal_threshold(scores, self.alpha), scores, dtype)
+        threshold = conformal_threshold(scores, self.alpha)
+        if held_out:
+            warn_of_too_few(np.array([len(scores)]), threshold, self.alpha)
+        self.offset_ = below_rounding(threshold, scores, dtype)
         self.reference_ = np.sort(scores)
 
     def score_samples(self, z: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Embedding: an encoder and images in; embeddings, and logits where there is a classifier, out and on disk."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # encoders import timm, which takes seconds; who only loads e
     from oodlib.encoders import Encoder
 
 BLOCK = 10_000  # images that are prepared at a time
-VOTERS = 1_000  # images whose similarities to all training embeddings are in memory at a time
+VOTERS, NEIGHBORS = 1_000, 30_000  # images, and training images, whose similarities are in memory at a time
 
 
 @torch.inference_mode()
@@ -74,14 +75,27 @@ def knn_accuracy(
 
     z_train (m, d), y_train (m,), z (n, d), y (n,); votes are weighted by exp(cosine / 0.07) (Wu et al. 2018).
     """
-    unit, unit_train = (torch.nn.functional.normalize(torch.from_numpy(a), dim=1) for a in (z, z_train))
-    labels, n_classes, right = torch.from_numpy(y_train), int(max(y_train.max(), y.max())) + 1, 0
-    for block, expected in zip(unit.split(VOTERS), torch.from_numpy(y).split(VOTERS), strict=True):
-        similarity, index = (block @ unit_train.T).topk(min(n_neighbors, len(z_train)), dim=1)  # (b, k)
+    training = [torch.from_numpy(a).split(NEIGHBORS) for a in (z_train, y_train)]
+    voters = [torch.from_numpy(a).split(VOTERS) for a in (z, y)]
+    n_classes, right = int(max(y_train.max(), y.max())) + 1, 0
+    for block, expected in zip(*voters, strict=True):
+        similarity, labels = _nearest(block, training, n_neighbors)  # (b, k)
         votes = torch.zeros(len(block), n_classes, dtype=similarity.dtype)
-        votes.scatter_add_(1, labels[index], (similarity / 0.07).exp())
+        votes.scatter_add_(1, labels, (similarity / 0.07).exp())
         right += int((votes.argmax(dim=1) == expected).sum())
     return right / len(z)
+
+
+def _nearest(z: torch.Tensor, training: list[tuple[torch.Tensor, ...]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and label, (n, k) each, of the k training embeddings, in parts, nearest to each row of z (n, d)."""
+    unit = partial(torch.nn.functional.normalize, dim=1)
+    z, best, labels = unit(z), [], []
+    for z_part, y_part in zip(*training, strict=True):
+        similarity, index = (z @ unit(z_part).T).topk(min(k, len(z_part)), dim=1)
+        best.append(similarity)
+        labels.append(y_part[index])
+    best, index = torch.cat(best, dim=1).topk(min(k, sum(len(part) for part in training[0])), dim=1)
+    return best, torch.cat(labels, dim=1).gather(1, index)
 
 
 def linear_probe(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray) -> np.ndarray:

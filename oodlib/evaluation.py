@@ -13,7 +13,7 @@ from oodlib import counts
 from oodlib.counts import METRICS, count_groups
 from oodlib.metrics import bootstrap_interval, check_scores
 from oodlib.product import Scored
-from oodlib.selective import aurc_interval
+from oodlib.selective import augrc_interval, aurc_interval
 from oodlib.thresholds import THRESHOLDS, cluster_p_values, truncated_auroc
 
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
@@ -91,7 +91,8 @@ def _of_counts(right: np.ndarray, wrong: np.ndarray, ood: np.ndarray) -> dict[st
     values = {name: metric(id_, ood) for name, metric in METRICS.items()}
     values |= {"n_id": int(id_.sum()), "n_ood": int(ood.sum())}
     values |= {"error_auroc": counts.auroc(right, wrong + ood) if right.any() else np.nan}
-    return values | {"aurc": counts.aurc(right, wrong + ood), "oscr": counts.oscr(right, wrong, ood)}
+    values |= {"aurc": counts.aurc(right, wrong + ood), "augrc": counts.augrc(right, wrong + ood)}
+    return values | {"oscr": counts.oscr(right, wrong, ood)}
 
 
 def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:
@@ -109,7 +110,8 @@ def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, 
     for name in ("aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive"):
         intervals[name] = bootstrap_interval(name, inside, outside, n_resamples)
     answers = np.concatenate([correct, np.zeros(len(outside), dtype=bool)])
-    intervals["aurc"] = aurc_interval(np.concatenate([inside, outside]), answers, n_resamples)
+    for name, interval in (("aurc", aurc_interval), ("augrc", augrc_interval)):
+        intervals[name] = interval(np.concatenate([inside, outside]), answers, n_resamples)
     for name, (low, high) in intervals.items():
         yield {"measure": name, "value": values[name], "low": low, "high": high}
 

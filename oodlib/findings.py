@@ -12,7 +12,7 @@ from scipy import stats
 from oodlib.report import SETTING, Results, group_means, mean_sd, of_classes, over_seeds
 
 RUN = [*SETTING, "seed"]
-ERROR_MEASURES = ["auroc", "error_auroc", "aurc", "oscr"]
+ERROR_MEASURES = ["auroc", "error_auroc", "aurc", "augrc", "oscr"]
 N_PERMUTATIONS = 9999
 KMEANS_MEASURES = ("cluster_purity", "nmi", "silhouette")  # purity of unsupervised clusters is the paper's own measure
 
@@ -53,13 +53,16 @@ def _percent(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
 def error_table(results: Results) -> pd.DataFrame:
     """Return how well scores reject OOD images and the model's own errors together, mean ± sd over seeds, with n.
 
-    One row a setting, detector and group of OOD sets, near or far: AUROC, AUROC of errors, AURC (lower is better) and
-    OSCR, all times 100, each averaged over the sets of a run first.
+    One row a setting, detector and group of OOD sets, near or far: AUROC, AUROC of errors, AURC and AUGRC (lower is
+    better) and OSCR, all times 100, each averaged over the sets of a run first. What some run has not measured, as
+    earlier ones AUGRC, is left out.
     """
     keys = [*SETTING, "detector", "group"]
-    means = group_means(results, ERROR_MEASURES)
-    means[ERROR_MEASURES] *= 100
-    parts = {measure: over_seeds(means, keys, measure) for measure in ERROR_MEASURES}
+    measured = results.metrics.reindex(columns=["run", *ERROR_MEASURES]).groupby("run").count().all()
+    measures = [measure for measure in ERROR_MEASURES if measured[measure]]
+    means = group_means(results, measures)
+    means[measures] *= 100
+    parts = {measure: over_seeds(means, keys, measure) for measure in measures}
     return _beside(parts, keys)
 
 

@@ -8,7 +8,7 @@ import numbers
 
 import numpy as np
 
-from oodlib.blocks import read_blocks, to_unit_norm
+from oodlib.blocks import as_array, read_blocks, to_unit_norm
 
 BLOCK = 2048  # rows whose scores against all centres stay in the processor's cache
 MAX_ITERATIONS = 300
@@ -75,7 +75,7 @@ def check_matrix(name: str, z) -> np.ndarray:
 
 def check_rows(name: str, z) -> np.ndarray:
     """Return z as an array (n, d); raise ValueError, with the name, if it is not 2-d, empty, not real or not finite."""
-    z = np.asanyarray(z)
+    z = np.asanyarray(as_array(z))
     if z.ndim != 2 or z.size == 0:
         raise ValueError(f"{name} must have shape (n, d) with n, d >= 1, got {z.shape}")
     if z.dtype.kind not in "fiu":

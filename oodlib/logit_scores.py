@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.special import log_softmax, logsumexp, softmax
 
+from oodlib.blocks import as_array
+
 GAMMA, LARGEST = 0.1, 100  # of GEN: the power, and how many of the largest probabilities take part
 
 
@@ -39,7 +41,7 @@ def gen(logits: np.ndarray) -> np.ndarray:
 
 
 def _check_logits(logits: np.ndarray) -> np.ndarray:
-    logits = np.asarray(logits, dtype=np.float64)
+    logits = np.asarray(as_array(logits), dtype=np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
         raise ValueError(f"logits must be finite and (n, C), got shape {logits.shape}")
     return logits

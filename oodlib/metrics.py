@@ -3,7 +3,7 @@
 Higher scores are more normal. Every metric is a function of how many ID and OOD scores stand at each distinct score, so
 one sort serves all of them, ties are exact and the bootstrap only redraws counts. Scores are compared as float64;
 -inf and +inf are legal (the least and the most normal score there is), NaN raises ValueError, and so does an empty or
-not one-dimensional array.
+not one-dimensional array or tensor.
 """
 
 import math
@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from oodlib import counts
+from oodlib.blocks import as_array
 from oodlib.counts import METRICS, count_groups, normal_quantile, zero_variance_interval
 
 BLOCK = 2**17  # counts in one block of bootstrap resamples, so that a block stays in cache
@@ -136,7 +137,7 @@ def bootstrap_interval(
 
 def check_scores(name: str, scores) -> np.ndarray:
     """Return scores as float64 (n,); raise ValueError, with the name, if they are not real, not 1-d, empty or NaN."""
-    scores = np.asarray(scores)
+    scores = np.asarray(as_array(scores))
     if scores.ndim != 1 or scores.size == 0:
         raise ValueError(f"{name} must have shape (n,) with n >= 1, got {scores.shape}")
     if scores.dtype.kind not in "fiub":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib.blocks import release
+from oodlib.blocks import as_array, release
 from oodlib.kmeans import assign, count_distinct, kmeans
 
 IN_MEMORY = 2**30  # bytes that the rows may take
@@ -155,9 +155,7 @@ def _squares(rows: np.ndarray) -> np.ndarray:
 
 def _as_float32(block, name: str) -> np.ndarray:
     """Return a block of an array or tensor as a float32 array; check its values."""
-    if hasattr(block, "detach"):
-        block = block.detach().float().cpu().numpy()
-    block = np.require(block, np.float32, ["C"])
+    block = np.require(as_array(block), np.float32, ["C"])
     if not max(-block.min(), block.max()) <= LARGEST:
         raise ValueError(f"{name} must be finite and at most {LARGEST:g}, found {block.min()} to {block.max()}")
     return block

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length
 
-from oodlib.blocks import UnitRows, read_blocks, sample_rows, working_dtype
+from oodlib.blocks import UnitRows, as_array, read_blocks, sample_rows, working_dtype
 from oodlib.classifier_scores import check_classifier, logits_of
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
@@ -207,6 +207,7 @@ class OutlierExposureDetector(Detector):
 
 def _codes(z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
     """Return the class of every row as 0 … C - 1; one class without labels."""
-    codes = np.zeros(len(z), dtype=np.int64) if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+    y = np.zeros(len(z), dtype=np.int64) if y is None else np.asarray(as_array(y))
+    codes = np.unique(y, return_inverse=True)[1]
     check_consistent_length(z, codes)
     return codes

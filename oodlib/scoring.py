@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from oodlib.blocks import read_blocks, working_dtype
+from oodlib.blocks import as_array, read_blocks, working_dtype
 from oodlib.classifier_scores import activation_limit, ash, fdbd, nci, nnguide, react, scale
 from oodlib.clustering import CLUSTERINGS, cluster
 from oodlib.detector import Detector, below_rounding
@@ -20,7 +20,7 @@ from oodlib.distances import DISTANCES, State, fit_distances
 from oodlib.logit_scores import LOGIT_SCORES, energy, gen, max_logit, msp
 from oodlib.pca import pca_basis, project
 from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
-from oodlib.thresholds import THRESHOLDS, cluster_p_values
+from oodlib.thresholds import THRESHOLDS, cluster_p_values, warn_of_too_few
 
 PCA_STATE = {"pca_mean": "d", "pca_directions": "d p"}  # what a state holds besides after a PCA, in this order
 
@@ -113,12 +113,13 @@ class ClusterDetector(Detector):
 
         z_calibration (m, d): in-distribution embeddings that neither encoder nor clusters have seen, for the
         conformal threshold; without them a fifth of z is held out, which the encoder has seen in its training.
-        Raises ValueError for unknown names, NaN, labels of the wrong length, K larger than n.
+        Raises ValueError for unknown names, NaN, labels of the wrong length, K larger than n; warns where a conformal
+        threshold has too few images to reject any.
         """
         self.check_parameters()
         z = self._check(z, reset=True)
         if y is not None:
-            y = np.asarray(y)
+            y = np.asarray(as_array(y))
             check_consistent_length(z, y)
         threshold = THRESHOLDS[self.threshold]
         if threshold.held_out and z_calibration is None:
@@ -131,6 +132,9 @@ class ClusterDetector(Detector):
         self.state_ = states[self.distance] | (dict(zip(PCA_STATE, basis, strict=True)) if basis else {})
         reference = self._score(self._check(z_calibration) if threshold.held_out else z)
         offset = threshold.set(*reference, self.n_clusters_, self.alpha)
+        if threshold.held_out:
+            sizes = np.bincount(reference[1], minlength=self.n_clusters_)
+            warn_of_too_few(sizes if threshold.by_cluster else sizes.sum(keepdims=True), offset, self.alpha)
         self.offset_ = below_rounding(offset, reference[0], working_dtype(z))
         self.held_out_ = threshold.held_out
         self.reference_, self.reference_nearest_ = reference

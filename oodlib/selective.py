@@ -5,9 +5,12 @@ An OOD input has no right answer, so ID and OOD inputs go in together and every 
 tied scores are answered together or, where a count has to be reached in between, in random order (the expected value).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from oodlib import counts
+from oodlib.blocks import as_array
 from oodlib.counts import count_groups, normal_quantile
 from oodlib.metrics import auroc, auroc_interval, check_scores
 
@@ -43,6 +46,17 @@ def aurc(scores, correct) -> float:
     constant score gives the error rate. Geifman et al. 2019.
     """
     return counts.aurc(*_right_and_wrong(*_check(scores, correct)))
+
+
+def augrc(scores, correct) -> float:
+    """Return the area under the generalised risk-coverage curve: errors answered over all n inputs, against coverage.
+
+    scores (n,) real, higher is more normal; correct (n,) bool, False for every OOD input. The chance that an input
+    is answered and wrong, averaged over coverages from 0 to 1 with straight lines between them. Lower is better: with
+    error rate e, from e² / 2 (every right answer first) to e - e² / 2; a constant score gives e / 2. Unlike AURC it
+    weighs the first few answers no more than the others. Traub et al. 2024.
+    """
+    return counts.augrc(*_right_and_wrong(*_check(scores, correct)))
 
 
 def excess_aurc(scores, correct) -> float:
@@ -94,6 +108,16 @@ def aurc_interval(scores, correct, n_resamples: int = 1000, level: float = 0.95,
 
     scores (n,) real, correct (n,) bool. Raises ValueError for n_resamples below 1 or a level outside (0, 1).
     """
+    return _bootstrap(counts.aurc, scores, correct, n_resamples, level, seed)
+
+
+def augrc_interval(scores, correct, n_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Return (low, high), the interval of `augrc`, from the resamples that `aurc_interval` draws."""
+    return _bootstrap(counts.augrc, scores, correct, n_resamples, level, seed)
+
+
+def _bootstrap(measure: Callable, scores, correct, n_resamples: int, level: float, seed: int) -> tuple[float, float]:
+    """Return the percentile interval of a measure of the counts of right and wrong answers."""
     normal_quantile(level)
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
@@ -102,13 +126,13 @@ def aurc_interval(scores, correct, n_resamples: int = 1000, level: float = 0.95,
     values = []
     for _ in range(n_resamples):
         drawn = counts.resample(both, 1, rng)[0]
-        values.append(counts.aurc(drawn[:k], drawn[k:]))
+        values.append(measure(drawn[:k], drawn[k:]))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _check(scores, correct, prefix=""):
-    scores, correct = check_scores(f"{prefix}scores", scores), np.asarray(correct)
+    scores, correct = check_scores(f"{prefix}scores", scores), np.asarray(as_array(correct))
     if correct.shape != scores.shape:
         raise ValueError(f"{prefix}correct must have the shape of {prefix}scores {scores.shape}, got {correct.shape}")
     if not np.isin(correct, (0, 1)).all():

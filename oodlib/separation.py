@@ -1,9 +1,10 @@
 """Embeddings and their clusters in; how good the clusters are, per cluster and over all, out.
 
 The per-cluster measures return one float64 number for each of the K distinct assignments, in increasing label order.
-Assignments and labels are integers >= 0 (-1 means unknown and raises), embeddings must be finite. What compares
-clusters is nan where there is but one. `max_samples` keeps a stratified sample: about that many rows, drawn without
-replacement in proportion to the cluster sizes, at least two of each cluster (or the one it has); None keeps all.
+Assignments and labels are integers >= 0 (-1 means unknown and raises), embeddings must be finite; both may be arrays or
+torch tensors. What compares clusters is nan where there is but one. `max_samples` keeps a stratified sample: about that
+many rows, drawn without replacement in proportion to the cluster sizes, at least two of each cluster (or the one it
+has); None keeps all.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ def global_separation(
     of m pairs. P_cc is over pairs of distinct points, each once; with include_self over all n_c² ordered pairs, as
     earlier code had it. In [-1, 1], larger is better; 0 where both sides are zero, so where duplicates make clusters.
     A one-member cluster has P_cc = 0, hence GS 1 unless another cluster holds its duplicate; a single cluster has nan.
-    metric is "euclidean" or "cosine" (1 - cos; a zero row is at 1 of everything). Memory: 8 bytes a pair of the two
-    clusters at hand for fraction < 1, one block for fraction 1. Bojchevski, Matkovic and Günnemann 2017.
+    metric is "euclidean" or "cosine" (1 - cos; a zero row is at 1 of everything). Memory: copies of z, and a quarter of
+    a gigabyte at most. Bojchevski, Matkovic and Günnemann 2017.
     """
     return separation_curve(z, assignments, (fraction,), metric, include_self, max_samples, seed)[0]
 

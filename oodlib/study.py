@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from oodlib.files import project_root
+from oodlib.parameters import check_type, declarations
 from oodlib.plugins import hand_on, load_plugins
 from oodlib.runs import Run, run_name
 
@@ -67,31 +68,28 @@ def notebook_parameters(notebook: str) -> dict[str, tuple[str, object]]:
     """
     cells = json.loads((project_root() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
-    assigned = [line for line in ast.parse(source).body if isinstance(line, ast.AnnAssign)]
-    return {line.target.id: (line.annotation.id, ast.literal_eval(line.value)) for line in assigned}
+    return {
+        line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value)) for line in declarations(source)
+    }
 
 
 def check_parameters(values: dict, known: dict[str, tuple[str, object]], where: str) -> None:
     """Raise StudyError unless every value has a known name and its parameter's type; an int may stand for a float."""
-    types = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
     for name, value in values.items():
         if name not in known or name in NOT_STUDIED:
             allowed = ", ".join(sorted(known.keys() - set(NOT_STUDIED)))
             raise StudyError(f"{where}: unknown parameter {name!r}; known: {allowed}")
-        kind = known[name][0]
-        if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
-            raise StudyError(f"{where}: {name} must be of type {kind}, got {value!r} ({type(value).__name__})")
-        # that of the default's elements; the lists that are empty by default hold names
-        element = type((known[name][1] or [""])[0]) if kind == "list" else None
-        if element and (wrong := [v for v in value if type(v) is not element]):
-            raise StudyError(f"{where}: {name} must be a list of {element.__name__}, got {wrong[0]!r} in it")
+        try:
+            check_type(name, value, known[name][0])
+        except ValueError as error:
+            raise StudyError(f"{where}: {error}") from error
 
 
 def choices(name: str, value: object, known: dict[str, tuple[str, object]]) -> list:
     """Return the values that a list of alternatives holds; where the parameter is a list itself, a list of lists."""
     if not isinstance(value, list):
         return [value]
-    if known.get(name, ("", None))[0] == "list":
+    if known.get(name, ("", None))[0].startswith("list"):
         return value if value and all(isinstance(v, list) for v in value) else [value]
     return value
 

@@ -7,6 +7,8 @@ holds for every cluster (Mondrian). It holds for held-out reference images ("con
 training images themselves ("global", "per-cluster") the scores are too good, and more is rejected than promised.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +42,27 @@ def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
     """
     j = _rank(alpha, len(scores))
     return float(np.partition(scores, j - 1)[j - 1]) if j else float("-inf")
+
+
+def images_needed(alpha: float) -> int:
+    """Return the least number of reference images with which anything is rejected at a false-alarm rate of alpha."""
+    return math.ceil((1 - 1e-9) / alpha - 1)  # rounded as in `_rank`
+
+
+def warn_of_too_few(sizes: np.ndarray, thresholds: float | np.ndarray, alpha: float) -> None:
+    """Warn that a threshold is -inf for want of calibration images, of which there are sizes (1,) or, by cluster, (K,).
+
+    With -inf nothing is rejected; what is finite, by whatever rule, needs no warning.
+    """
+    least = images_needed(alpha)
+    few = sizes[(sizes < least) & np.isneginf(thresholds)]
+    if len(few) and len(sizes) == 1:
+        said = f"nothing is rejected: there are {few[0]} calibration images, and alpha = {alpha:g} takes {least}"
+        warnings.warn(said, stacklevel=3)
+    elif len(few):
+        which = f"{len(few)} of {len(sizes)} clusters"
+        has = f"there are {sizes.sum()} calibration images, and alpha = {alpha:g} takes {least} in each cluster"
+        warnings.warn(f"nothing is rejected in {which}: {has}", stacklevel=3)
 
 
 def conformal_p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from oodlib.product import Embedded, RunEmbeddings
 from oodlib.scoring import ClusterDetector, KNNDetector
 from oodlib.separation import cluster_purity, global_separation
 from oodlib.settings import TrainingConfig
-from oodlib.thresholds import rate_band
+from oodlib.thresholds import images_needed, rate_band
 from oodlib.trainer import Trainer, print_header
 from oodlib.training import encoder_spec
 from oodlib.your_folder import HELD_OUT, Part
@@ -246,7 +246,7 @@ def fit_detector(data: dict[str, Embedded], name: str, alpha: float, classes: tu
 
 def promise(n_calibration: int, alpha: float) -> str:
     """Say whether so many calibration images can promise a false-alarm rate of at most alpha."""
-    least = math.ceil(1 / alpha - 1 - 1e-9)
+    least = images_needed(alpha)
     if n_calibration >= least:
         return f"{n_calibration} calibration images: at most {100 * alpha:.4g} % of images like these are rejected."
     enough = math.ceil(1000 / (n_calibration + 1)) / 1000  # rounded down it would still be too little

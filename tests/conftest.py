@@ -190,7 +190,12 @@ def hand_made_results(
                 row = {"ood_dataset": dataset, "group": group, "base": detector, "threshold": "global", "seen": 0}
                 values = {"auroc": value, "fpr95": 1 - value, "id_rejected": 0.05, "ood_rejected": value / 2}
                 values |= {"fpr95_ood_positive": 0.75 - value / 2, "auroc_101": float("nan")}
-                values |= {"error_auroc": value - 0.01, "aurc": 1 - value, "oscr": value - 0.02}
+                values |= {
+                    "error_auroc": value - 0.01,
+                    "aurc": 1 - value,
+                    "augrc": (1 - value) / 2,
+                    "oscr": value - 0.02,
+                }
                 row = about | name.iloc[0].to_dict() | row | values
                 tables["decisions"] += [row, row | {"threshold": "conformal", "id_rejected": 0.04}]
         for cluster in range(3):

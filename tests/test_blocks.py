@@ -1,14 +1,16 @@
 """Blocks of arrays and of memory maps: what is read, in which dtype, and that maps give their memory back."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from oodlib import blocks
-from oodlib.blocks import ROWS, UnitRows, read_blocks, release, to_unit_norm, working_dtype
+from oodlib.blocks import ROWS, UnitRows, as_array, read_blocks, release, to_unit_norm, working_dtype
 
 Z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float16)
 
@@ -135,3 +137,33 @@ def test_release_leaves_alone_what_is_no_map():
     for source in (z, z[3:], UnitRows(z), np.frombuffer(bytes(8), dtype=np.float32)):
         release(source)
     assert np.array_equal(z, Z)
+
+
+def test_tensors_become_arrays_and_all_else_stays():
+    for z in (Z, [[1, 2]], None, np.float32(3)):
+        assert as_array(z) is z
+    tensor = torch.from_numpy(Z.astype(np.float32))
+    assert np.shares_memory(as_array(tensor), tensor.numpy())
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.int64, torch.bool):
+        found = as_array(tensor.to(dtype))
+        assert (found.dtype.name, found.shape) == (str(dtype).removeprefix("torch."), Z.shape)
+        assert np.array_equal(found, tensor.to(dtype).numpy())
+    rounded = tensor.bfloat16()
+    assert as_array(rounded).dtype == np.float32
+    assert np.array_equal(as_array(rounded.requires_grad_()), rounded.detach().float().numpy())
+
+
+def test_arrays_need_no_torch():
+    code = """
+import sys
+import numpy as np
+from oodlib.clustering import cluster
+from oodlib.metrics import auroc
+from oodlib.scoring import ClusterDetector, ViMDetector
+from oodlib.separation import global_separation
+z, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+auroc(ClusterDetector().fit(z, y).score_samples(z), ViMDetector().fit(z).score_samples(z))
+global_separation(z, cluster(z, method="kmeans", n_clusters=2).assignments)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
@@ -221,3 +222,13 @@ def test_agglomerative_cannot_find_more_clusters_than_it_links_points():
     z = np.arange(LINKED + 2.0)[:, None]
     with pytest.raises(ValueError, match=f"distinct points in the sample that is linked, {LINKED}"):
         cluster(z, method="agglomerative", n_clusters=LINKED + 1)
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_tensors_are_clustered_as_the_arrays_that_they_hold(method):
+    z, y = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    rounded = torch.from_numpy(z).bfloat16()
+    for tensor, array in ((torch.from_numpy(z).requires_grad_(), z), (rounded, rounded.float().numpy())):
+        found, expected = cluster(tensor, torch.from_numpy(y), method), cluster(array, y, method)
+        assert np.array_equal(found.assignments, expected.assignments)
+        assert np.array_equal(found.centers, expected.centers)

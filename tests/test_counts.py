@@ -1,5 +1,6 @@
 """Counts by hand and against plain loops over scores; leading dimensions are the same numbers one by one."""
 
+import itertools
 import math
 
 import numpy as np
@@ -64,6 +65,30 @@ def test_aurc_of_many_is_that_of_each():
     found = counts.aurc(right, wrong)
     assert found.tolist() == pytest.approx([counts.aurc(*one) for one in zip(right, wrong, strict=True)])
     assert found[0] != found[1]
+
+
+def augrc_by_loop(right, wrong):
+    """The area under straight lines between the points of the curve, one a distinct score, in float64."""
+    n, points = len(right) + len(wrong), [(0.0, 0.0)]
+    for t in sorted({*right, *wrong}, reverse=True):
+        accepted = sum(score >= t for score in (*right, *wrong))
+        points.append((accepted / n, sum(score >= t for score in wrong) / n))
+    return sum((c1 - c0) * (r0 + r1) / 2 for (c0, r0), (c1, r1) in itertools.pairwise(points))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_augrc_is_the_area_under_the_curve_of_a_loop_over_thresholds(seed):
+    right, wrong = draw(seed, 40, 25 * seed)
+    assert counts.augrc(*count_groups(right, wrong)) == pytest.approx(augrc_by_loop(right, wrong), rel=1e-12)
+
+
+def test_augrc_of_many_is_that_of_each():
+    right, wrong = count_groups(*draw(4, 40, 20))
+    many = np.stack([right, right[::-1], 3 * right]), np.stack([wrong, wrong[::-1], 3 * wrong])
+    found = counts.augrc(*many)
+    assert found.tolist() == [counts.augrc(*one) for one in zip(*many, strict=True)]
+    assert found[2] == found[0] != found[1]
+    assert type(counts.augrc(right, wrong)) is float
 
 
 def test_a_resample_draws_as_many_from_what_is_there():

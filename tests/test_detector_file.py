@@ -31,6 +31,8 @@ from oodlib.scoring import (
 )
 from oodlib.thresholds import THRESHOLDS
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is rejected")  # of few images, clusters have fewer
+
 D = 13
 
 

@@ -82,6 +82,7 @@ def detectors(**fitted):
     return [kind.fit(**fitted) for kind in (*kinds, KNNDetector(5), ViMDetector(n_components=8))]
 
 
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_a_detector_calibrated_on_its_training_images_is_refused():
     rng = np.random.default_rng(0)
     z, y, stream = rng.normal(size=(200, 32)), np.arange(200) % 4, rng.normal(size=(200, 32))

@@ -281,7 +281,11 @@ def test_a_vote_in_blocks_is_the_vote_of_all(monkeypatch):
     rng = np.random.default_rng(0)
     z_train, z = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(105, 8)).astype(np.float32)
     y_train, y = rng.integers(5, size=300), rng.integers(5, size=105)
-    whole = knn_accuracy(z_train, y_train, z, y)
-    monkeypatch.setattr("oodlib.embedding.VOTERS", 10)
-    assert knn_accuracy(z_train, y_train, z, y) == whole
-    assert 0 < whole < 1
+    for n_neighbors in (1, 20, 400):
+        whole = knn_accuracy(z_train, y_train, z, y, n_neighbors)
+        for neighbors in (30_000, 300, 299, 37, 1):
+            monkeypatch.setattr(embedding, "VOTERS", 10)
+            monkeypatch.setattr(embedding, "NEIGHBORS", neighbors)
+            assert knn_accuracy(z_train, y_train, z, y, n_neighbors) == whole
+        monkeypatch.undo()
+        assert 0 < whole < 1

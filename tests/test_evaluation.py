@@ -7,12 +7,21 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from oodlib.evaluation import evaluate, interval_rows, rank_metrics
 from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, ood_metrics
 from oodlib.product import Scored
-from oodlib.selective import aurc, aurc_interval, error_auroc, error_auroc_interval, oscr, oscr_interval
+from oodlib.selective import (
+    augrc,
+    augrc_interval,
+    aurc,
+    aurc_interval,
+    error_auroc,
+    error_auroc_interval,
+    oscr,
+    oscr_interval,
+)
 
 ALPHA, K = 0.1, 3
 ABOUT = ["ood_dataset", "clustering", "n_clusters", "pca", "distance", "seen", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
-ERRORS = ["error_auroc", "aurc", "oscr"]
+ERRORS = ["error_auroc", "aurc", "augrc", "oscr"]
 
 
 def draw_scores(seed: int = 0, digits: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,6 +78,7 @@ def test_error_metrics_are_those_of_all_scores_together_with_every_ood_answer_wr
     assert found["error_auroc"] == error_auroc(scores, answers)
     assert found["error_auroc"] == pytest.approx(roc_auc_score(answers, scores), abs=1e-12)
     assert found["aurc"] == aurc(scores, answers)
+    assert found["augrc"] == augrc(scores, answers)
     assert found["oscr"] == oscr(inside, correct, outside)
     intervals = intervals_of(inside, outside, correct)
     assert intervals["error_auroc"] == error_auroc_interval(scores, answers)
@@ -84,6 +94,7 @@ def test_by_hand():
     assert found["oscr"] == (2 + 1) / 6  # the wrong one wins none of its pairs
     # answers in order: right, two tied wrong ones, right, wrong
     assert found["aurc"] == pytest.approx((0 + 1 / 2 + 2 / 3 + 2 / 4 + 3 / 5) / 5)
+    assert found["augrc"] == pytest.approx((0 + 1 / 2 + 3 / 2 + 2 + 5 / 2) / 25)  # errors 0, 0, 1, 2, 2, 3 of 5
     assert found["fpr95"] == 1 / 2
     assert (found["n_id"], found["n_ood"]) == (3, 2)
 
@@ -203,6 +214,7 @@ def test_thresholds_a_cluster_come_from_its_own_images_and_rank_by_p_values():
             assert row["auroc"] == pytest.approx(roc_auc_score(is_id, scores), abs=1e-12)
             assert row["error_auroc"] == pytest.approx(roc_auc_score(answers, scores), abs=1e-12)
             assert row["aurc"] == aurc(scores, answers)
+            assert row["augrc"] == augrc(scores, answers)
     # clusters on other scales: one threshold for all is worse at telling them apart
     assert rows["near", "per-cluster"]["auroc"] > rows["near", "global"]["auroc"] + 0.1
 
@@ -252,23 +264,24 @@ def test_a_detector_that_has_seen_outliers_has_id_scores_of_its_own_for_each_set
         assert row == {**expected[key], "seen": 5}
 
 
-def test_resampled_intervals_are_the_bootstraps_of_metrics_and_of_aurc():
+def test_resampled_intervals_are_the_bootstraps_of_metrics_and_of_aurc_and_augrc():
     inside, outside, correct = draw_scores()
     rows = {row["measure"]: row for row in interval_rows(inside, outside, correct, 50)}
-    resampled = ["aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "aurc"]
+    resampled = ["aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "aurc", "augrc"]
     assert list(rows) == ["auroc", "oscr", "error_auroc", *resampled]
     values = ood_metrics(inside, outside)
     for name in METRICS.keys() - {"auroc"}:
         assert rows[name]["value"] == values[name]
         assert (rows[name]["low"], rows[name]["high"]) == bootstrap_interval(name, inside, outside, 50)
     scores, answers = np.concatenate([inside, outside]), np.concatenate([correct, np.zeros(70, dtype=bool)])
-    assert rows["aurc"]["value"] == aurc(scores, answers)
-    assert (rows["aurc"]["low"], rows["aurc"]["high"]) == aurc_interval(scores, answers, 50)
+    for name, measure, interval in (("aurc", aurc, aurc_interval), ("augrc", augrc, augrc_interval)):
+        assert rows[name]["value"] == measure(scores, answers)
+        assert (rows[name]["low"], rows[name]["high"]) == interval(scores, answers, 50)
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
 
 
 def test_one_ood_image_has_a_bootstrap():
     inside, _, correct = draw_scores()
     rows = list(interval_rows(inside, np.array([0.05]), correct, 20))
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert all(0 <= row["low"] <= row["high"] <= 1 for row in rows)

@@ -64,12 +64,12 @@ def test_thresholds_of_an_unknown_detector_name_the_known_ones(make_results):
 
 def test_error_table_averages_the_sets_of_a_run_before_the_seeds(make_results):
     table = findings.error_table(make_results(opposed))
-    assert list(table) == [*SETTING, "detector", "group", "n", "auroc", "error_auroc", "aurc", "oscr"]
+    assert list(table) == [*SETTING, "detector", "group", "n", "auroc", "error_auroc", "aurc", "augrc", "oscr"]
     assert len(table) == 2 * 4 * 2  # objectives × detectors × groups
     assert set(table.n) == {3}
-    near, far = (table[table.group == group].iloc[:, -4:].drop_duplicates() for group in ("near", "far"))
-    assert near.to_numpy().tolist() == [["50.0 ± 0.0", "49.0 ± 0.0", "50.0 ± 0.0", "48.0 ± 0.0"]]
-    assert far.to_numpy().tolist() == [["72.0 ± 2.0", "71.0 ± 2.0", "28.0 ± 2.0", "70.0 ± 2.0"]]
+    near, far = (table[table.group == group].iloc[:, -5:].drop_duplicates() for group in ("near", "far"))
+    assert near.to_numpy().tolist() == [["50.0 ± 0.0", "49.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "48.0 ± 0.0"]]
+    assert far.to_numpy().tolist() == [["72.0 ± 2.0", "71.0 ± 2.0", "28.0 ± 2.0", "14.0 ± 1.0", "70.0 ± 2.0"]]
 
 
 def test_error_table_has_no_row_for_a_detector_that_lacks_a_set(make_results):
@@ -78,6 +78,16 @@ def test_error_table_has_no_row_for_a_detector_that_lacks_a_set(make_results):
     table = findings.error_table(replace(results, metrics=results.metrics[~lacks]))
     assert set(table[table.detector == "knn"].group) == {"far"}
     assert set(table[table.detector == "labels/cosine"].group) == {"near", "far"}
+
+
+def test_error_table_leaves_out_what_some_run_has_not_measured(make_results):
+    results = make_results(opposed)
+    whole = findings.error_table(results)
+    earlier = results.metrics.drop(columns="augrc")
+    some = results.metrics.assign(augrc=results.metrics.augrc.where(results.metrics.seed > 0))  # run before and after
+    for metrics in (earlier, some):
+        table = findings.error_table(replace(results, metrics=metrics))
+        pd.testing.assert_frame_equal(table, whole.drop(columns="augrc"))
 
 
 N_SEEDS = 5

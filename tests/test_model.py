@@ -20,6 +20,8 @@ from oodlib.model import OUTPUTS, OODModel, count_at_most
 from oodlib.scoring import ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.thresholds import THRESHOLDS
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is rejected")  # of few images, clusters have fewer
+
 PIXELS = EncoderSpec("resnet20", ("ant", "bee", "cat"), ("classifier",), 2, 3, 2, (0.0,) * 3, (1 / 255,) * 3)
 RESNET = replace(PIXELS, side=8, input_size=16, mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.1))
 WEIGHT, BIAS = np.random.default_rng(4).normal(size=(3, 12)) / 255, np.arange(3.0)

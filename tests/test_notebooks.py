@@ -94,7 +94,9 @@ def test_badges_and_set_up_cell_name_one_repository():
 @every_notebook
 def test_papermill_reads_every_parameter_with_its_type_and_comment(path):
     lines = parameters_cell(path).source.splitlines()
-    written = [re.fullmatch(r"(\w+): (int|float|str|bool|list) = (.+?)  # (.+)", line) for line in lines]
+    written = [
+        re.fullmatch(r"(\w+): (int|float|str|bool|list\[int\]|list\[str\]) = (.+?)  # (.+)", line) for line in lines
+    ]
     assert all(written), lines
     found = inspect_notebook(str(path))
     assert list(found) == [match[1] for match in written]
@@ -148,7 +150,7 @@ def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studi
     of_run = {"study": "small", "run": RUN}
     parameters = {
         "01_train": {"study": "small", "epochs": 1, "batch_size": 128},
-        "02_embed": of_run | {"max_images": 150},
+        "02_embed": of_run | {"max_images": 150, "sanity_ood": "noise:8"},  # as papermill's -p gives them
         "03_clusters": of_run,
         "04_evaluate": of_run,
         "05_report": {"study": "small"},

@@ -121,6 +121,7 @@ def check(row: dict, detector, inside: np.ndarray, outside: np.ndarray, normalit
 @pytest.mark.parametrize("pca", [0, 4])
 @pytest.mark.parametrize(("clustering", "k"), WAYS)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_every_row_is_that_of_a_cluster_detector(data, rows, pca, clustering, k, threshold):
     z = {name: embedded.z for name, embedded in data.sets().items()}
     for distance in DISTANCES:

@@ -1,6 +1,7 @@
 """Reference detectors against their formulas in float64: subspaces, Gaussians; and invariances."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -246,6 +247,18 @@ DETECTORS = {
     "outlier exposure": (OutlierExposureDetector, {"y": Y, "z_outliers": KNOWN, "y_outliers": KINDS}),
 }
 each = pytest.mark.parametrize(("make", "more"), DETECTORS.values(), ids=DETECTORS)
+
+
+@each
+def test_too_few_calibration_images_warn_once(make, more):
+    said = "^nothing is rejected: there are 8 calibration images, and alpha = 0.1 takes 9$"
+    with pytest.warns(UserWarning, match=said) as warned:
+        detector = make().set_params(alpha=0.1).fit(Z, z_calibration=ID[:8], **more)
+    assert len(warned) == 1
+    assert (detector.predict(BOTH) == 1).all()
+    with warnings.catch_warnings(action="error"):
+        make().set_params(alpha=0.1).fit(Z, z_calibration=ID[:9], **more)
+        make().set_params(alpha=0.001).fit(Z, **more)  # its threshold promises nothing in any case
 
 
 @each

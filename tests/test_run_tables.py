@@ -219,7 +219,7 @@ def test_intervals_are_delongs_the_bootstraps_and_clopper_and_pearsons():
     scored, correct = draw_scored(), np.arange(300) % 4 > 0
     table = interval_table(scored, list(OOD), correct, 0.1)
     assert list(table) == ["detector", "ood_dataset", "measure", "value", "low", "high"]
-    assert len(table) == 10 * len(OOD)
+    assert len(table) == 11 * len(OOD)
     assert (table.low <= table.value).all()
     assert (table.value <= table.high).all()
     rows = table.set_index(["ood_dataset", "measure"])

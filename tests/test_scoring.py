@@ -1,9 +1,11 @@
 """Detectors: every combination on a set made by hand, decisions counted, brute force, SciPy, scikit-learn's checks."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -23,7 +25,7 @@ from oodlib.scoring import (
     nearest_cluster,
     nearest_clusters,
 )
-from oodlib.thresholds import THRESHOLDS, conformal_threshold
+from oodlib.thresholds import THRESHOLDS, Threshold, conformal_threshold
 
 
 def expected_failures(estimator) -> dict[str, str]:
@@ -51,6 +53,7 @@ def expected_failures(estimator) -> dict[str, str]:
     ],
     expected_failed_checks=expected_failures,
 )
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_scikit_learn_finds_its_contract_kept(estimator, check):
     check(estimator)
 
@@ -262,10 +265,23 @@ def test_labels_stay_with_their_embeddings_when_some_are_held_out():
 
 
 def test_too_few_calibration_images_reject_nothing():
-    detector = build(clustering="labels", threshold="conformal").fit(Z, Y, CALIBRATION[:18])
+    detector = build(clustering="labels", threshold="conformal")
+    said = r"^nothing is rejected: there are 18 calibration images, and alpha = 0.05 takes 19$"
+    with pytest.warns(UserWarning, match=said) as warned:
+        detector.fit(Z, Y, CALIBRATION[:18])
+    assert [warning.filename for warning in warned] == [__file__]  # once, where it was fitted
     assert detector.offset_ == -np.inf
-    assert (detector.predict(OOD) == 1).all()
-    assert (detector.fit(Z, Y, CALIBRATION[:19]).predict(OOD) == -1).all()
+    with warnings.catch_warnings(action="error"):
+        assert (detector.predict(OOD) == 1).all()
+        assert (detector.fit(Z, Y, CALIBRATION[:19]).predict(OOD) == -1).all()
+
+
+@pytest.mark.parametrize("threshold", ["global", "per-cluster", "mine"])
+def test_only_a_threshold_that_rejects_nothing_for_want_of_calibration_images_warns(monkeypatch, threshold):
+    own = Threshold(lambda scores, nearest, n_clusters, alpha: float(scores.min()), held_out=True)
+    monkeypatch.setitem(THRESHOLDS, "mine", own)
+    with warnings.catch_warnings(action="error"):
+        build(clustering="labels", threshold=threshold).fit(Z[:60], Y[:60], CALIBRATION[:6])
 
 
 # Thresholds within clusters, and p-values
@@ -304,7 +320,11 @@ def test_conformal_cluster_keeps_its_promise_in_every_cluster_where_one_threshol
 
 def test_conformal_cluster_promises_nothing_for_a_cluster_without_enough_images():
     calibration = np.concatenate([axes(40, [0], seed=4)[0], axes(5, [1], seed=5)[0]])
-    detector = build(threshold="conformal-cluster").fit(Z, Y, calibration)
+    detector = build(threshold="conformal-cluster")
+    said = "^nothing is rejected in 2 of 3 clusters: there are 45 calibration images, and alpha = 0.05 takes 19 in each"
+    with pytest.warns(UserWarning, match=said) as warned:
+        detector.fit(Z, Y, calibration)
+    assert len(warned) == 1
     assert np.isfinite(detector.offset_).tolist() == [True, False, False]
     assert (detector.predict(ID)[ID_Y > 0] == 1).all()
     assert (detector.p_values(ID)[ID_Y == 2] == 1).all()
@@ -450,6 +470,7 @@ def test_a_fit_that_fails_half_way_is_none(before):
         detector.predict(ID)
 
 
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 @pytest.mark.parametrize(
     "detector", [build(clustering="kmeans", threshold=t) for t in ("conformal", "conformal-cluster")], ids=repr
 )
@@ -495,3 +516,57 @@ def test_log_density_of_a_mixture_is_scikit_learns(clustering, covariance, dtype
     found = detector.score_samples(queries)
     np.testing.assert_allclose(found, expected, rtol=1e-3 if dtype == np.float32 else 1e-6)
     assert stats.spearmanr(found, expected).statistic > 0.9999
+
+
+# Tensors
+
+
+TENSORS = {
+    "with a gradient": lambda z: torch.from_numpy(z).requires_grad_(),
+    "float64": lambda z: torch.from_numpy(z).double(),
+    "float16": lambda z: torch.from_numpy(z).half(),
+    "bfloat16": lambda z: torch.from_numpy(z).bfloat16().requires_grad_(),
+    "on a GPU": lambda z: torch.from_numpy(z).cuda(),
+}
+
+
+@pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
+@pytest.mark.parametrize(
+    "detector",
+    [
+        build(clustering="labels", threshold="conformal"),
+        build(clustering="kmeans", threshold="conformal-cluster", distance="cosine"),
+        KNNDetector(5),
+        ViMDetector(np.eye(6), np.zeros(6)),
+        OutlierExposureDetector(),
+    ],
+    ids=repr,
+)
+def test_tensors_are_taken_as_the_arrays_that_they_hold(detector, make):
+    if make is TENSORS["on a GPU"] and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    tensors = [make(part) for part in (Z, CALIBRATION, ID, OOD)]
+    arrays = [part.float() if part.dtype == torch.bfloat16 else part for part in tensors]
+    z, calibration, new, outliers = [part.detach().cpu().numpy() for part in arrays]
+    y, more, known = torch.from_numpy(Y).to(tensors[0].device), {}, {}
+    if isinstance(detector, OutlierExposureDetector):
+        more = {"z_outliers": tensors[3], "y_outliers": torch.arange(60)}
+        known = {"z_outliers": outliers, "y_outliers": np.arange(60)}
+    expected = clone(detector).fit(z, Y, calibration, **known)
+    found = clone(detector).fit(tensors[0], y, tensors[1], **more)
+    for method in ("score_samples", "decision_function", "predict", "p_values"):
+        ours = getattr(found, method)(tensors[2])
+        assert isinstance(ours, np.ndarray)
+        np.testing.assert_array_equal(ours, getattr(expected, method)(new))
+
+
+def test_a_classifier_of_torch_and_its_logits_are_taken_as_arrays():
+    layer = torch.nn.Linear(6, 3).double()
+    weight, bias = (part.detach().numpy() for part in layer.parameters())
+    expected = ViMDetector(weight, bias).fit(Z).score_samples(ID)
+    np.testing.assert_array_equal(ViMDetector(layer.weight, layer.bias).fit(Z).score_samples(ID), expected)
+    logits = layer(torch.from_numpy(ID).double())
+    for score in LOGIT_SCORES.values():
+        np.testing.assert_array_equal(score(logits), score(logits.detach().numpy()))
+    tensors = torch.from_numpy(ID), layer.weight, layer.bias, torch.from_numpy(Z).mean(dim=0)
+    np.testing.assert_array_equal(fdbd(*tensors), fdbd(*(part.detach().numpy() for part in tensors)))

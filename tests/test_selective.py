@@ -4,11 +4,14 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from oodlib.metrics import auroc, auroc_interval
 from oodlib.selective import (
+    augrc,
+    augrc_interval,
     aurc,
     aurc_interval,
     error_auroc,
@@ -81,6 +84,31 @@ def test_aurc_at_its_ends():
     assert aurc(scores, np.zeros(60, bool)) == 1.0
     for constant in (np.ones(60, bool), np.zeros(60, bool)):
         assert excess_aurc(scores, constant) == 0.0
+
+
+def test_augrc_of_ties_is_the_mean_over_their_orders():
+    scores, correct = np.array([2, 1, 1, 1, 0, 0]), np.array([1, 0, 1, 0, 1, 0], dtype=bool)
+    values = []
+    for tie_break in permutations(range(6)):
+        errors = np.r_[0, np.cumsum(~correct[np.lexsort((tie_break, -scores))])]
+        values.append(np.trapezoid(errors / 6, np.arange(7) / 6))
+    assert augrc(scores, correct) == pytest.approx(np.mean(values), rel=1e-12)
+
+
+def test_augrc_at_its_ends_and_by_hand():
+    scores, correct = draw(3)
+    e = (~correct).mean()
+    assert augrc(np.zeros(60), correct) == pytest.approx(e / 2)
+    assert augrc(correct, correct) == augrc(2.0 * correct, correct) == pytest.approx(e**2 / 2)
+    assert augrc(~correct, correct) == pytest.approx(e - e**2 / 2)
+    assert (augrc(scores, np.ones(60, bool)), augrc(scores, np.zeros(60, bool))) == (0.0, 0.5)
+    assert augrc([3, 2, 1], [True, False, True]) == pytest.approx((0 + 1 / 2 + 1) / 9)  # errors 0, 0, 1, 1
+
+
+def test_augrc_is_what_error_auroc_and_the_error_rate_make():
+    scores, correct = draw(4)
+    e = (~correct).mean()
+    assert augrc(scores, correct) == pytest.approx((1 - error_auroc(scores, correct)) * e * (1 - e) + e**2 / 2)
 
 
 def test_excess_aurc_is_zero_for_the_best_order_only():
@@ -175,6 +203,19 @@ def test_aurc_interval_is_the_bootstrap_of_a_plain_loop():
     assert aurc_interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
 
 
+def test_augrc_interval_is_the_bootstrap_of_a_plain_loop():
+    scores, correct = draw(6)
+    rng, values = np.random.default_rng(0), []
+    for _ in range(2000):
+        drawn = rng.integers(60, size=60)
+        values.append(augrc(scores[drawn], correct[drawn]))
+    found = augrc_interval(scores, correct, n_resamples=2000, level=0.8)
+    assert found == pytest.approx(np.quantile(values, [0.1, 0.9]), abs=0.01)
+    assert found[0] < augrc(scores, correct) < found[1]
+    assert found == augrc_interval(scores, correct, n_resamples=2000, level=0.8)
+    assert augrc_interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
+
+
 def test_oscr_interval_without_variance_claims_no_certainty():
     low, high = oscr_interval(np.arange(10, 20), np.ones(10, bool), np.arange(5))
     assert (low, high) == pytest.approx((0.025 ** (1 / 5), 1))
@@ -196,15 +237,21 @@ def test_intervals_need_two_of_each():
 @pytest.mark.parametrize("level", [0, 1, 95, -1, np.nan])
 def test_levels_out_of_range(level):
     scores, correct = draw(7)
-    for interval in (error_auroc_interval, aurc_interval, lambda s, c, level: oscr_interval(s, c, s, level)):
+    for interval in (
+        error_auroc_interval,
+        aurc_interval,
+        augrc_interval,
+        lambda s, c, level: oscr_interval(s, c, s, level),
+    ):
         with pytest.raises(ValueError, match=f"level must lie between 0 and 1, got {level}"):
             interval(scores, correct, level=level)
 
 
 @pytest.mark.parametrize("n_resamples", [0, -3])
 def test_resamples_out_of_range(n_resamples):
-    with pytest.raises(ValueError, match=f"n_resamples must be at least 1, got {n_resamples}"):
-        aurc_interval(*draw(8), n_resamples=n_resamples)
+    for interval in (aurc_interval, augrc_interval):
+        with pytest.raises(ValueError, match=f"n_resamples must be at least 1, got {n_resamples}"):
+            interval(*draw(8), n_resamples=n_resamples)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +260,12 @@ def test_resamples_out_of_range(n_resamples):
         error_auroc,
         risk_coverage,
         aurc,
+        augrc,
         excess_aurc,
         lambda s, c: oscr(s, c, [0.0]),
         error_auroc_interval,
         aurc_interval,
+        augrc_interval,
         lambda s, c: oscr_interval(s, c, [0.0, 1.0]),
     ],
 )
@@ -229,3 +278,12 @@ def test_bad_input_raises_and_is_named(function):
         function([0.0, np.nan], [True, False])
     with pytest.raises(ValueError, match=r"scores must have shape \(n,\) with n >= 1"):
         function([], [])
+
+
+def test_tensors_are_scores_and_answers():
+    scores, correct = draw(9)
+    tensors = torch.from_numpy(scores).requires_grad_(), torch.from_numpy(correct)
+    assert aurc(*tensors) == aurc(scores, correct)
+    assert augrc_interval(*tensors) == augrc_interval(scores, correct)
+    assert oscr(*tensors, tensors[0]) == oscr(scores, correct, scores)
+    assert auroc(tensors[0], torch.zeros(3, dtype=torch.bfloat16)) == auroc(scores, np.zeros(3))

@@ -1,9 +1,11 @@
 """Separation and purity against plain float64 loops, hand-counted sets and scikit-learn."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
 from oodlib import pair_distances, separation
@@ -134,6 +136,55 @@ def test_small_blocks_change_nothing(monkeypatch, block, metric):
     monkeypatch.setattr(pair_distances, "BLOCK", block)
     np.testing.assert_allclose(separation_curve(z, assignments, (0.3, 1.0), metric), direct, rtol=0, atol=1e-13)
     np.testing.assert_allclose(global_separation(z, assignments, metric=metric), alone, rtol=0, atol=1e-13)
+
+
+def sorted_means(z, sizes, fractions, metric, include_self):
+    """P (f, K, K) from all distances of every two clusters at once, each a difference of two rows, sorted."""
+    parts = np.split(z, np.cumsum(sizes)[:-1])
+    means = np.empty((len(fractions), len(parts), len(parts)))
+    for i, a in enumerate(parts):
+        for j, b in enumerate(parts):
+            found = 1 - a @ b.T if metric == "cosine" else np.sqrt(((a[:, None] - b) ** 2).sum(axis=2))
+            if i == j:
+                np.fill_diagonal(found, 0)
+            found = np.sort(found[np.triu_indices(len(a), 1)] if i == j and not include_self else found.ravel())
+            kept = [max(1, int(fraction * len(found) + 1e-9)) for fraction in fractions]
+            means[:, i, j] = [found[:k].mean() for k in kept]
+    return means
+
+
+@pytest.mark.parametrize("bits", [9, 21])
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_what_is_found_in_passes_is_what_sorting_finds(monkeypatch, metric, include_self, duplicates, bits):
+    rng = np.random.default_rng(0)
+    z, sizes, fractions = rng.normal(size=(160, 4)) + 3, np.array([90, 50, 20]), (1e-9, 0.1, 0.5, 0.77, 1.0)
+    z[100] *= 1e3  # an outlier, beside which all other distances are nearly zero
+    z = z.round() if duplicates else z  # many equal distances
+    z = z / np.linalg.norm(z, axis=1, keepdims=True) if metric == "cosine" else z
+    plain = pair_distances.mean_distances(z, sizes, fractions, metric, include_self)
+    for held in (10**9, 300):  # all of a pair of clusters at once, then in passes
+        for name, value in (("BLOCK", 200), ("HELD", held), ("BITS", bits)):
+            monkeypatch.setattr(pair_distances, name, value)
+        found = pair_distances.mean_distances(z, sizes, fractions, metric, include_self)
+        np.testing.assert_allclose(found, plain, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found, sorted_means(z, sizes, fractions, metric, include_self), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_memory_does_not_grow_with_the_pairs(monkeypatch, metric, include_self):
+    z, sizes = np.random.default_rng(0).normal(size=(2500, 3)), np.array([1800, 700])
+    expected = pair_distances.mean_distances(z, sizes, (0.2, 0.7), metric, include_self)
+    for name, value in (("BLOCK", 2**14), ("HELD", 2**16), ("BITS", 9)):
+        monkeypatch.setattr(pair_distances, name, value)
+    tracemalloc.start()
+    found = pair_distances.mean_distances(z, sizes, (0.2, 0.7), metric, include_self)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert peak < 2e6  # all pairs of the larger cluster are 13 MB, or 26 MB with itself
 
 
 @pytest.mark.parametrize("fraction", [0.2, 1.0])
@@ -348,3 +399,14 @@ def test_bad_labels_are_named():
         embedding_quality(LINE, [-1, 0, 1, 1], 1)
     with pytest.raises(ValueError, match="y must be"):
         cluster_quality(LINE, PAIRS, [-1, 0, 1, 1])
+
+
+def test_tensors_are_measured_as_the_arrays_that_they_hold():
+    z, assignments = blobs()
+    y = np.arange(90) % 4
+    tensors = torch.from_numpy(z).requires_grad_(), torch.from_numpy(assignments), torch.from_numpy(y)
+    assert cluster_quality(*tensors) == cluster_quality(z, assignments, y)
+    assert embedding_quality(tensors[0], tensors[2]) == embedding_quality(z, y)
+    assert np.array_equal(separation_curve(*tensors[:2]), separation_curve(z, assignments))
+    rounded = torch.from_numpy(z).bfloat16()
+    assert np.array_equal(global_separation(rounded, tensors[1]), global_separation(rounded.float(), assignments))

@@ -61,7 +61,7 @@ def test_a_parameter_that_is_a_list_is_not_crossed_but_a_list_of_lists_is(projec
     (run,) = plan(project, "parameters: {near_ood: [digits789, letters], far_ood: []}")
     assert run.parameters["embed"]["near_ood"] == ["digits789", "letters"]
     assert run.parameters["embed"]["far_ood"] == []
-    known = {"seed": ("int", 0), "near_ood": ("list", ["a"])}
+    known = {"seed": ("int", 0), "near_ood": ("list[str]", ["a"])}
     expected = [{"seed": seed, "near_ood": near} for seed in (0, 1) for near in (["a"], ["b", "c"])]
     assert crossed({"seed": [0, 1], "near_ood": [["a"], ["b", "c"]]}, known) == expected
     assert "two runs would be called" in refuse(project, "parameters: {near_ood: [[digits789], [letters, photos]]}")
@@ -122,9 +122,9 @@ when:
         ("parameters: {epochs: 2.0}", "epochs must be of type int, got 2.0 \\(float\\)"),
         ("parameters: {seed: [0, [1]]}", "seed must be of type int, got \\[1\\] \\(list\\)"),
         ("parameters: {seed: }", "seed must be of type int, got None"),
-        ("parameters: {near_ood: letters}", "near_ood must be of type list, got 'letters' \\(str\\)"),
-        ("parameters: {n_clusters: [7, 8.5]}", "n_clusters must be a list of int, got 8.5 in it"),
-        ("parameters: {far_ood: [1]}", "far_ood must be a list of str, got 1 in it"),
+        ("parameters: {near_ood: letters}", "near_ood must be of type list\\[str\\], got 'letters' \\(str\\)"),
+        ("parameters: {n_clusters: [7, 8.5]}", "n_clusters must be of type list\\[int\\], got 8.5 in it"),
+        ("parameters: {far_ood: [1]}", "far_ood must be of type list\\[str\\], got 1 in it"),
         ("parameters: {seed: []}", "tried.yaml: a parameter has an empty list of values, so there is no run"),
         (
             "parameters: {objective: cee}",
@@ -140,7 +140,7 @@ when:
             "unknown clustering 'dbscan'; known: labels, .*kmeans",
         ),
         ("parameters: {distances: [manhattan]}", "unknown distance 'manhattan'; known: euclidean, cosine"),
-        ("parameters: {distances: [1]}", "distances must be a list of str, got 1 in it"),
+        ("parameters: {distances: [1]}", "distances must be of type list\\[str\\], got 1 in it"),
         ("parameters: {n_neighbors: 0}", "n_neighbors must be at least 1, got 0"),
         ("parameters: {known_outliers: [0]}", "known must be at least 1, got 0"),
         ("parameters: {alpha: 1.5}", "alpha must be between 0 and 1, got 1.5"),

@@ -12,6 +12,7 @@ from oodlib.thresholds import (
     cluster_p_values,
     conformal_p_values,
     conformal_threshold,
+    images_needed,
     per_cluster_thresholds,
     rate_band,
     realised_by_cluster,
@@ -49,6 +50,14 @@ def test_threshold_is_the_jth_smallest(scores, alpha, expected):
     found = conformal_threshold(scores, alpha)
     assert type(found) is float
     assert found == expected
+
+
+def test_images_that_it_takes_to_reject_any():
+    assert [images_needed(alpha) for alpha in (0.05, 0.1, 0.01, 1 / 3, 0.3, 0.5, 0.9)] == [19, 9, 99, 2, 3, 1, 1]
+    for alpha in [*np.linspace(0.001, 0.5, 500), 1 / 7, 1e-5]:
+        least = images_needed(alpha)
+        assert np.isfinite(conformal_threshold(np.arange(least), alpha))
+        assert not np.isfinite(conformal_threshold(np.arange(least - 1), alpha))
 
 
 @pytest.mark.parametrize("m", [9, 19, 99, 199, 999, 9999])

@@ -651,6 +651,7 @@ def test_gallery_figures_title_every_image(looked_at):
 
 
 @pytest.mark.usefixtures("figure_style")
+@pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
     detector, data, parts, _ = looked_at
     (axis,) = gallery.score_figure(detector, data).axes
