@@ -183,8 +183,6 @@ def count_at_most(
 def score_by_clusters(z: torch.Tensor, state: Tensors, distance: Distance) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `oodlib.scoring.nearest_cluster` of z (n, d) as tensors: scores (n,), nearest (n,)."""
     z = z.to(state["centers"].dtype)
-    if "pca_mean" in state:
-        z = (z - state["pca_mean"]) @ state["pca_directions"]
     distances = distance.measure(z, state)  # (n, K)
     scores = torch.logsumexp(-distances, dim=1) if distance.joint else -distances.amin(dim=1)
     return scores, distances.argmin(dim=1)

@@ -15,7 +15,6 @@ from oodlib.clustering import CLUSTERINGS, cluster
 from oodlib.detector import Detector, below_rounding
 from oodlib.detector_file import load_detector
 from oodlib.distances import DISTANCES, State, fit_distances
-from oodlib.pca import pca_basis, project
 from oodlib.references import (
     LOGIT_SCORES,
     KNNDetector,
@@ -28,8 +27,6 @@ from oodlib.references import (
     msp,
 )
 from oodlib.thresholds import THRESHOLDS, cluster_p_values
-
-PCA_STATE = {"pca_mean": "d", "pca_directions": "d p"}  # what a state holds besides after a PCA, in this order
 
 __all__ = [
     "LOGIT_SCORES",
@@ -87,7 +84,6 @@ class ClusterDetector(Detector):
         same within each cluster), "conformal" (from held-out images: the one that keeps its promise of at most α false
         alarms) or "conformal-cluster" (which keeps it within each cluster; Mondrian).
     alpha: the false-alarm rate, in (0, 1).
-    pca: the number of principal components of the training embeddings that it works in; 0 takes them as they are.
     offset_: the threshold after `fit`: one number, or one a cluster, (K,).
     """
 
@@ -99,7 +95,6 @@ class ClusterDetector(Detector):
         threshold: str = "global",
         alpha: float = 0.05,
         seed: int = 0,
-        pca: int = 0,
     ):
         self.clustering = clustering
         self.n_clusters = n_clusters
@@ -107,7 +102,6 @@ class ClusterDetector(Detector):
         self.threshold = threshold
         self.alpha = alpha
         self.seed = seed
-        self.pca = pca
 
     def fit(self, z: np.ndarray, y: np.ndarray | None = None, z_calibration: np.ndarray | None = None) -> Self:
         """Cluster the training embeddings z (n, d), fit the distance and set the threshold.
@@ -124,12 +118,10 @@ class ClusterDetector(Detector):
         threshold = THRESHOLDS[self.threshold]
         if threshold.held_out and z_calibration is None:
             z, y, z_calibration = _hold_out(z, y, self.seed)
-        basis = pca_basis(z, self.pca) if self.pca else None
-        x = project(z, basis)
-        clusters = cluster(x, y, self.clustering, self.n_clusters, self.seed)
+        clusters = cluster(z, y, self.clustering, self.n_clusters, self.seed)
         self.n_clusters_ = len(clusters.centers)
-        states = fit_distances([self.distance], x, clusters.assignments, self.n_clusters_, clusters.mixture)
-        self.state_ = states[self.distance] | (dict(zip(PCA_STATE, basis, strict=True)) if basis else {})
+        states = fit_distances([self.distance], z, clusters.assignments, self.n_clusters_, clusters.mixture)
+        self.state_ = states[self.distance]
         reference = self._score(self._check(z_calibration) if threshold.held_out else z)
         offset = threshold.set(*reference, self.n_clusters_, self.alpha)
         self.offset_ = below_rounding(offset, reference[0], working_dtype(z))
@@ -141,8 +133,6 @@ class ClusterDetector(Detector):
         _check_choice("clustering", self.clustering, CLUSTERINGS)
         _check_choice("distance", self.distance, DISTANCES)
         _check_choice("threshold", self.threshold, THRESHOLDS)
-        if self.pca < 0:
-            raise ValueError(f"pca must be a number of components, or 0 for none, got {self.pca}")
         super().check_parameters()
 
     def layout(self) -> dict[str, str]:
@@ -150,14 +140,11 @@ class ClusterDetector(Detector):
         shapes = DISTANCES[self.distance].state
         if not shapes:
             raise ValueError(f"{self.distance!r} does not say what its state is, so no file can hold it")
-        if self.pca:
-            shapes = {part: shape.replace("d", "p") for part, shape in shapes.items()} | PCA_STATE
         state = {f"state_.{part}": f"float {shape}" for part, shape in shapes.items()}
         return super().layout() | {"reference_nearest_": "int64 m", "offset_": offset} | state
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        basis = tuple(self.state_[part] for part in PCA_STATE) if self.pca else None
-        return nearest_cluster(project(z, basis), self.distance, self.state_)
+        return nearest_cluster(z, self.distance, self.state_)
 
     def p_values(self, z: np.ndarray) -> np.ndarray:
         """Return the p-value (n,) in (0, 1] of each row of z, within its own cluster where the threshold is.

@@ -115,13 +115,6 @@ def test_cluster_detector_is_the_same_to_the_last_bit(distance, threshold, dtype
             assert_same(detector, round_trip(detector, tmp_path), dtype)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_cluster_detector_after_a_pca_is_the_same_to_the_last_bit(distance, tmp_path):
-    detector = ClusterDetector("kmeans", 4, distance, "conformal", 0.08, pca=2).fit(Z, Y, CALIBRATION)
-    assert detector.n_features_in_ == Z.shape[1]
-    assert_same(detector, round_trip(detector, tmp_path), Z.dtype)
-
-
 def test_a_cluster_that_rejects_nothing_does_so_after_a_file(tmp_path):
     detector = ClusterDetector("labels", threshold="conformal-cluster", alpha=0.08).fit(Z, Y, CALIBRATION)
     assert np.isneginf(detector.offset_).any()
@@ -191,7 +184,6 @@ def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
             "clustering": "labels",
             "distance": "cosine",
             "n_clusters": None,
-            "pca": 0,
             "seed": 0,
             "threshold": "per-cluster",
         },
@@ -569,7 +561,7 @@ def test_parameter_that_is_missing(path):
     rewrite(path, lambda header, arrays: header["parameters"].pop("seed"))
     refused(
         path,
-        "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, pca, got ",
+        "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, got ",
     )
 
 

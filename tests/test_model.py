@@ -88,8 +88,6 @@ def test_every_cluster_detector_is_the_same_in_the_graph(distance, threshold):
     assert_agrees(OODModel(ENCODER, detector)(x), detector, embeddings(ENCODER, QUERIES))
     detector = fit(ClusterDetector("kmeans", 9, distance, threshold, 0.08), dtype=np.float32)
     assert_agrees(OODModel(ENCODER, detector)(x), detector, embeddings(ENCODER, QUERIES, np.float32), 1e-5)
-    detector = fit(ClusterDetector("labels", distance=distance, threshold=threshold, alpha=0.08, pca=3))
-    assert_agrees(OODModel(ENCODER, detector)(x), detector, embeddings(ENCODER, QUERIES))
 
 
 @pytest.mark.parametrize("name", OTHERS)
