@@ -15,7 +15,7 @@ MIXTURE_PARTS = ("weights", "means", "covariances")
 
 
 def save_clusters(run: Run, found: dict[Key, Clusters]) -> None:
-    """Write clusters.npz: for every PCA, clustering and K the assignments (n,) of the training rows, and mixtures."""
+    """Write clusters.npz: for every clustering and K the assignments (n,) of the training rows, and mixtures."""
     arrays = {}
     for key, clusters in found.items():
         name = "/".join(map(str, key))
@@ -26,7 +26,7 @@ def save_clusters(run: Run, found: dict[Key, Clusters]) -> None:
 
 
 def load_clusters(run: Run, n: int) -> tuple[dict[Key, np.ndarray], dict[Key, Gaussians]]:
-    """Return what step `cluster` found for every PCA, clustering and K: assignments (n,), and mixtures where there are.
+    """Return what step `cluster` found for every clustering and K: assignments (n,), and mixtures where there are.
 
     Raises FileNotFoundError, or ValueError when clusters.npz is cut short or foreign.
     """
@@ -35,18 +35,18 @@ def load_clusters(run: Run, n: int) -> tuple[dict[Key, np.ndarray], dict[Key, Ga
     try:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
-                pca, method, k, *part = name.split("/")
-                key = int(pca), method, int(k)
+                method, k, *part = name.split("/")
+                key = method, int(k)
                 if part:
                     parts.setdefault(key, {})[part[0]] = file[name]
                 else:
                     assignments[key] = file[name]
-        mixtures = {key: Gaussians(MIXTURES[key[1]], **arrays) for key, arrays in parts.items()}
+        mixtures = {key: Gaussians(MIXTURES[key[0]], **arrays) for key, arrays in parts.items()}
     except FileNotFoundError:
         raise
     except Exception as error:  # a file cut short fails in zipfile, zlib or NumPy, each with errors of its own
         raise ValueError(f"{path} holds no cluster assignments, or is cut short: {error}") from error
-    for (_, _, k), assigned in assignments.items():
+    for (_, k), assigned in assignments.items():
         if assigned.shape != (n,) or assigned.dtype.kind != "i" or not np.isin(assigned, np.arange(k)).all():
             raise ValueError(f"{path} is of another run: its assignments do not fit {n} embeddings; delete it")
     return assignments, mixtures

@@ -15,7 +15,6 @@ import pandas as pd
 from oodlib.clustering import OWN_SIZE, cluster
 from oodlib.distances import fit_distances
 from oodlib.metrics import auroc
-from oodlib.pca import pca_basis, project
 from oodlib.product import Embedded, Key, RunEmbeddings, Scored, all_scores
 from oodlib.scoring import nearest_cluster
 
@@ -33,7 +32,7 @@ FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise;
 OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
 N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
 QUANTILE = 0.99  # of the calibration images' distances: where virtual outliers lie
-COLUMNS = ["rule", "clustering", "n_clusters", "pca", "distance", "auroc"]
+COLUMNS = ["rule", "clustering", "n_clusters", "distance", "auroc"]
 
 
 def check_rules(rules: list[str]) -> None:
@@ -52,7 +51,7 @@ def choice_table(
 ) -> pd.DataFrame:
     """Return the AUROC of every detector against the unknowns of each rule of RULES, a mean over the left-out parts.
 
-    `clusterings` are (PCA, method, K), found again where classes are left out. Higher is better. Of OF_NOTEBOOK there
+    `clusterings` are (method, K), found again where classes are left out. Higher is better. Of OF_NOTEBOOK there
     is one row, its choice, whatever the clusterings and distances are.
     """
     rows = []
@@ -62,7 +61,7 @@ def choice_table(
             continue
         for part in RULES[rule](_reduced(data, seed), seed):
             for scored in _scores(part, clusterings, distances, n_neighbors, seed):
-                detector = (scored.clustering, scored.n_clusters, scored.pca, scored.distance)
+                detector = (scored.clustering, scored.n_clusters, scored.distance)
                 rows.append((rule, *detector, auroc(scored.scores["test"], scored.scores["unknown"])))
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.groupby(COLUMNS[:-1], sort=False).auroc.mean().reset_index()
@@ -77,7 +76,7 @@ def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0) -> pd.
     """
     turns = []
     for part in left_out_classes(data, seed, MAX_TURNS):
-        keys = [(0, method, len(np.unique(part.train.y))) for method in ("labels", "kmeans")]
+        keys = [(method, len(np.unique(part.train.y))) for method in ("labels", "kmeans")]
         part = replace(part, weight=None, bias=None)  # no candidate needs the classifier
         found = _scores(part, keys, list(CANDIDATE_DISTANCES), n_neighbors, seed)
         auc = {(s.clustering, s.distance): auroc(s.scores["test"], s.scores["unknown"]) for s in found}
@@ -99,13 +98,13 @@ def choose_candidate(ranking: pd.DataFrame) -> tuple[str, str]:
     return ranking.clustering[0], ranking.distance[0]
 
 
-def _chosen_row(data: RunEmbeddings, n_neighbors: int, seed: int) -> tuple[str, int, int, str, float]:
-    """Return clustering, K, PCA, distance and AUROC of the candidate that is chosen; K as in a study, all classes."""
+def _chosen_row(data: RunEmbeddings, n_neighbors: int, seed: int) -> tuple[str, int, str, float]:
+    """Return clustering, K, distance and AUROC of the candidate that is chosen; K as in a study, all classes."""
     ranking = rank_candidates(data, n_neighbors, seed)
     clustering, distance = choose_candidate(ranking)
     own = ranking[(ranking.clustering == clustering) & (ranking.distance == distance)]
     n_clusters = 0 if clustering == "none" else len(np.unique(data.train.y))
-    return clustering, n_clusters, 0, distance, own.auroc.iloc[0] if len(own) else np.nan
+    return clustering, n_clusters, distance, own.auroc.iloc[0] if len(own) else np.nan
 
 
 def _reduced(data: RunEmbeddings, seed: int) -> RunEmbeddings:
@@ -125,10 +124,9 @@ def _scores(
 ) -> Iterator[Scored]:
     """Return the scores of every detector, its clusters found on the training embeddings of this data."""
     found = {}
-    for pca, method, k in clusterings:
-        z = project(data.train.z, pca_basis(data.train.z, pca) if pca else None)
-        size = None if method in OWN_SIZE else min(k, len(z))
-        found[pca, method, k] = cluster(z, data.train.y, method, size, seed)
+    for method, k in clusterings:
+        size = None if method in OWN_SIZE else min(k, len(data.train.z))
+        found[method, k] = cluster(data.train.z, data.train.y, method, size, seed)
     assignments = {key: clusters.assignments for key, clusters in found.items()}
     mixtures = {key: clusters.mixture for key, clusters in found.items()}
     return all_scores(data, assignments, distances, n_neighbors, [], mixtures)

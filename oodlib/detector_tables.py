@@ -14,7 +14,6 @@ CHOSEN = "kmeans-chosen"
 def chosen_sizes(results: Results) -> pd.Series:
     """Return the K of k-means that each setting chooses with ID data alone: that of the best mean silhouette."""
     quality = results.clusters[results.clusters.measure.eq("silhouette") & results.clusters.clustering.eq("kmeans")]
-    quality = quality[quality.pca == 0]
     means = quality.groupby([*SETTING, "n_clusters"], sort=False).value.mean().dropna().reset_index()
     best = means.loc[means.groupby(SETTING, sort=False).value.idxmax()]
     return best.set_index(SETTING).n_clusters.rename("chosen")
@@ -26,7 +25,7 @@ def with_chosen_size(shown: Results, results: Results, distance: str = "cosine")
     if sizes.empty:
         return shown
     metrics = results.metrics.join(sizes, on=SETTING)
-    own = metrics.clustering.eq("kmeans") & metrics.n_clusters.eq(metrics.chosen) & metrics.pca.eq(0)
+    own = metrics.clustering.eq("kmeans") & metrics.n_clusters.eq(metrics.chosen)
     own &= metrics.distance.eq(distance) & metrics.threshold.eq("global")
     rows = metrics[own].drop(columns="chosen").assign(detector=f"{CHOSEN}/{distance}")
     order = {run: place for place, run in enumerate(results.runs.run)}
@@ -63,10 +62,10 @@ def reading_tables(results: Results, table: pd.DataFrame, best: str = "max") -> 
 def product_table(results: Results) -> pd.DataFrame:
     """Return AUROC, in percent, of all combinations of the factors: a row each, with K in numerical order.
 
-    Columns: setting, clustering, n_clusters, pca, distance, threshold, and of the means over near and over far sets, as
+    Columns: setting, clustering, n_clusters, distance, threshold, and of the means over near and over far sets, as
     near, near_sd, near_n and so on, mean and sd over the seeds, with n.
     """
-    parts = ["clustering", "n_clusters", "pca", "distance", "threshold"]
+    parts = ["clustering", "n_clusters", "distance", "threshold"]
     about = results.metrics[results.metrics.seen == 0].drop_duplicates("detector").set_index("detector")[parts]
     means = group_means(results, ["auroc"])
     means = means[means.detector.isin(about.index)]
@@ -80,7 +79,7 @@ def product_table(results: Results) -> pd.DataFrame:
     table = table.join(about, on="detector").drop(columns="detector")
     order = {name: list(dict.fromkeys(results.metrics[name])) for name in [*SETTING, "clustering", "distance"]}
     table = table.sort_values(
-        [*SETTING, "clustering", "pca", "n_clusters", "distance", "threshold"],
+        [*SETTING, "clustering", "n_clusters", "distance", "threshold"],
         key=lambda column: column.map(order[column.name].index) if column.name in order else column,
     )
     return table[[*SETTING, *parts, *columns]].reset_index(drop=True)

@@ -32,7 +32,7 @@ def evaluate(
     the shares below the threshold at false-alarm rate `alpha`. No names of `thresholds` take all there are; those a
     cluster are for detectors with clusters.
     """
-    about = {key: getattr(scored, key) for key in ("clustering", "n_clusters", "pca", "distance", "seen")}
+    about = {key: getattr(scored, key) for key in ("clustering", "n_clusters", "distance", "seen")}
     for ood in ood_sets:
         if ood in scored.scores:
             for threshold, values in _by_threshold(scored, ood, correct, alpha, thresholds).items():

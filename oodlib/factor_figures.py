@@ -31,7 +31,7 @@ def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title
     panels = list(dict.fromkeys(metrics[by]))
     metrics = metrics.assign(row=clustering_names(metrics).where(metrics.clustering != "none", "no clusters"))
     place = metrics.clustering.map({name: i for i, name in enumerate(dict.fromkeys(metrics.clustering))})
-    metrics = metrics.assign(place=place).sort_values(["place", "pca", "n_clusters"], kind="stable")
+    metrics = metrics.assign(place=place).sort_values(["place", "n_clusters"], kind="stable")
     parts = metrics[metrics.clustering != "none"], metrics[metrics.clustering == "none"]
     cells = [part.groupby([by, "row", "distance"], sort=False)[measure].mean().mul(100) for part in parts]
     low, high = (getattr(pd.concat(cells), end)() for end in ("min", "max"))

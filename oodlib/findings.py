@@ -102,10 +102,10 @@ def id_measures(results: Results) -> pd.DataFrame:
     """Return one row a run and one column a measure that needs ID data alone: accuracies, and quality of the clusters.
 
     Of the classes and, as "k-means …", of k-means with as many clusters. Measures a cluster are averaged over the
-    clusters. Only embeddings as they are, without PCA, count.
+    clusters.
     """
     clusters = results.clusters
-    whole = clusters[clusters.clustering.isin(["labels", "none"]) & (clusters.pca == 0)]
+    whole = clusters[clusters.clustering.isin(["labels", "none"])]
     kmeans = [of_classes(clusters, "kmeans", measure) for measure in KMEANS_MEASURES]
     kmeans = pd.concat(kmeans)
     kmeans = kmeans.assign(measure="k-means " + kmeans.measure)

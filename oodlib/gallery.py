@@ -16,7 +16,6 @@ from oodlib.detector import Detector
 from oodlib.drawing import ID_COLOR, nothing_figure, ood_colors
 from oodlib.drift import Drift
 from oodlib.neighbors import kneighbors
-from oodlib.pca import pca_basis, project
 from oodlib.product import Embedded
 from oodlib.your_folder import HELD_OUT, Part
 from oodlib.your_images import together
@@ -172,8 +171,11 @@ def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
 
     The plane is that of the first two principal directions; up to 20 classes are named. Few points are drawn larger.
     """
-    basis = pca_basis(to_unit_norm(data["train"].z), 2)
-    plane = {name: project(to_unit_norm(data[name].z), basis) for name in ("test", "ood") if name in data}  # (n, 2)
+    from sklearn.decomposition import PCA
+
+    main = PCA(n_components=2, random_state=0).fit(to_unit_norm(data["train"].z))
+    shown = [name for name in ("test", "ood") if name in data]
+    plane = {name: main.transform(to_unit_norm(data[name].z)) for name in shown}  # (n, 2)
     size = float(np.clip(6000 / sum(map(len, plane.values())), 8, 40))
     classes, y = parts["test"].images.classes, data["test"].y
     figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")

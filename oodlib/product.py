@@ -1,8 +1,7 @@
 """The product: embeddings of a run in; the scores of every detector for every set out, one detector at a time.
 
-A detector is a distance to the clusters of one clustering, perhaps after a PCA, or a reference that needs no clusters.
-What detectors share is done once: a projection for all its clusterings, a fit for all distances that use it, a
-measurement for all that rest on it. Embeddings are read in blocks.
+A detector is a distance to the clusters of one clustering, or a reference that needs no clusters. What detectors share
+is done once: a fit for all distances that use it, a measurement for all that rest on it. Embeddings are read in blocks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,10 @@ from oodlib.classifier_scores import EMBEDDING_SCORES, NEIGHBORS, WITH_CLASSIFIE
 from oodlib.distances import DISTANCES, fit_distances, fit_relative
 from oodlib.gaussians import Gaussians
 from oodlib.logit_scores import LOGIT_SCORES
-from oodlib.pca import pca_basis, project
 from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.scoring import nearest_clusters
 
-Key = tuple[int, str, int]  # PCA components (0: none), clustering, number of clusters
+Key = tuple[str, int]  # clustering, number of clusters
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ class Scored:
 
     clustering: str
     n_clusters: int
-    pca: int
     distance: str
     scores: dict[str, np.ndarray]
     nearest: dict[str, np.ndarray] | None = None
@@ -109,18 +106,14 @@ def cluster_scores(
 
     mixtures: of the clusterings that rest on one, whose log density "log-density" is.
     """
-    for pca in dict.fromkeys(key[0] for key in assignments):
-        basis = pca_basis(data.train.z, pca) if pca else None
-        sets = {name: project(embedded.z, basis) for name, embedded in data.sets().items()}
-        for (own_pca, clustering, k), assigned in assignments.items():
-            if own_pca == pca:
-                names = _fitting(distances, assigned)
-                mixture = mixtures.get((own_pca, clustering, k))
-                states = fit_distances(names, sets["train"], assigned, int(assigned.max()) + 1, mixture)
-                found = {name: nearest_clusters(z, states) for name, z in sets.items()}
-                for distance in names:
-                    scores, nearest = ({s: by_name[distance][i] for s, by_name in found.items()} for i in (0, 1))
-                    yield Scored(clustering, k, pca, distance, scores, nearest)
+    for (clustering, k), assigned in assignments.items():
+        names = _fitting(distances, assigned)
+        mixture = mixtures.get((clustering, k))
+        states = fit_distances(names, data.train.z, assigned, int(assigned.max()) + 1, mixture)
+        found = {name: nearest_clusters(embedded.z, states) for name, embedded in data.sets().items()}
+        for distance in names:
+            scores, nearest = ({s: by_name[distance][i] for s, by_name in found.items()} for i in (0, 1))
+            yield Scored(clustering, k, distance, scores, nearest)
 
 
 def _fitting(distances: list[str], assigned: np.ndarray) -> list[str]:
@@ -177,4 +170,4 @@ def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
 
 
 def _reference(name: str, scores: dict[str, np.ndarray], seen: int = 0) -> Scored:
-    return Scored("none", 0, 0, name, scores, seen=seen)
+    return Scored("none", 0, name, scores, seen=seen)

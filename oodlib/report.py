@@ -165,18 +165,14 @@ def _run_row(folder: Path) -> dict:
 
 
 def detector_names(table: pd.DataFrame) -> pd.Series:
-    """Return how a detector is called in tables: clustering-K/distance, or the reference's name alone.
-
-    A PCA stands in front, as in "pca-20/kmeans-10/cosine".
-    """
+    """Return how a detector is called in tables: clustering-K/distance, or the reference's name alone."""
     return (clustering_names(table) + "/" + table.distance).where(table.clustering != "none", table.distance)
 
 
 def clustering_names(table: pd.DataFrame) -> pd.Series:
-    """Return how a clustering is called in tables: "labels", "kmeans-10" or, after a PCA, "pca-20/kmeans-10"."""
+    """Return how a clustering is called in tables: "labels" or, with its K, "kmeans-10"."""
     own_size = table.clustering.isin(OWN_SIZE)
-    names = table.clustering.where(own_size, table.clustering + "-" + table.n_clusters.astype(str))
-    return names.where(table.pca == 0, "pca-" + table.pca.astype(str) + "/" + names)
+    return table.clustering.where(own_size, table.clustering + "-" + table.n_clusters.astype(str))
 
 
 def n_classes(results: Results) -> dict[str, int]:
@@ -186,9 +182,9 @@ def n_classes(results: Results) -> dict[str, int]:
 
 
 def of_classes(clusters: pd.DataFrame, clustering: str, measure: str) -> pd.DataFrame:
-    """Return a measure of the clusters of one clustering, with as many clusters as there are classes and no PCA."""
+    """Return a measure of the clusters of one clustering, with as many clusters as there are classes."""
     n_classes = clusters[clusters.clustering == "labels"].groupby("id_dataset").n_clusters.max()
-    chosen = (clusters.clustering == clustering) & (clusters.measure == measure) & (clusters.pca == 0)
+    chosen = (clusters.clustering == clustering) & (clusters.measure == measure)
     return clusters[chosen & (clusters.n_clusters == clusters.id_dataset.map(n_classes))]
 
 
@@ -289,7 +285,7 @@ def cluster_table(
     results: Results, measures: tuple[str, ...] = ("global_separation", "cluster_purity")
 ) -> pd.DataFrame:
     """Return, for each setting, clustering and K, the measures' means over clusters: mean ± sd over seeds, with n."""
-    keys = [*SETTING, "clustering", "n_clusters", "pca"]
+    keys = [*SETTING, "clustering", "n_clusters"]
     chosen = results.clusters[results.clusters.measure.isin(measures)]
     per_run = chosen.groupby([*keys, "measure", "seed"], sort=False).value.mean().dropna().reset_index()
     table = over_seeds(per_run, [*keys, "measure"], "value").reset_index()
@@ -298,7 +294,7 @@ def cluster_table(
     ]
     spread = table.pivot_table(index=[*keys, "n"], columns="measure", values="cell", aggfunc="first", sort=False)
     spread = spread.fillna("").reset_index().rename_axis(columns=None)
-    spread["place"] = spread.groupby([*SETTING, "clustering", "pca"], sort=False).ngroup()
+    spread["place"] = spread.groupby([*SETTING, "clustering"], sort=False).ngroup()
     return spread.sort_values(["place", "n_clusters"], kind="stable", ignore_index=True).drop(columns="place")
 
 

@@ -88,8 +88,7 @@ def is_correct(run: Run) -> tuple[np.ndarray, dict[str, float]]:
 
 def shown_name(scored: Scored) -> str:
     """Return what a detector is called in SHOWN."""
-    parts = [f"pca-{scored.pca}"] if scored.pca else []
-    return "/".join([*parts, *([] if scored.clustering == "none" else [scored.clustering]), scored.distance])
+    return scored.distance if scored.clustering == "none" else f"{scored.clustering}/{scored.distance}"
 
 
 def interval_table(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float) -> pd.DataFrame:

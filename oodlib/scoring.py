@@ -18,11 +18,8 @@ from oodlib.detector import Detector, below_rounding
 from oodlib.detector_file import load_detector
 from oodlib.distances import DISTANCES, State, fit_distances
 from oodlib.logit_scores import LOGIT_SCORES, energy, gen, max_logit, msp
-from oodlib.pca import pca_basis, project
 from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.thresholds import THRESHOLDS, cluster_p_values, warn_of_too_few
-
-PCA_STATE = {"pca_mean": "d", "pca_directions": "d p"}  # what a state holds besides after a PCA, in this order
 
 __all__ = [
     "LOGIT_SCORES",
@@ -86,7 +83,6 @@ class ClusterDetector(Detector):
         same within each cluster), "conformal" (from held-out images: the one that keeps its promise of at most α false
         alarms) or "conformal-cluster" (which keeps it within each cluster; Mondrian).
     alpha: the false-alarm rate, in (0, 1).
-    pca: the number of principal components of the training embeddings that it works in; 0 takes them as they are.
     offset_: the threshold after `fit`: one number, or one a cluster, (K,).
     """
 
@@ -98,7 +94,6 @@ class ClusterDetector(Detector):
         threshold: str = "global",
         alpha: float = 0.05,
         seed: int = 0,
-        pca: int = 0,
     ):
         self.clustering = clustering
         self.n_clusters = n_clusters
@@ -106,7 +101,6 @@ class ClusterDetector(Detector):
         self.threshold = threshold
         self.alpha = alpha
         self.seed = seed
-        self.pca = pca
 
     def fit(self, z: np.ndarray, y: np.ndarray | None = None, z_calibration: np.ndarray | None = None) -> Self:
         """Cluster the training embeddings z (n, d), fit the distance and set the threshold.
@@ -124,12 +118,10 @@ class ClusterDetector(Detector):
         threshold = THRESHOLDS[self.threshold]
         if threshold.held_out and z_calibration is None:
             z, y, z_calibration = _hold_out(z, y, self.seed)
-        basis = pca_basis(z, self.pca) if self.pca else None
-        x = project(z, basis)
-        clusters = cluster(x, y, self.clustering, self.n_clusters, self.seed)
+        clusters = cluster(z, y, self.clustering, self.n_clusters, self.seed)
         self.n_clusters_ = len(clusters.centers)
-        states = fit_distances([self.distance], x, clusters.assignments, self.n_clusters_, clusters.mixture)
-        self.state_ = states[self.distance] | (dict(zip(PCA_STATE, basis, strict=True)) if basis else {})
+        states = fit_distances([self.distance], z, clusters.assignments, self.n_clusters_, clusters.mixture)
+        self.state_ = states[self.distance]
         reference = self._score(self._check(z_calibration) if threshold.held_out else z)
         offset = threshold.set(*reference, self.n_clusters_, self.alpha)
         if threshold.held_out:
@@ -144,8 +136,6 @@ class ClusterDetector(Detector):
         _check_choice("clustering", self.clustering, CLUSTERINGS)
         _check_choice("distance", self.distance, DISTANCES)
         _check_choice("threshold", self.threshold, THRESHOLDS)
-        if self.pca < 0:
-            raise ValueError(f"pca must be a number of components, or 0 for none, got {self.pca}")
         super().check_parameters()
 
     def layout(self) -> dict[str, str]:
@@ -153,14 +143,11 @@ class ClusterDetector(Detector):
         shapes = DISTANCES[self.distance].state
         if not shapes:
             raise ValueError(f"{self.distance!r} does not say what its state is, so no file can hold it")
-        if self.pca:
-            shapes = {part: shape.replace("d", "p") for part, shape in shapes.items()} | PCA_STATE
         state = {f"state_.{part}": shape for part, shape in shapes.items()}
         return super().layout() | {"reference_nearest_": "int64 m", "offset_": offset} | state
 
     def _score(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        basis = tuple(self.state_[part] for part in PCA_STATE) if self.pca else None
-        return nearest_cluster(project(z, basis), self.distance, self.state_)
+        return nearest_cluster(z, self.distance, self.state_)
 
     def p_values(self, z: np.ndarray) -> np.ndarray:
         """Return the p-value (n,) in (0, 1] of each row of z, within its own cluster where the threshold is.

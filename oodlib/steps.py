@@ -26,7 +26,6 @@ from oodlib.distances import DISTANCES
 from oodlib.embedding import embed_images, embed_views, save_embeddings
 from oodlib.epochs import epoch_table
 from oodlib.evaluation import evaluate
-from oodlib.pca import pca_basis, project
 from oodlib.product import (
     Scored,
     all_scores,
@@ -184,27 +183,24 @@ def check_same_classes(training: ImageSet, test: ImageSet) -> None:
         raise ValueError(f"the training and the test split of {test.name} differ in classes: {', '.join(different)}")
 
 
-def cluster_step(
-    run: Run, clusterings: list[str], n_clusters: list[int], pca: list[int], data_root: str = ""
-) -> pd.DataFrame:
+def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_root: str = "") -> pd.DataFrame:
     """Cluster the training embeddings every way asked for; write and return how good the clusters are (clusters.csv).
 
     `n_clusters` are the K of the clusterings that need one: 0 means the number of classes, -1 the K that the training
-    embeddings themselves suggest. `pca` are numbers of principal components to cluster in, 0 means all dimensions.
+    embeddings themselves suggest.
     """
-    parameters = {"clusterings": clusterings, "n_clusters": n_clusters, "pca": pca}
+    parameters = {"clusterings": clusterings, "n_clusters": n_clusters}
     _before(run, "embed", data_root)
     if not run.is_done("cluster", parameters):
         with run.doing("cluster", parameters):
             data = id_embeddings(run)["train"]
             seed = run.record["train"]["parameters"]["seed"]
-            found, rows = {}, _quality_rows([*embedding_quality(data["z"], data["y"]), aligned(run)], 0, "none", 0)
-            for p in dict.fromkeys(pca):
-                z = project(data["z"], pca_basis(data["z"], p) if p else None)
-                for name, k, clusters in _clusterings(z, data["y"], clusterings, n_clusters, seed):
-                    if (p, name, k) not in found:
-                        found[p, name, k] = clusters
-                        rows += _quality_rows(cluster_quality(z, clusters.assignments, data["y"]), p, name, k)
+            z, y = data["z"], data["y"]
+            found, rows = {}, _quality_rows([*embedding_quality(z, y), aligned(run)], "none", 0)
+            for name, k, clusters in _clusterings(z, y, clusterings, n_clusters, seed):
+                if (name, k) not in found:
+                    found[name, k] = clusters
+                    rows += _quality_rows(cluster_quality(z, clusters.assignments, y), name, k)
             save_clusters(run, found)
             write_csv(project_tests(run), run.path / "projection.csv")
             write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv", digits=5)
@@ -223,8 +219,8 @@ def _clusterings(
             yield name, k if isinstance(k, int) else len(clusters.centers), clusters
 
 
-def _quality_rows(quality: list[dict], pca: int, clustering: str, k: int) -> list[dict]:
-    about = {"run": "", "clustering": clustering, "n_clusters": k, "pca": pca}
+def _quality_rows(quality: list[dict], clustering: str, k: int) -> list[dict]:
+    about = {"run": "", "clustering": clustering, "n_clusters": k}
     return [about | row for row in quality]
 
 

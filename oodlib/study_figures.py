@@ -49,7 +49,7 @@ def epoch_figure(results: Results, id_dataset: str) -> Figure:
 
 def cluster_size_figure(results: Results, id_dataset: str, clustering: str = "kmeans") -> Figure:
     """Draw box plots by K: global separation and purity of the clusters of one clustering, a box an objective."""
-    clusters = results.clusters[(results.clusters.id_dataset == id_dataset) & (results.clusters.pca == 0)]
+    clusters = results.clusters[results.clusters.id_dataset == id_dataset]
     clusters = clusters[clusters.clustering == clustering]
     if clusters.empty:
         return nothing_figure(f"no run has clustering {clustering!r}")

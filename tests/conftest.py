@@ -183,7 +183,7 @@ def hand_made_results(
         }
         tables["runs"].append(about | accuracy | spent | {"hardware": "cpu"})
         for clustering, k, distance in detectors:
-            name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "pca": 0, "distance": distance}])
+            name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "distance": distance}])
             detector = detector_names(name)[0]
             for dataset, group in ood.items():
                 value = auroc(ood=dataset, detector=detector, **of)
@@ -206,14 +206,12 @@ def hand_made_results(
                 ("kmeans", "cluster_purity", purity(**of)),
             ):
                 tables["clusters"].append(
-                    common | {"clustering": clustering, "n_clusters": 3, "pca": 0, "measure": measure, "value": value}
+                    common | {"clustering": clustering, "n_clusters": 3, "measure": measure, "value": value}
                 )
         for rule, best in (("left-out classes", detectors[0]), ("virtual outliers", detectors[-1])):
             for detector in detectors:
                 named = dict(zip(("clustering", "n_clusters", "distance"), detector, strict=True))
-                tables["choices"].append(
-                    about | {"rule": rule, "pca": 0, "auroc": 0.9 if detector == best else 0.8} | named
-                )
+                tables["choices"].append(about | {"rule": rule, "auroc": 0.9 if detector == best else 0.8} | named)
         for dataset, group in ood.items():
             for mistake, change in (("true label", 0.1), ("plain inverse", -0.1)):
                 right = auroc(ood=dataset, detector="labels/cosine", **of)

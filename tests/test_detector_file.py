@@ -117,13 +117,6 @@ def test_cluster_detector_is_the_same_to_the_last_bit(distance, threshold, dtype
             assert_same(detector, round_trip(detector, tmp_path), dtype)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_cluster_detector_after_a_pca_is_the_same_to_the_last_bit(distance, tmp_path):
-    detector = ClusterDetector("kmeans", 4, distance, "conformal", 0.08, pca=2).fit(Z, Y, CALIBRATION)
-    assert detector.n_features_in_ == Z.shape[1]
-    assert_same(detector, round_trip(detector, tmp_path), Z.dtype)
-
-
 def test_a_cluster_that_rejects_nothing_does_so_after_a_file(tmp_path):
     detector = ClusterDetector("labels", threshold="conformal-cluster", alpha=0.08).fit(Z, Y, CALIBRATION)
     assert np.isneginf(detector.offset_).any()
@@ -193,7 +186,6 @@ def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
             "clustering": "labels",
             "distance": "cosine",
             "n_clusters": None,
-            "pca": 0,
             "seed": 0,
             "threshold": "per-cluster",
         },
@@ -235,7 +227,7 @@ def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monk
     monkeypatch.setattr(neighbors, "IN_MEMORY", in_memory)
     z = np.random.default_rng(5).normal(size=(5000, 16)).astype(dtype)
     detector = KNNDetector(3).fit(z)
-    assert (detector.index_.table is None) == (in_memory == 0)
+    assert (detector.index_.groups is None) == (in_memory == 0)
     loaded = round_trip(detector, tmp_path)
     size = (tmp_path / "first").stat().st_size
     assert 0 <= size - (5000 * 16 * 4 + 5000 * 8 + 8) < 1000  # embeddings, reference scores, threshold
@@ -571,7 +563,7 @@ def test_parameter_that_is_missing(path):
     rewrite(path, lambda header, arrays: header["parameters"].pop("seed"))
     refused(
         path,
-        "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, pca, got ",
+        "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, got ",
     )
 
 

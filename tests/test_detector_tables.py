@@ -22,7 +22,7 @@ def results(make_results):
     """Results in which CE would choose 7 clusters by silhouette, and SupCon 20."""
     made = make_results(auroc, detectors=DETECTORS, id_datasets=("digits", "other"))
     runs = made.runs[["run", "id_dataset", "arch", "objective", "seed"]]
-    about = {"clustering": "kmeans", "pca": 0, "cluster": "all", "size": 9, "measure": "silhouette"}
+    about = {"clustering": "kmeans", "cluster": "all", "size": 9, "measure": "silhouette"}
     parts = [
         runs.assign(**about, n_clusters=k, value=np.where((runs.objective == "ce") == (k == 7), 0.4, 0.2))
         for k in (7, 20)
@@ -63,7 +63,7 @@ def test_several_architectures_are_named(make_results):
 
 def test_one_run_has_an_interval_where_it_was_kept(make_results):
     results = make_results(auroc, detectors=DETECTORS, seeds=(0,))
-    about = {"run": "digits-resnet20-ce-s0", "clustering": "labels", "n_clusters": 7, "pca": 0, "distance": "cosine"}
+    about = {"run": "digits-resnet20-ce-s0", "clustering": "labels", "n_clusters": 7, "distance": "cosine"}
     about |= {"ood_dataset": "photos", "group": "far", "value": 0.7, "low": 0.6, "high": 0.8}
     rows = [about | {"metric": metric, "threshold": kind} for metric in ("auroc", "fpr95") for kind in KINDS]
     rows[1]["low"] = 0.0  # of the threshold a cluster

@@ -19,7 +19,7 @@ from oodlib.selective import (
 )
 
 ALPHA, K = 0.1, 3
-ABOUT = ["ood_dataset", "clustering", "n_clusters", "pca", "distance", "seen", "threshold"]
+ABOUT = ["ood_dataset", "clustering", "n_clusters", "distance", "seen", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 ERRORS = ["error_auroc", "aurc", "augrc", "oscr"]
 
@@ -41,7 +41,7 @@ def draw_scored(per_cluster: int = 101) -> Scored:
         name: (rng.normal(size=n) + shift.get(name, 0)) * np.array([1, 3, 9])[nearest[name]] - 10 * nearest[name]
         for name, n in sizes.items()
     }
-    return Scored("kmeans", K, 0, "euclidean", scores, nearest)
+    return Scored("kmeans", K, "euclidean", scores, nearest)
 
 
 def intervals_of(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -151,7 +151,7 @@ def test_thresholds_are_those_that_are_named():
 
 def test_a_detector_without_clusters_has_two_thresholds_and_no_truncated_auroc():
     scored = draw_scored()
-    rows = list(evaluate(Scored("none", 0, 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
+    rows = list(evaluate(Scored("none", 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
     assert [row["threshold"] for row in rows] == ["global", "conformal"]
     assert np.isnan([row["auroc_101"] for row in rows]).all()
 
@@ -184,7 +184,7 @@ def test_an_image_that_ties_with_the_threshold_is_kept():
         "near": np.array([2.0, 1.9]),
     }
     nearest = {name: np.zeros(len(s), dtype=int) for name, s in scores.items()}
-    rows = list(evaluate(Scored("one", 1, 0, "euclidean", scores, nearest), ["near"], np.ones(4, dtype=bool), ALPHA))
+    rows = list(evaluate(Scored("one", 1, "euclidean", scores, nearest), ["near"], np.ones(4, dtype=bool), ALPHA))
     assert [(row["id_rejected"], row["ood_rejected"]) for row in rows] == [(1 / 4, 1 / 2)] * 4
 
 
@@ -223,7 +223,7 @@ def test_a_cluster_without_reference_images_borrows_or_promises_nothing():
     scored = draw_scored()
     lonely = {name: np.full(len(nearest), 2) for name, nearest in scored.nearest.items()}
     lonely["test"], lonely["near"] = np.zeros(90, dtype=int), np.full(70, 4)  # nearest to no reference image
-    rows = rows_of(Scored("kmeans", 5, 0, "euclidean", scored.scores, lonely))
+    rows = rows_of(Scored("kmeans", 5, "euclidean", scored.scores, lonely))
     assert rows["near", "per-cluster"]["ood_rejected"] == rows["near", "global"]["ood_rejected"] > 0
     assert rows["near", "conformal-cluster"]["ood_rejected"] == 0
     for threshold in ("per-cluster", "conformal-cluster"):
@@ -256,8 +256,8 @@ def test_truncated_auroc_is_that_of_the_101_percentiles_of_training_distances():
 def test_a_detector_that_has_seen_outliers_has_id_scores_of_its_own_for_each_set(ood):
     scored = draw_scored()
     names = {f"{split} {ood}": scored.scores[split] for split in ("train", "calibration", "test")}
-    exposed = Scored("none", 0, 0, "outlier-exposure-5", names | {ood: scored.scores[ood]}, seen=5)
-    plain = Scored("none", 0, 0, "outlier-exposure-5", scored.scores)
+    exposed = Scored("none", 0, "outlier-exposure-5", names | {ood: scored.scores[ood]}, seen=5)
+    plain = Scored("none", 0, "outlier-exposure-5", scored.scores)
     rows, expected = rows_of(exposed), rows_of(plain)
     assert rows.keys() == {(ood, "global"), (ood, "conformal")}  # the other set has no scores, so no rows
     for key, row in rows.items():

@@ -147,17 +147,6 @@ def test_rows_and_columns_stand_in_line_where_panels_have_others(metrics):
     assert [len(axis.texts) for axis in (ce_below, supcon_below)] == [1, 2]
 
 
-def test_clusterings_after_a_pca_are_rows_of_their_own(metrics):
-    run = metrics[metrics.run == "digits-resnet20-ce-s0"]
-    after = run[run.clustering == "kmeans"].assign(pca=20, auroc=run.auroc / 2)
-    figure = factor_figures.product_figure(pd.concat([run, after]), by="group")
-    rows = labels(figure.axes[0].get_yticklabels())
-    assert rows == ["labels", "one", "kmeans-10", "pca-20/kmeans-10"]
-    found = cells(figure.axes[1], rows)
-    whole, half = (float(found[row, "mahalanobis"]) for row in ("kmeans-10", "pca-20/kmeans-10"))
-    assert half == pytest.approx(whole / 2, abs=0.1)
-
-
 def test_every_row_and_column_of_a_large_product_has_its_name(metrics):
     run = metrics[(metrics.run == "digits-resnet20-ce-s0") & (metrics.ood_dataset == "photos")]
     kmeans = run[run.clustering == "kmeans"]

@@ -158,9 +158,9 @@ def test_separation_figure_shows_classes_and_kmeans_clusters(results, texts_over
     assert not texts_overlap(figure)
 
 
-def test_separation_figure_counts_as_many_clusters_as_classes_and_no_pca(results):
+def test_separation_figure_counts_as_many_clusters_as_classes(results):
     more = results.clusters[results.clusters.clustering == "kmeans"]
-    clusters = pd.concat([results.clusters, more.assign(n_clusters=20), more.assign(pca=10)])
+    clusters = pd.concat([results.clusters, more.assign(n_clusters=20)])
     _, purity = figures.separation_figure(replace(results, clusters=clusters), "digits").axes
     assert sum(len(collection.get_offsets()) for collection in purity.collections) == 2 * 3 * 3
 
@@ -266,7 +266,7 @@ def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied
     figure = run_figures.separation_curves_figure(run, fractions=(0.2, 0.6, 1.0))
     assert titles(figure) == ["metric = euclidean", "metric = cosine"]
     data = id_embeddings(run)["train"]
-    kept = pd.read_csv(run.path / "clusters.csv").query("clustering == 'labels' and pca == 0 and cluster != 'all'")
+    kept = pd.read_csv(run.path / "clusters.csv").query("clustering == 'labels' and cluster != 'all'")
     for axis, metric, name in zip(figure.axes, METRICS, ("", "_cosine"), strict=True):
         lines = [line.get_xydata() for line in axis.lines if len(line.get_xdata())]
         expected = [global_separation(data["z"], data["y"], fraction, metric) for fraction in (0.2, 0.6, 1.0)]

@@ -118,11 +118,10 @@ def measured(make_results):
     for seed in range(N_SEEDS):
         run = about | {"run": f"digits-resnet20-ce-s{seed}", "seed": seed}
         for measure, values in MEASURED.items():
-            common = run | {"measure": measure, "clustering": "none", "pca": 0, "cluster": "all"}
+            common = run | {"measure": measure, "clustering": "none", "cluster": "all"}
             rows.append(common | {"value": values[seed]})
-            rows.append(common | {"value": 100.0 * seed, "clustering": "labels", "pca": 10})
             rows.append(common | {"value": 100.0 * seed, "clustering": "kmeans"})
-        of_class = run | {"measure": "spread", "clustering": "labels", "pca": 0}
+        of_class = run | {"measure": "spread", "clustering": "labels"}
         rows += [of_class | {"cluster": str(k), "value": k + seed / 10} for k in range(3)]
     return replace(results, clusters=pd.concat([results.clusters, pd.DataFrame(rows)], ignore_index=True))
 

@@ -16,7 +16,7 @@ from oodlib.study import StudyError, read_study
 STUDY = """
 plugins: [mine.py]
 parameters: {objective: brier, distances: [mahalanobis, manhattan], epochs: 1, batch_size: 256, max_images: 20,
-  arch: resnet20, input_size: 8, clusterings: [labels], pca: [0], choice_rules: []}
+  arch: resnet20, input_size: 8, clusterings: [labels], choice_rules: []}
 """
 PLUGIN = """
 import numpy as np

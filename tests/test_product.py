@@ -5,14 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from oodlib.blocks import ROWS
 from oodlib.clustering import cluster
 from oodlib.distances import DISTANCES
 from oodlib.evaluation import evaluate
-from oodlib.pca import pca_basis, project
 from oodlib.product import (
     Embedded,
     RunEmbeddings,
@@ -73,21 +70,12 @@ def make_data(classifier: bool = True) -> RunEmbeddings:
     return RunEmbeddings(*map(with_logits, parts), {k: with_logits(v) for k, v in ood.items()}, weight, bias)
 
 
-def projection(data: RunEmbeddings, pca: int) -> dict[str, np.ndarray]:
-    basis = pca_basis(data.train.z, pca) if pca else None
-    return {name: project(part.z, basis) for name, part in data.sets().items()}
+def found_clusters(data: RunEmbeddings) -> dict:
+    return {(name, k): cluster(data.train.z, data.train.y, name, k, SEED) for name, k in WAYS}
 
 
-def found_clusters(data: RunEmbeddings, pcas: tuple[int, ...] = (0, 4)) -> dict:
-    return {
-        (pca, name, k): cluster(projection(data, pca)["train"], data.train.y, name, k, SEED)
-        for pca in pcas
-        for name, k in WAYS
-    }
-
-
-def assign(data: RunEmbeddings, pcas: tuple[int, ...] = (0, 4)) -> dict:
-    return {key: clusters.assignments for key, clusters in found_clusters(data, pcas).items()}
+def assign(data: RunEmbeddings) -> dict:
+    return {key: clusters.assignments for key, clusters in found_clusters(data).items()}
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +85,13 @@ def data():
 
 @pytest.fixture(scope="module")
 def rows(data):
-    """Every row that the product gives, by PCA, clustering, K, distance, threshold and OOD set."""
+    """Every row that the product gives, by clustering, K, distance, threshold and OOD set."""
     correct = np.arange(N_TEST) % 5 > 0
     found = {}
     mixtures = {key: clusters.mixture for key, clusters in found_clusters(data).items() if clusters.mixture}
     for scored in all_scores(data, assign(data), list(DISTANCES), N_NEIGHBORS, [1, 5], mixtures):
         for row in evaluate(scored, ["near", "far"], correct, ALPHA):
-            key = tuple(row[part] for part in ("pca", "clustering", "n_clusters", "distance", "threshold"))
+            key = tuple(row[part] for part in ("clustering", "n_clusters", "distance", "threshold"))
             assert (*key, row["ood_dataset"]) not in found
             found[*key, row["ood_dataset"]] = row
     return found
@@ -118,20 +106,19 @@ def check(row: dict, detector, inside: np.ndarray, outside: np.ndarray, normalit
     assert (row["n_id"], row["n_ood"]) == (len(inside), len(outside))
 
 
-@pytest.mark.parametrize("pca", [0, 4])
 @pytest.mark.parametrize(("clustering", "k"), WAYS)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.filterwarnings("ignore:nothing is rejected")
-def test_every_row_is_that_of_a_cluster_detector(data, rows, pca, clustering, k, threshold):
+def test_every_row_is_that_of_a_cluster_detector(data, rows, clustering, k, threshold):
     z = {name: embedded.z for name, embedded in data.sets().items()}
     for distance in DISTANCES:
         if clustering == "one" and distance.startswith("relative-"):
             continue
-        detector = ClusterDetector(clustering, k, distance, threshold, ALPHA, SEED, pca)
+        detector = ClusterDetector(clustering, k, distance, threshold, ALPHA, SEED)
         detector.fit(z["train"], data.train.y, z["calibration"])
         normality = detector.p_values if threshold.endswith("cluster") else detector.score_samples
         for ood in ("near", "far"):
-            row = rows[pca, clustering, k, distance, threshold, ood]
+            row = rows[clustering, k, distance, threshold, ood]
             check(row, detector, z["test"], z[ood], normality)
 
 
@@ -146,12 +133,12 @@ def test_float32_gives_the_same_but_for_rounding(data, rows):
         ood={name: replace(part, z=z[name]) for name, part in data.ood.items()},
     )
     assigned = cluster(z["train"], data.train.y, "labels").assignments
-    for scored in cluster_scores(few, {(0, "labels", 3): assigned}, list(DISTANCES)):
+    for scored in cluster_scores(few, {("labels", 3): assigned}, list(DISTANCES)):
         for row in evaluate(scored, ["near"], np.arange(N_TEST) % 5 > 0, ALPHA):
             detector = ClusterDetector("labels", None, scored.distance, row["threshold"], ALPHA)
             detector.fit(z["train"], data.train.y, z["calibration"])
             np.testing.assert_array_equal(detector.score_samples(z["near"]), scored.scores["near"])
-            exact = rows[0, "labels", 3, scored.distance, row["threshold"], "near"]
+            exact = rows["labels", 3, scored.distance, row["threshold"], "near"]
             assert row["auroc"] == pytest.approx(exact["auroc"], abs=1e-3)
             kept = row["id_rejected"] - (detector.predict(z["test"]) == -1).mean()
             assert 0 <= kept <= 1 / N_TEST
@@ -159,10 +146,11 @@ def test_float32_gives_the_same_but_for_rounding(data, rows):
 
 def test_the_rows_tell_the_thresholds_and_the_detectors_apart(rows):
     """So that the equalities above are not those of constants."""
-    of = {t: rows[0, "kmeans", 5, "mahalanobis", t, "near"] for t in THRESHOLDS}
+    of = {t: rows["kmeans", 5, "mahalanobis", t, "near"] for t in THRESHOLDS}
     assert len({(row["id_rejected"], row["ood_rejected"]) for row in of.values()}) == 4
     assert len({row["auroc"] for row in of.values()}) == 3  # one order for the two thresholds that are one number
-    assert len({rows[p, "labels", 3, d, "global", "near"]["auroc"] for p in (0, 4) for d in DISTANCES}) > 8
+    ways = (("labels", 3), ("kmeans", 5))
+    assert len({rows[*way, d, "global", "near"]["auroc"] for way in ways for d in DISTANCES}) > 8
 
 
 @pytest.mark.parametrize("threshold", ["global", "conformal"])
@@ -172,7 +160,7 @@ def test_rows_of_references_are_those_of_their_detectors(data, rows, threshold):
     for name, detector in detectors.items():
         detector.fit(data.train.z, None, calibration)
         for ood in ("near", "far"):
-            row = rows[0, "none", 0, name, threshold, ood]
+            row = rows["none", 0, name, threshold, ood]
             check(row, detector, data.test.z, data.ood[ood].z, detector.score_samples)
 
 
@@ -197,7 +185,7 @@ def test_rows_of_the_functions_are_those_of_their_scores(data, rows, threshold):
         limit = conformal_threshold(score(reference), ALPHA)
         inside = score(data.test)
         for ood, part in data.ood.items():
-            row, outside = rows[0, "none", 0, name, threshold, ood], score(part)
+            row, outside = rows["none", 0, name, threshold, ood], score(part)
             is_id = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
             assert row["auroc"] == pytest.approx(roc_auc_score(is_id, np.r_[inside, outside]), abs=1e-6)
             assert (row["id_rejected"], row["ood_rejected"]) == ((inside < limit).mean(), (outside < limit).mean())
@@ -224,7 +212,7 @@ def test_rows_of_outlier_exposure_leave_out_the_images_it_has_seen(data, rows, t
         part.z[known],
         part.y[known],
     )
-    row = rows[0, "none", 0, f"outlier-exposure-{n_known}", threshold, ood]
+    row = rows["none", 0, f"outlier-exposure-{n_known}", threshold, ood]
     assert row["seen"] == n_known
     assert row["n_ood"] == len(part.z) - N_CLASSES[ood] * n_known
     check(row, detector, data.test.z, part.z[rest], detector.score_samples)
@@ -263,14 +251,14 @@ def test_the_number_of_detectors_is_foreseen(data):
     assignments = assign(data)
     for given, references in ((data, 12), (make_data(classifier=False), 2)):
         found = list(all_scores(given, assignments, list(DISTANCES), N_NEIGHBORS, [1, 5]))
-        # two of ten clusterings have one cluster, where the two relative distances are not defined
-        assert len(found) == 10 * len(DISTANCES) - 4 + references + 2
+        # one of five clusterings has one cluster, where the two relative distances are not defined
+        assert len(found) == 5 * len(DISTANCES) - 2 + references + 2
         assert n_detectors(given, assignments, list(DISTANCES), [1, 5]) == len(found)
-        assert len({(s.pca, s.clustering, s.n_clusters, s.distance) for s in found}) == len(found)
+        assert len({(s.clustering, s.n_clusters, s.distance) for s in found}) == len(found)
     relative = [s.clustering for s in cluster_scores(data, assignments, ["relative-mahalanobis"])]
-    assert relative == [name for name, _ in WAYS if name != "one"] * 2
+    assert relative == [name for name, _ in WAYS if name != "one"]
     # a mixture asked for four clusters may find but one
-    assert n_detectors(data, {(0, "gmm", 4): np.zeros(240, dtype=int)}, ["relative-mahalanobis"], []) == 12
+    assert n_detectors(data, {("gmm", 4): np.zeros(240, dtype=int)}, ["relative-mahalanobis"], []) == 12
 
 
 def test_every_set_has_a_score_and_a_nearest_cluster_for_each_image(data):
@@ -310,35 +298,7 @@ def test_numbers_below_one_are_refused_before_anything_is_computed(data, n_neigh
 
 def test_unknown_distances_name_the_known_ones(data):
     with pytest.raises(ValueError, match=re.escape(f"unknown distance 'manhattan'; known: {', '.join(DISTANCES)}")):
-        next(all_scores(data, assign(data, (0,)), ["cosine", "manhattan"], N_NEIGHBORS, []))
-
-
-# PCA
-
-
-@pytest.mark.parametrize(("dtype", "digits"), [(np.float16, 2e-3), (np.float32, 2e-5), (np.float64, 1e-11)])
-def test_pca_is_scikit_learns_up_to_signs(dtype, digits):
-    z = draw(2 * ROWS + 7, 3, 0).z.astype(dtype)  # three blocks
-    basis = pca_basis(z, 4)
-    expected = PCA(4).fit(z.astype(np.float64))
-    assert basis[1].shape == (10, 4)
-    assert {part.dtype for part in basis} == {np.dtype(np.float64 if dtype == np.float64 else np.float32)}
-    np.testing.assert_allclose(basis[0], expected.mean_, atol=digits)
-    np.testing.assert_allclose(np.abs(basis[1].T @ expected.components_.T), np.eye(4), atol=digits)
-    found, transformed = project(z, basis), expected.transform(z.astype(np.float64))
-    signs = np.sign((found * transformed).sum(axis=0))
-    np.testing.assert_allclose(found * signs, transformed, atol=20 * digits)
-    np.testing.assert_allclose(found.var(axis=0, ddof=1), expected.explained_variance_, rtol=1e-3)
-
-
-def test_without_pca_embeddings_stay_what_they_are(data):
-    assert project(data.test.z, None) is data.test.z
-
-
-@pytest.mark.parametrize("n_components", [-1, 0, 11])
-def test_a_pca_larger_than_the_embedding_is_refused(data, n_components):
-    with pytest.raises(ValueError, match=f"pca must be between 1 and d = 10, or 0 for none, got {n_components}"):
-        pca_basis(data.train.z, n_components)
+        next(all_scores(data, assign(data), ["cosine", "manhattan"], N_NEIGHBORS, []))
 
 
 def test_nothing_is_fitted_on_test_or_ood_embeddings(data):

@@ -240,7 +240,7 @@ def test_what_the_examples_add_works_like_the_rest(tmp_path, monkeypatch):
     detector = ClusterDetector("birch", 3, "manhattan", "three-sigma").fit(z, z_calibration=held_out)
     assert detector.offset_ == pytest.approx(scores.mean() - 3 * scores.std(), rel=1e-6)
     data = RunEmbeddings(*(Embedded(x, y) for x in (z, held_out, z)), {"far": Embedded(z + 50, y)})
-    rows = list(evaluate(next(cluster_scores(data, {(0, "labels", 3): y}, ["manhattan"])), ["far"], y >= 0, 0.05))
+    rows = list(evaluate(next(cluster_scores(data, {("labels", 3): y}, ["manhattan"])), ["far"], y >= 0, 0.05))
     assert {row["threshold"]: row["ood_rejected"] for row in rows}["three-sigma"] == 1.0
 
 

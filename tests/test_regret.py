@@ -21,7 +21,7 @@ def results(make_results):
     made = make_results(winners)
     rows = [
         made.runs.iloc[i][["run", "id_dataset", "arch", "objective", "seed"]].to_dict()
-        | {"clustering": name, "n_clusters": k, "pca": 0, "cluster": "all", "size": 9, "measure": "silhouette"}
+        | {"clustering": name, "n_clusters": k, "cluster": "all", "size": 9, "measure": "silhouette"}
         | {"value": value}
         for i in range(len(made.runs))
         for name, k, value in (("labels", 7, 0.2), ("one", 1, float("nan")), ("kmeans", 10, 0.3))

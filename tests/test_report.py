@@ -29,17 +29,17 @@ def cell(table: pd.DataFrame, column: str, **key):
 def test_detectors_are_called_clustering_k_distance():
     table = pd.DataFrame(
         [
-            ("labels", 7, 0, "cosine"),
-            ("kmeans", 10, 0, "mahalanobis"),
-            ("none", 0, 0, "knn"),
-            ("one", 1, 20, "ssd"),
-            ("gmm", 5, 10, "cosine"),
+            ("labels", 7, "cosine"),
+            ("kmeans", 10, "mahalanobis"),
+            ("none", 0, "knn"),
+            ("one", 1, "ssd"),
+            ("gmm", 5, "cosine"),
         ],
-        columns=["clustering", "n_clusters", "pca", "distance"],
+        columns=["clustering", "n_clusters", "distance"],
     )
-    names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "pca-20/one/ssd", "pca-10/gmm-5/cosine"]
+    names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "one/ssd", "gmm-5/cosine"]
     assert list(report.detector_names(table)) == names
-    clusterings = ["labels", "kmeans-10", "none-0", "pca-20/one", "pca-10/gmm-5"]
+    clusterings = ["labels", "kmeans-10", "none-0", "one", "gmm-5"]
     assert list(report.clustering_names(table)) == clusterings
 
 
@@ -118,18 +118,16 @@ def test_choosing_what_there_is_not_names_what_there_is(make_results, name):
         report.choose(make_results(), ["knn", name])
 
 
-def test_of_classes_takes_as_many_clusters_as_classes_and_no_pca():
+def test_of_classes_takes_as_many_clusters_as_classes():
     rows = [
-        ("digits", "labels", 7, 0, 0.1),
-        ("digits", "kmeans", 7, 0, 0.2),
-        ("digits", "kmeans", 20, 0, 0.3),
-        ("digits", "kmeans", 7, 10, 0.4),
-        ("letters32", "labels", 20, 0, 0.5),
-        ("letters32", "kmeans", 7, 0, 0.6),
-        ("letters32", "kmeans", 20, 0, 0.7),
-        ("letters32", "labels", 20, 10, 0.8),
+        ("digits", "labels", 7, 0.1),
+        ("digits", "kmeans", 7, 0.2),
+        ("digits", "kmeans", 20, 0.3),
+        ("letters32", "labels", 20, 0.5),
+        ("letters32", "kmeans", 7, 0.6),
+        ("letters32", "kmeans", 20, 0.7),
     ]
-    table = pd.DataFrame(rows, columns=["id_dataset", "clustering", "n_clusters", "pca", "value"])
+    table = pd.DataFrame(rows, columns=["id_dataset", "clustering", "n_clusters", "value"])
     clusters = pd.concat([table.assign(measure="purity"), table.assign(measure="other", value=9.0)])
     assert list(report.of_classes(clusters, "kmeans", "purity").value) == [0.2, 0.7]
     assert list(report.of_classes(clusters, "labels", "purity").value) == [0.1, 0.5]
@@ -274,7 +272,7 @@ def test_cost_table(make_results):
 def test_cluster_table_averages_clusters_within_a_run_first(make_results):
     results = make_results(separation=lambda seed, **_: 0.2 * seed, purity=lambda objective, **_: len(objective) / 10)
     table = report.cluster_table(results).set_index(["objective", "clustering"])
-    assert list(table) == ["id_dataset", "arch", "n_clusters", "pca", "n", "global_separation", "cluster_purity"]
+    assert list(table) == ["id_dataset", "arch", "n_clusters", "n", "global_separation", "cluster_purity"]
     assert table.loc[("ce", "labels"), "global_separation"] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
     assert table.loc[("supcon", "kmeans"), "cluster_purity"] == "0.600 ± 0.000"
     assert table.loc[("supcon", "labels"), "n"] == 3
@@ -282,18 +280,18 @@ def test_cluster_table_averages_clusters_within_a_run_first(make_results):
     assert one.loc[("ce", "labels"), "global_separation"] == "0.500"
 
 
-def test_cluster_table_has_one_row_a_clustering_and_an_empty_cell_for_what_has_no_value(make_results):
+def test_cluster_table_has_one_row_a_clustering_and_k_and_an_empty_cell_for_what_has_no_value(make_results):
     results = make_results(seeds=(0, 1))
     one = results.clusters[(results.clusters.clustering == "labels") & (results.clusters.cluster == "0")]
     one = one.assign(clustering="one", n_clusters=1)
     one["value"] = one.value.where(one.measure != "global_separation")  # one cluster has no other to be apart from
-    after_pca = results.clusters[results.clusters.clustering == "kmeans"].assign(pca=10, value=0.25)
-    table = report.cluster_table(replace(results, clusters=pd.concat([results.clusters, one, after_pca])))
-    found = table[table.objective == "ce"].set_index(["clustering", "pca"])
-    assert list(found.index) == [("labels", 0), ("kmeans", 0), ("kmeans", 10), ("one", 0)]
-    assert found.loc[("one", 0), ["n", "global_separation", "cluster_purity"]].tolist() == [2, "", "1.000 ± 0.000"]
-    assert found.loc[("kmeans", 10), "cluster_purity"] == "0.250 ± 0.000"
-    assert found.loc[("kmeans", 0), "cluster_purity"] == "0.500 ± 0.000"
+    fewer = results.clusters[results.clusters.clustering == "kmeans"].assign(n_clusters=2, value=0.25)
+    table = report.cluster_table(replace(results, clusters=pd.concat([results.clusters, one, fewer])))
+    found = table[table.objective == "ce"].set_index(["clustering", "n_clusters"])
+    assert list(found.index) == [("labels", 3), ("kmeans", 2), ("kmeans", 3), ("one", 1)]
+    assert found.loc[("one", 1), ["n", "global_separation", "cluster_purity"]].tolist() == [2, "", "1.000 ± 0.000"]
+    assert found.loc[("kmeans", 2), "cluster_purity"] == "0.250 ± 0.000"
+    assert found.loc[("kmeans", 3), "cluster_purity"] == "0.500 ± 0.000"
 
 
 def test_a_pattern_can_name_the_number_of_classes_of_each_id_set(make_results):

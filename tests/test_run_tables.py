@@ -168,9 +168,9 @@ def draw_scored(nearest: bool = True, sizes: dict[str, int] = SIZES, n_ood: int 
     scores["train"] += overfitted
     scores |= {name: rng.normal(size=n_ood) - 1 - seed for seed, name in enumerate(OOD)}
     if not nearest:
-        return Scored("none", 0, 0, "knn", scores)
+        return Scored("none", 0, "knn", scores)
     found = {name: np.arange(len(s)) % 3 for name, s in scores.items()}
-    return Scored("labels", 3, 0, "mahalanobis", {n: s * (1 + 9 * found[n]) for n, s in scores.items()}, found)
+    return Scored("labels", 3, "mahalanobis", {n: s * (1 + 9 * found[n]) for n, s in scores.items()}, found)
 
 
 def named(dataset: str = "digits") -> dict[str, str]:
@@ -180,7 +180,6 @@ def named(dataset: str = "digits") -> dict[str, str]:
 def test_names():
     assert shown_name(draw_scored()) == "labels/mahalanobis"
     assert shown_name(draw_scored(nearest=False)) == "knn"
-    assert shown_name(Scored("kmeans", 5, 20, "cosine", {})) == "pca-20/kmeans/cosine"
     assert {shown_name(draw_scored()), shown_name(draw_scored(nearest=False))} < set(SHOWN)
 
 

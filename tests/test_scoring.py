@@ -18,10 +18,12 @@ from oodlib import blocks
 from oodlib.clustering import CLUSTERINGS, MIXTURES, cluster
 from oodlib.distances import DISTANCES, Distance, fit_distances
 from oodlib.scoring import (
+    LOGIT_SCORES,
     ClusterDetector,
     KNNDetector,
     OutlierExposureDetector,
     ViMDetector,
+    fdbd,
     nearest_cluster,
     nearest_clusters,
 )

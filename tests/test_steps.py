@@ -27,7 +27,6 @@ from oodlib.data import load_images
 from oodlib.distances import DISTANCES
 from oodlib.embedding import embed, load_embeddings, save_embeddings
 from oodlib.encoders import load_encoder
-from oodlib.pca import pca_basis, project
 from oodlib.run_tables import ID_SPLITS
 from oodlib.runs import Run
 from oodlib.scoring import ClusterDetector, OutlierExposureDetector
@@ -38,7 +37,7 @@ from oodlib.training import split_calibration
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]
 GROUPS = {"digits789": "near", "letters": "far", "photos": "far", "noise:8": "sanity"}
-CLUSTERINGS, N_CLUSTERS, PCAS = ["labels", "kmeans", "one"], [0, 7, 12], [0, 8]
+CLUSTERINGS, N_CLUSTERS = ["labels", "kmeans", "one"], [0, 7, 12]
 WAYS = [("labels", 7), ("kmeans", 7), ("kmeans", 12), ("one", 1)]  # 0 is the number of classes, 7, which is there once
 DISTANCE_NAMES = ["euclidean", "cosine", "mahalanobis", "relative-mahalanobis"]
 N_NEIGHBORS, KNOWN, ALPHA, CHOICE_RULES = 20, [2], 0.1, ["virtual outliers"]
@@ -46,7 +45,7 @@ RUN_COLUMNS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", 
 DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
-ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected", "seen", "pca", "auroc_101"]
+ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected", "seen", "auroc_101"]
 EVALUATED = [
     "metrics",
     "scores",
@@ -71,7 +70,7 @@ def _one_thread():
 def all_steps(study: str, **training) -> Run:
     run = steps.train_step(study, TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 128} | training))
     steps.embed_step(run, NEAR, FAR, SANITY, max_images=150)
-    steps.cluster_step(run, CLUSTERINGS, N_CLUSTERS, PCAS)
+    steps.cluster_step(run, CLUSTERINGS, N_CLUSTERS)
     evaluate(run)
     return run
 
@@ -135,7 +134,7 @@ def test_config_holds_every_parameter_and_the_machine(trained):
         "sanity_ood": SANITY,
         "max_images": 150,
     }
-    assert record["cluster"]["parameters"] == {"clusterings": CLUSTERINGS, "n_clusters": N_CLUSTERS, "pca": PCAS}
+    assert record["cluster"]["parameters"] == {"clusterings": CLUSTERINGS, "n_clusters": N_CLUSTERS}
     assert record["evaluate"]["parameters"] == {
         "distances": DISTANCE_NAMES,
         "thresholds": [],
@@ -224,46 +223,44 @@ def test_ood_images_are_farther_from_the_class_means_by_so_much(trained):
 
 def test_clusters_csv(trained):
     table = read(trained, "clusters")
-    assert list(table) == ["run", "clustering", "n_clusters", "pca", "cluster", "size", "measure", "value"]
-    ways = table[["pca", "clustering", "n_clusters"]].drop_duplicates()
+    assert list(table) == ["run", "clustering", "n_clusters", "cluster", "size", "measure", "value"]
+    ways = table[["clustering", "n_clusters"]].drop_duplicates()
     # "none" is what the embeddings are without clusters, "labels" and "one" have a K of their own
-    expected = [(0, "none", 0), *((pca, *way) for pca in PCAS for way in WAYS)]
-    assert sorted(map(tuple, ways.to_numpy())) == sorted(expected)
+    assert sorted(map(tuple, ways.to_numpy())) == sorted([("none", 0), *WAYS])
     purity = table[table.measure == "cluster_purity"]
     n = len(embedded(trained, "digits", "train")["z"])
-    assert (purity.groupby(["pca", "clustering", "n_clusters"])["size"].sum() == n).all()
+    assert (purity.groupby(["clustering", "n_clusters"])["size"].sum() == n).all()
     assert set(purity[purity.clustering == "labels"].value) == {1.0}
 
 
-def test_assignments_are_of_the_embeddings_in_the_space_of_the_training_embeddings_pca(trained):
+def test_assignments_are_of_the_training_embeddings(trained):
     data = embedded(trained, "digits", "train")
     found = steps.load_clusters(trained, len(data["z"]))[0]
-    assert sorted(found) == sorted((pca, *way) for pca in PCAS for way in WAYS)
+    assert sorted(found) == sorted(WAYS)
     assert sorted(np.load(trained.path / "clusters.npz").files) == sorted("/".join(map(str, key)) for key in found)
-    for (pca, method, k), assigned in found.items():
-        z = project(data["z"], pca_basis(data["z"], pca)) if pca else data["z"]
-        np.testing.assert_array_equal(assigned, steps.cluster(z, data["y"], method, k, seed=0).assignments)
+    for (method, k), assigned in found.items():
+        np.testing.assert_array_equal(assigned, steps.cluster(data["z"], data["y"], method, k, seed=0).assignments)
 
 
 def test_a_mixture_is_kept_with_its_assignments(trained):
     z = embedded(trained, "digits", "train")["z"]
     run = steps.Run("elsewhere", NAME)
     run.path.mkdir(parents=True)
-    found = {(0, name, 5): steps.cluster(z, None, name, 5) for name in ("kmeans", "gmm", "gmm-tied", "gmm-diag")}
+    found = {(name, 5): steps.cluster(z, None, name, 5) for name in ("kmeans", "gmm", "gmm-tied", "gmm-diag")}
     steps.save_clusters(run, found)
     assignments, mixtures = steps.load_clusters(run, len(z))
     assert assignments.keys() == found.keys()
-    assert set(mixtures) == set(found) - {(0, "kmeans", 5)}
+    assert set(mixtures) == set(found) - {("kmeans", 5)}
     for key, mixture in mixtures.items():
         np.testing.assert_array_equal(mixture.log_density(z), found[key].mixture.log_density(z))
 
 
 def test_minus_one_is_the_number_of_clusters_that_training_embeddings_suggest(copied):
     change_record(copied, lambda record: [record.pop(step) for step in ("cluster", "evaluate")])
-    table = steps.cluster_step(copied, ["kmeans", "one"], [-1], [0])
+    table = steps.cluster_step(copied, ["kmeans", "one"], [-1])
     z = embedded(copied, "digits", "train")["z"]
     k = choose_n_clusters(z, "kmeans", seed=0)
-    assert sorted(steps.load_clusters(copied, len(z))[0]) == [(0, "kmeans", k), (0, "one", 1)]
+    assert sorted(steps.load_clusters(copied, len(z))[0]) == [("kmeans", k), ("one", 1)]
     assert set(table[table.clustering == "kmeans"].n_clusters) == {k}
 
 
@@ -273,15 +270,15 @@ def test_clusters_do_not_depend_on_test_or_ood_embeddings(copied):
         save_embeddings(copied.embeddings_path(name, "test"), 9 - data["z"][::-1], data["y"])
     before = {name: array.tolist() for name, array in np.load(copied.path / "clusters.npz").items()}
     forget(copied, "clusters.npz")
-    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
     assert {name: array.tolist() for name, array in np.load(copied.path / "clusters.npz").items()} == before
 
 
 def test_cluster_measures_are_recomputed(trained):
-    table = read(trained, "clusters").set_index(["pca", "clustering", "n_clusters", "measure"])
+    table = read(trained, "clusters").set_index(["clustering", "n_clusters", "measure"])
     data = embedded(trained, "digits", "train")
-    assigned = np.load(trained.path / "clusters.npz")["0/kmeans/12"]
-    rows = table.sort_index().loc[(0, "kmeans", 12, "cluster_purity")]
+    assigned = np.load(trained.path / "clusters.npz")["kmeans/12"]
+    rows = table.sort_index().loc[("kmeans", 12, "cluster_purity")]
     expected = [np.bincount(data["y"][assigned == k]).max() / (assigned == k).sum() for k in range(12)]
     np.testing.assert_allclose(rows.value, expected, rtol=2e-5)  # the file has five digits
     np.testing.assert_array_equal(rows["size"], np.bincount(assigned))
@@ -300,17 +297,17 @@ def test_metrics_csv_has_the_columns_relied_on_in_their_order(trained):
 
 def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained):
     metrics = read(trained, "metrics")
-    key = ["pca", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
+    key = ["clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
     assert not metrics.duplicated(key).any()
     references = metrics[metrics.clustering == "none"]
     of_classifier = {"nnguide", "fdbd", "nci", "react", "ash", "scale", "msp", "maxlogit", "energy", "gen"}
     assert set(references.distance) == {"knn", "vim", *of_classifier, "outlier-exposure-2"}
     assert set(references.threshold) == {"global", "conformal"}
-    assert set(references.n_clusters) == set(references.pca) == {0}
+    assert set(references.n_clusters) == {0}
     assert len(references) == 13 * 2 * len(GROUPS)
     clustered = metrics[metrics.clustering != "none"]
     assert set(clustered.threshold) == set(THRESHOLDS)
-    n_detectors = 2 * (4 * 4 - 1)  # two PCAs, four clusterings × four distances but the relative one to one cluster
+    n_detectors = 4 * 4 - 1  # four clusterings × four distances but the relative one to one cluster
     assert len(clustered) == n_detectors * 4 * len(GROUPS)
     assert "one" not in set(metrics[metrics.distance == "relative-mahalanobis"].clustering)
     truncated = metrics[metrics.auroc_101.notna()]
@@ -350,17 +347,15 @@ def test_images_that_outlier_exposure_has_seen_are_not_scored(trained):
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize(("clustering", "k"), WAYS)
 @pytest.mark.filterwarnings("ignore:nothing is rejected")
-def test_rows_after_a_pca_are_those_of_a_detector_on_projected_embeddings(trained, clustering, k, threshold):
+def test_rows_are_those_of_a_detector(trained, clustering, k, threshold):
     training = embedded(trained, "digits", "train")
-    basis = pca_basis(training["z"], 8)
     held_out, inside, outside = (
-        project(embedded(trained, *name)["z"], basis)
-        for name in (("digits", "calibration"), ("digits",), ("digits789",))
+        embedded(trained, *name)["z"] for name in (("digits", "calibration"), ("digits",), ("digits789",))
     )
     detector = ClusterDetector(clustering, k, "mahalanobis", threshold, ALPHA, seed=0)
-    detector.fit(project(training["z"], basis), training["y"], held_out)
-    metrics = read(trained, "metrics").set_index(["pca", "clustering", "n_clusters", "distance", "threshold"])
-    row = metrics[metrics.ood_dataset == "digits789"].loc[(8, clustering, k, "mahalanobis", threshold)]
+    detector.fit(training["z"], training["y"], held_out)
+    metrics = read(trained, "metrics").set_index(["clustering", "n_clusters", "distance", "threshold"])
+    row = metrics[metrics.ood_dataset == "digits789"].loc[(clustering, k, "mahalanobis", threshold)]
     normality = detector.p_values if threshold.endswith("cluster") else detector.score_samples
     is_id = np.arange(len(inside) + len(outside)) < len(inside)
     expected = roc_auc_score(is_id, normality(np.concatenate([inside, outside])))
@@ -380,7 +375,7 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
     z, x = training["z"].astype(np.float64), data["z"].astype(np.float64)
     scores = {}
     for way, k in (("labels", 7), ("kmeans", 12), ("one", 1)):
-        assigned = np.load(run.path / "clusters.npz")[f"0/{way}/{k}"]
+        assigned = np.load(run.path / "clusters.npz")[f"{way}/{k}"]
         means = np.stack([z[assigned == c].mean(axis=0) for c in range(k)])
         directions = unit(np.stack([unit(z)[assigned == c].mean(axis=0) for c in range(k)]))
         inverse = np.linalg.pinv(np.cov((z - means[assigned]).T, bias=True), rcond=1e-10, hermitian=True)
@@ -401,9 +396,9 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
 
 
 def plain_metrics(run: Run) -> pd.DataFrame:
-    """Return the rows without PCA at the global threshold, by OOD set, clustering, K and distance."""
+    """Return the rows at the global threshold, by OOD set, clustering, K and distance."""
     metrics = read(run, "metrics")
-    metrics = metrics[(metrics.pca == 0) & (metrics.threshold == "global")]
+    metrics = metrics[metrics.threshold == "global"]
     return metrics.set_index(["ood_dataset", "clustering", "n_clusters", "distance"])
 
 
@@ -493,7 +488,7 @@ def test_sets_of_one_and_of_two_images_are_evaluated(copied):
         first = {part: array[:n] for part, array in data.items()}
         save_embeddings(copied.embeddings_path(name, "test"), first["z"], first["y"], first["logits"], first["own"])
     forget(copied, "metrics.csv", "projection.csv")
-    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
     metrics = evaluate(copied).set_index("ood_dataset")
     assert set(metrics.loc["letters"].n_ood) == {1}
     assert set(metrics.loc["photos"].n_ood) == {2}
@@ -559,7 +554,7 @@ def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
     run = Run("study", NAME)
     for call, before in (
         (lambda: steps.embed_step(run, NEAR, FAR, SANITY), "train"),
-        (lambda: steps.cluster_step(run, ["labels"], [0], [0]), "embed"),
+        (lambda: steps.cluster_step(run, ["labels"], [0]), "embed"),
         (lambda: steps.evaluate_step(run, ["cosine"], [], 50, [], 0.05, []), "cluster"),
     ):
         with pytest.raises(FileNotFoundError, match=f"step '{before}' of run '{NAME}' in study 'study' is not done"):
@@ -573,11 +568,11 @@ def test_a_step_cut_short_is_done_by_the_next_call(copied, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(steps, "project_tests", lambda run: 1 / 0)  # after clusters.npz, before clusters.csv
         with pytest.raises(ZeroDivisionError):
-            steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
+            steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
     assert "cluster" not in copied.record
     assert not (copied.path / "clusters.csv").exists()
-    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS, PCAS)
-    assert np.load(copied.path / "clusters.npz")["0/kmeans/12"].tolist()
+    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
+    assert np.load(copied.path / "clusters.npz")["kmeans/12"].tolist()
     assert (copied.path / "clusters.npz").stat().st_size == len(expected)
 
 
@@ -587,9 +582,9 @@ def test_other_parameters_are_refused_by_every_step(trained):
     with pytest.raises(ValueError, match="step 'embed' .* was made with max_images=150, not 7"):
         steps.embed_step(trained, NEAR, FAR, SANITY, max_images=7)
     with pytest.raises(ValueError, match=r"step 'cluster' .* was made with clusterings=\['labels', 'kmeans', 'one'\]"):
-        steps.cluster_step(trained, ["labels"], N_CLUSTERS, PCAS)
-    with pytest.raises(ValueError, match=r"step 'cluster' .* was made with pca=\[0, 8\], not \[0\]"):
-        steps.cluster_step(trained, CLUSTERINGS, N_CLUSTERS, [0])
+        steps.cluster_step(trained, ["labels"], N_CLUSTERS)
+    with pytest.raises(ValueError, match=r"step 'cluster' .* was made with n_clusters=\[0, 7, 12\], not \[0\]"):
+        steps.cluster_step(trained, CLUSTERINGS, [0])
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with n_neighbors=20, not 5"):
         steps.evaluate_step(trained, DISTANCE_NAMES, [], 5, KNOWN, ALPHA, CHOICE_RULES)
     with pytest.raises(ValueError, match="step 'evaluate' .* was made with alpha=0.1, not 0.05"):
@@ -637,9 +632,7 @@ def test_a_missing_image_set_is_said_before_anything_is_written(copied):
 def test_unknown_distances_and_clusterings_name_the_known_ones(copied):
     change_record(copied, lambda record: [record.pop(step) for step in ("cluster", "evaluate")])
     with pytest.raises(ValueError, match="unknown clustering 'dbscan'; known: labels, .*kmeans"):
-        steps.cluster_step(copied, ["dbscan"], [0], [0])
-    with pytest.raises(ValueError, match="pca must be between 1 and d = 64, or 0 for none, got 65"):
-        steps.cluster_step(copied, ["labels"], [0], [65])
+        steps.cluster_step(copied, ["dbscan"], [0])
     assert "cluster" not in copied.record
 
 
@@ -688,13 +681,13 @@ def test_clusters_cut_short_are_named(copied):
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
-        ("0/labels/7", lambda n: np.zeros(n - 1, dtype=np.int32), "is of another run: its assignments do not fit"),
-        ("0/labels/2", lambda n: np.full(n, 2), "is of another run"),
-        ("0/labels/2", lambda n: np.full(n, -1), "is of another run"),
-        ("0/labels/2", lambda n: np.zeros(n), "is of another run"),
+        ("labels/7", lambda n: np.zeros(n - 1, dtype=np.int32), "is of another run: its assignments do not fit"),
+        ("labels/2", lambda n: np.full(n, 2), "is of another run"),
+        ("labels/2", lambda n: np.full(n, -1), "is of another run"),
+        ("labels/2", lambda n: np.zeros(n), "is of another run"),
         ("z", lambda n: np.zeros((n, 4)), "holds no cluster assignments"),
-        ("labels/7", lambda n: np.zeros(n, dtype=np.int32), "holds no cluster assignments"),  # of an earlier version
-        ("0/labels/7", lambda n: np.array([print] * n, dtype=object), "holds no cluster assignments"),
+        ("0/labels/7", lambda n: np.zeros(n, dtype=np.int32), "holds no cluster assignments"),  # of an earlier version
+        ("labels/7", lambda n: np.array([print] * n, dtype=object), "holds no cluster assignments"),
     ],
 )
 def test_foreign_clusters_are_refused(copied, key, values, message):

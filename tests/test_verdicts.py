@@ -80,16 +80,15 @@ def test_c1_says_of_every_id_set_what_it_is_and_is_supported_only_by_all(make_re
     assert verdicts.CLAIMS["C1"](made(hard=0.0), DETECTOR).verdict == "contradicted"  # on one set the opposite
 
 
-def test_c1_counts_as_many_clusters_as_classes_and_no_pca(make_results):
+def test_c1_counts_as_many_clusters_as_classes(make_results):
     results = make_results(
         separation=lambda objective, seed, **_: (0.8 if objective == "supcon" else 0.1) + noise(seed),
         purity=lambda **_: 0.75,
         objectives=("supcon", "simclr"),
     )
     clusters = results.clusters
-    kmeans, labels = (clusters[clusters.clustering == name] for name in ("kmeans", "labels"))
-    opposite = labels.assign(pca=10, value=labels.value.where(labels.objective == "simclr", -9.0))
-    more = pd.concat([clusters, kmeans.assign(n_clusters=20, value=0.0), kmeans.assign(pca=10, value=0.0), opposite])
+    kmeans = clusters[clusters.clustering == "kmeans"]
+    more = pd.concat([clusters, kmeans.assign(n_clusters=20, value=0.0)])
     result = verdicts.CLAIMS["C1"](replace(results, clusters=more), DETECTOR)
     assert result == verdicts.CLAIMS["C1"](results, DETECTOR)
     assert result.verdict == "supported"

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 
 from oodlib import gallery, your_folder, your_images
 from oodlib.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
@@ -663,6 +665,11 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
     assert "lowest calibration score: nothing is rejected" in [text.get_text() for text in legend.get_texts()]
     (plane,) = gallery.plane_figure(data, parts).axes
     assert [len(points.get_offsets()) for points in plane.collections] == [100, 60]
+    reference = PCA(2).fit(normalize(data["train"].z.astype(np.float64)))
+    for name, points in zip(("test", "ood"), plane.collections, strict=True):
+        found, expected = points.get_offsets(), reference.transform(normalize(data[name].z.astype(np.float64)))
+        signs = np.sign((found * expected).sum(axis=0))
+        np.testing.assert_allclose(found * signs, expected, atol=1e-5)
     colors = plane.collections[0].get_facecolors()
     assert len(np.unique(colors, axis=0)) == 4
     assert all(len(np.unique(colors[data["test"].y == label], axis=0)) == 1 for label in range(4))

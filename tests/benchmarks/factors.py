@@ -166,7 +166,7 @@ def product(scale: float) -> Iterator[dict]:
     distances = ["euclidean", "cosine", "mahalanobis", "relative-mahalanobis"]
 
     def together():
-        assignments = {(0, c, k): cluster(train.z, train.y, c, k).assignments for c, k in clusterings}
+        assignments = {(c, k): cluster(train.z, train.y, c, k).assignments for c, k in clusterings}
         rows = [
             row
             for scored in cluster_scores(data, assignments, distances)
