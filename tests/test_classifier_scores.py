@@ -134,7 +134,7 @@ def test_the_parameters_of_a_layer_are_taken_as_they_are(name, dtype):
     expected = fitted(name)(Z, *arrays, TRAIN)
     assert np.array_equal(fitted(name)(Z, layer.weight, layer.bias, TRAIN), expected)
     tensor = torch.tensor(Z, dtype=dtype, requires_grad=True)
-    expected = fitted(name)(tensor.detach().double().numpy(), *arrays, TRAIN)
+    expected = fitted(name)(tensor.detach().float().numpy(), *arrays, TRAIN)
     assert np.array_equal(fitted(name)(tensor, layer.weight, layer.bias, TRAIN), expected)
 
 
