@@ -134,7 +134,8 @@ def test_the_parameters_of_a_layer_are_taken_as_they_are(name, dtype):
     expected = fitted(name)(Z, *arrays, TRAIN)
     assert np.array_equal(fitted(name)(Z, layer.weight, layer.bias, TRAIN), expected)
     tensor = torch.tensor(Z, dtype=dtype, requires_grad=True)
-    expected = fitted(name)(tensor.detach().float().numpy(), *arrays, TRAIN)
+    given = tensor.detach().double() if dtype == torch.float64 else tensor.detach().float()
+    expected = fitted(name)(given.numpy(), *arrays, TRAIN)
     assert np.array_equal(fitted(name)(tensor, layer.weight, layer.bias, TRAIN), expected)
 
 

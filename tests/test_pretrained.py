@@ -55,7 +55,7 @@ def test_weights_of_another_network_are_refused(package):
 
 def test_without_the_package_there_are_no_weights_and_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(pretrained.PACKAGED, ARCH, "no_such_package_here")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert packaged_weights(ARCH) is None
     assert packaged_weights("resnet18") is None
     with pytest.raises(

@@ -50,13 +50,14 @@ def knn(scale: float) -> Iterator[dict]:
 
 
 def trained() -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """Yield training and test embeddings, at unit norm, of each first run with cross-entropy that has been embedded."""
+    """Yield training and test embeddings, at unit norm, of each large first run with cross-entropy that is embedded."""
     for folder in sorted(resolve("outputs").glob("*/runs/*-ce-s0/embeddings")):
         id_dataset = folder.parent.name.split("-")[0]
         paths = [folder / f"{id_dataset}-{split}.npz" for split in ("train", "test")]
         if all(path.is_file() for path in paths):
             sets = [to_unit_norm(np.load(path)["z"].astype(np.float32)) for path in paths]
-            yield f"{folder.parent.name}, {sets[0].shape[1]} dimensions", tuple(sets)
+            if len(sets[0]) > 10_000:
+                yield f"{id_dataset}, {sets[0].shape[1]} dimensions", tuple(sets)
 
 
 def mahalanobis(scale: float) -> Iterator[dict]:
