@@ -126,8 +126,9 @@ class ViMDetector(Detector):
         return super().layout() | classifier | subspace
 
     def _centred(self, z: np.ndarray, dtype: type) -> Iterator[np.ndarray]:
+        origin = self.origin_.astype(dtype)
         for _, block in read_blocks(z):
-            yield (block - self.origin_).astype(dtype, copy=False)
+            yield block.astype(dtype, copy=False) - origin
 
     def _measure(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the residual, the largest logit and the energy, each (n,) float64; no classifier has energy zero."""

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 PLAIN = {  # a training without the default recipe: what the tests of the loop reckon with by hand
     "arch": "resnet20",
@@ -89,13 +90,21 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def studied(tmp_path_factory):
-    """A project in which the command line ran study "small": two objectives, two seeds. Look, do not touch."""
-    made = make_project(tmp_path_factory.mktemp("studied") / "project")
-    made.write_study("small", SMALL)
-    done = made.command("small", "--jobs", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (made.root / "printed.txt").write_text(done.stdout)
-    return made
+    """A project in which the command line ran study "small": two objectives, two seeds. Look, do not touch.
+
+    The first process of the tests that needs it runs it, for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studied"
+    printed = root / "printed.txt"
+    with FileLock(f"{root}.lock"):
+        if not printed.is_file():
+            made = make_project(root)
+            made.write_study("small", SMALL)
+            done = made.command("small", "--jobs", "2")
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(done.stdout)
+    return Project(root)
 
 
 @pytest.fixture
