@@ -1,8 +1,10 @@
 """Queries and reference embeddings in; Euclidean distances to the k nearest reference rows, and their places, out.
 
-The search is faiss's, over all rows. It takes |x|² + |y|² - 2 x·y in float32, which is fast, and blind to distances
-below some thousandth of the lengths. So rows are centred; where they fall into tight groups far from each other, each
-group is, and is searched apart; and what is nearer than the resolution all the same is measured again by differences.
+The rows are kept in groups around centres. A query looks into the group of its nearest centre, then into those that can
+hold a nearer row: the plane half-way between two centres is a bound. Trained encoders make groups, and most of the
+rows are never looked at; where a few queries show that it does not pay, all rows are searched at once. The search
+itself is faiss's. It takes |x|² + |y|² - 2 x·y in float32, blind to distances below some thousandth of the lengths: so
+rows are centred, tight groups each around its own centre, and what is nearer all the same is measured by differences.
 A reference that is too large to be kept in memory is read in blocks at every query.
 """
 
@@ -12,14 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from oodlib.blocks import as_array, release
+from oodlib.distances import squared_distances
 from oodlib.kmeans import assign, count_distinct, kmeans
 
 IN_MEMORY = 2**30  # bytes that the rows may take
 BLOCK = 2**24  # numbers in a block of a larger reference, and of queries
 LARGEST = 1e15  # sums of squares stay far from the limits of float32
-SAMPLE = 2048  # rows that tell whether there are tight groups
-GROUPS = 32  # of rows, at most
+SAMPLE = 2048  # rows that the centres are found with
+PROBE = 64  # queries that show whether groups pay
+GROUPS, GROUP_ROWS = 16, 256  # groups at most, and rows in one on average at least
+PAYS = 0.4  # of the rows, as the cost of a query: where groups cost more, all rows are searched at once
+VISIT = 20  # rows that could be searched while one neighbour is put into the list of a group
+TIGHT = 0.01  # of the sample in groups that need their own centre: more, and all have one
 RESOLVED = 1e-3  # of the squared lengths; squared distances above it are good in float32
+ROUNDING = 1e-5  # of the squared lengths; rows may be so much nearer to another centre than to their own
 
 
 def kneighbors(queries, reference, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,12 +41,21 @@ def kneighbors(queries, reference, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Group:
-    """Reference rows near each other: rows (n, d) float32 relative to their center (d,), and their places ids (n,)."""
+    """Reference rows (n, d) relative to an origin (d,), their places ids (n,), and the length of the longest."""
 
     rows: np.ndarray
-    center: np.ndarray
+    origin: np.ndarray
     ids: np.ndarray
     radius: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Groups of reference rows, those nearest to each of centers (G, d) float64; all together, but for tight groups."""
+
+    centers: np.ndarray
+    groups: list[Group]
+    all: Group | None
 
 
 class NeighborIndex:
@@ -54,7 +71,7 @@ class NeighborIndex:
             raise ValueError(f"reference must be (n, d), neither of them 0, got shape {tuple(reference.shape)}")
         self.reference, self.shape = reference, tuple(reference.shape)
         in_memory = 4 * self.shape[0] * self.shape[1] <= IN_MEMORY
-        self.groups = _make_groups(_as_float32(reference[:], "reference"), 0) if in_memory else None
+        self.table = _make_table(_as_float32(reference[:], "reference"), 0) if in_memory else None
 
     def kneighbors(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the Euclidean distances (m, k) float32, ascending, of the k nearest rows, and their places (m, k).
@@ -73,49 +90,77 @@ class NeighborIndex:
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
             block = _as_float32(queries[part], "queries")
-            for groups in self._read_groups():
-                _search(groups, block, distances[part], ids[part])
+            for table in self._read_tables():
+                _search(table, block, distances[part], ids[part])
         return distances, ids
 
-    def _read_groups(self) -> Iterator[list[Group]]:
-        if self.groups is not None:
-            yield self.groups
+    def _read_tables(self) -> Iterator[Table]:
+        if self.table is not None:
+            yield self.table
             return
         size = max(1, BLOCK // self.shape[1])
         for start in range(0, self.shape[0], size):
-            yield _make_groups(_as_float32(self.reference[start : start + size], "reference"), start)
+            yield _make_table(_as_float32(self.reference[start : start + size], "reference"), start)
             release(self.reference)
 
 
-def _make_groups(rows: np.ndarray, start: int) -> list[Group]:
-    """Return rows (n, d), which are at places start, start + 1, … of the reference, as one group or as tight ones."""
+def _make_table(rows: np.ndarray, start: int) -> Table:
+    """Return rows (n, d), which are at places start, start + 1, … of the reference, in groups."""
     sample = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])]
-    centers, nearest = sample.mean(axis=0, dtype=np.float64)[None], np.zeros(len(rows), np.int64)
-    n_groups = min(GROUPS, count_distinct(sample, GROUPS))
-    if n_groups > 1:
-        own, tight_centers, _ = kmeans(sample, n_groups, n_init=1)
-        within = ((sample - tight_centers[own].astype(np.float64)) ** 2).sum(axis=1)
-        spread = np.bincount(own, within) / np.bincount(own)
-        if spread.min() < RESOLVED * ((sample - centers) ** 2).sum(axis=1).mean():
-            centers, nearest = tight_centers, assign(rows, tight_centers)
-    groups = []
-    for i, center in enumerate(centers.astype(np.float32)):
-        ids = np.flatnonzero(nearest == i)
-        if len(ids):
-            members = (rows if len(ids) == len(rows) else rows[ids]) - center
-            groups.append(Group(members, center, start + ids, float(np.sqrt(_squares(members).max()))))
-    return groups
+    mean = sample.mean(axis=0, dtype=np.float64)
+    n_groups = min(GROUPS, 1 + len(rows) // GROUP_ROWS, count_distinct(sample, GROUPS))
+    own, centers, _ = kmeans(sample, n_groups, n_init=1)
+    within = ((sample - centers[own].astype(np.float64)) ** 2).sum(axis=1)
+    spread = (np.bincount(own, within) / np.bincount(own))[own]  # (s,) of the group of each
+    tight = (spread < RESOLVED * ((sample - mean) ** 2).sum(axis=1).mean()).mean() > TIGHT
+    origins = (centers if tight else np.tile(mean, (n_groups, 1))).astype(np.float32)
+    nearest = assign(rows, centers)
+    order, counts = np.argsort(nearest, kind="stable"), np.bincount(nearest, minlength=n_groups)
+    parts = [slice(end - count, end) for end, count in zip(counts.cumsum(), counts, strict=True)]
+    rows, ids = rows[order], start + order
+    for part, origin in zip(parts, origins, strict=True):
+        rows[part] -= origin
+    lengths = np.sqrt(_squares(rows))
+    groups = [
+        Group(rows[part], origin, ids[part], float(lengths[part].max(initial=0)))
+        for part, origin in zip(parts, origins, strict=True)
+    ]
+    return Table(centers.astype(np.float64), groups, None if tight else Group(rows, origins[0], ids, lengths.max()))
 
 
-def _search(groups: list[Group], queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
-    """Bring distances and ids (m, k) of the rows nearest to queries (m, d) up to date with groups of rows."""
-    apart = np.stack([np.sqrt(_squares(queries - group.center)) for group in groups], axis=1)  # (m, G)
-    nearest = apart.argmin(axis=1)
-    for i, group in enumerate(groups):
-        _search_group(group, queries, np.flatnonzero(nearest == i), distances, ids)
-    for i, group in enumerate(groups):
-        reached = (1 - 1e-5) * (apart[:, i] - group.radius) <= distances[:, -1]
-        _search_group(group, queries, np.flatnonzero(reached & (nearest != i)), distances, ids)
+def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
+    """Bring distances and ids (m, k) of the rows nearest to queries (m, d) up to date with a table."""
+    bounds = _bounds(table, queries)  # (m, G)
+    if table.all is not None:
+        some = np.sort(np.random.default_rng(0).permutation(len(queries))[:PROBE])
+        found, places = distances[some], ids[some]  # copies
+        _search_group(table.all, queries[some], np.arange(len(some)), found, places)
+        costs = [len(group.rows) + VISIT * found.shape[1] for group in table.groups]
+        cost = ((bounds[some] <= found[:, -1:]) @ costs).mean()
+        if len(table.groups) == 1 or cost > PAYS * len(table.all.rows):
+            _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
+            return
+    for i, group in enumerate(table.groups):
+        _search_group(group, queries, np.flatnonzero(bounds[:, i] == -np.inf), distances, ids)
+    for i, group in enumerate(table.groups):
+        within_reach = (bounds[:, i] > -np.inf) & (bounds[:, i] <= distances[:, -1])
+        _search_group(group, queries, np.flatnonzero(within_reach), distances, ids)
+
+
+def _bounds(table: Table, queries: np.ndarray) -> np.ndarray:
+    """Return distances (m, G) that no row of a group is below; -inf for the group of the nearest centre.
+
+    A row that is as near to its own centre c as to that of the query, o, lies on the far side of the plane half-way
+    between them, which is (|x - c|² - |x - o|²) / (2 |c - o|) away from the query x.
+    """
+    squares = squared_distances(queries, table.centers)
+    nearest = squares.argmin(axis=1)
+    apart = np.sqrt(squared_distances(table.centers, table.centers))[nearest]
+    rise = squares - squares.min(axis=1, keepdims=True)
+    rise -= ROUNDING * (squares.max(axis=1, keepdims=True) + max(group.radius for group in table.groups) ** 2)
+    bounds = rise / (2 * np.maximum(apart, np.finfo(np.float32).tiny))
+    bounds[np.arange(len(queries)), nearest] = -np.inf
+    return bounds
 
 
 def _search_group(
@@ -124,9 +169,9 @@ def _search_group(
     """Bring the lists of the queries `asking` (a,) up to date with the rows of one group."""
     import faiss
 
-    if not len(asking):
+    if not (len(asking) and len(group.rows)):
         return
-    x, k = queries[asking] - group.center, distances.shape[1]
+    x, k = queries[asking] - group.origin, distances.shape[1]
     squares, places = faiss.knn(x, group.rows, min(k, len(group.rows)))
     found = np.sqrt(np.maximum(squares, 0))
     row, column = np.nonzero(squares < RESOLVED * (_squares(x)[:, None] + group.radius**2))
@@ -135,8 +180,9 @@ def _search_group(
         found[row[part], column[part]] = np.sqrt(_squares(differences))
     again = np.unique(row)
     found[again], places[again] = _sorted(found[again], places[again], found.shape[1])
-    found_ids = group.ids[places]
-    if not np.isinf(distances[asking[0], 0]):  # there are neighbours in other groups
+    nearer = found[:, 0] < distances[asking, -1]
+    asking, found, found_ids = asking[nearer], found[nearer], group.ids[places[nearer]]
+    if np.isfinite(distances[asking, 0]).any():  # there are neighbours in other groups
         found, found_ids = (np.hstack([own[asking], new]) for own, new in ((distances, found), (ids, found_ids)))
         found, found_ids = _sorted(found, found_ids, k)
     distances[asking, : found.shape[1]], ids[asking, : found.shape[1]] = found, found_ids

@@ -227,7 +227,7 @@ def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monk
     monkeypatch.setattr(neighbors, "IN_MEMORY", in_memory)
     z = np.random.default_rng(5).normal(size=(5000, 16)).astype(dtype)
     detector = KNNDetector(3).fit(z)
-    assert (detector.index_.groups is None) == (in_memory == 0)
+    assert (detector.index_.table is None) == (in_memory == 0)
     loaded = round_trip(detector, tmp_path)
     size = (tmp_path / "first").stat().st_size
     assert 0 <= size - (5000 * 16 * 4 + 5000 * 8 + 8) < 1000  # embeddings, reference scores, threshold

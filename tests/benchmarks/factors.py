@@ -34,7 +34,9 @@ def knn(scale: float) -> Iterator[dict]:
     pairs = {name: [embeddings(size, D, CLASSES, r, size)[0] for size in (n, m)] for name, r in TIGHTNESS.items()}
     pairs["tight, OOD queries"] = pairs["tight"][0], embeddings(m, D, m, 1.0, 3)[0]
     pairs["collapsed"] = [embeddings(size, D, CLASSES, 1e-3, size)[0] for size in (n, m)]
-    for (name, (z, queries)), k in itertools.product((pairs | dict(trained())).items(), (1, 50, 500)):
+    tasks = [(name, pair, 50) for name, pair in pairs.items()]
+    tasks += [(name, pair, k) for name, pair in trained() for k in (1, 50, 500)]
+    for name, (z, queries), k in tasks:
 
         def ours(z=z, queries=queries, k=k):
             return NeighborIndex(z).kneighbors(queries, k)[0]
