@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from oodlib.blocks import as_array, release
 from oodlib.distances import squared_distances
@@ -104,6 +105,8 @@ class NeighborIndex:
             release(self.reference)
 
 
+# in short products threads wait for each other longer than they work
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _make_table(rows: np.ndarray, start: int) -> Table:
     """Return rows (n, d), which are at places start, start + 1, … of the reference, in groups."""
     sample = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])]
