@@ -31,9 +31,12 @@ def read_blocks(z, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.n
         release(z)
 
 
-def sample_rows(n: int) -> np.ndarray:
-    """Return the places (m,) int64, ascending, of n rows, or of a seeded sample of SAMPLED where they are more."""
-    return np.sort(np.random.default_rng(0).permutation(n)[:SAMPLED])
+def sample_rows(n: int, size: int | None = None, seed: int = 0) -> np.ndarray:
+    """Return the places (m,) int64, ascending, of n rows, or of a seeded sample where they are more than `size`.
+
+    size: None takes SAMPLED.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(n)[: SAMPLED if size is None else size])
 
 
 def release(z) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from oodlib.blocks import sample_rows
 from oodlib.clustering import OWN_SIZE, cluster
 from oodlib.distances import fit_distances
 from oodlib.metrics import auroc
@@ -109,7 +110,7 @@ def _chosen_row(data: RunEmbeddings, n_neighbors: int, seed: int) -> tuple[str, 
 
 def _reduced(data: RunEmbeddings, seed: int) -> RunEmbeddings:
     """Return the ID data that choices are made with: some of the training embeddings, and the calibration ones."""
-    some = np.sort(np.random.default_rng(seed).permutation(len(data.train.z))[:MAX_TRAIN])
+    some = sample_rows(len(data.train.z), MAX_TRAIN, seed)
     train = _rows(data.train, some)
     return RunEmbeddings(train, data.calibration, data.calibration, {}, data.weight, data.bias)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib.blocks import as_array, to_unit_norm
+from oodlib.blocks import as_array, sample_rows, to_unit_norm
 from oodlib.gaussians import Gaussians
 from oodlib.kmeans import (
     assign,
@@ -86,7 +86,7 @@ def choose_n_clusters(z: np.ndarray, method: str, candidates: Sequence[int] = CA
         known = ", ".join(name for name in CLUSTERINGS if name not in OWN_SIZE)
         raise ValueError(f"no number of clusters can be chosen for clustering {method!r}, but for {known}")
     z = check_matrix("z", z)
-    z = z[_sample(len(z), TRIED, seed)]
+    z = z[sample_rows(len(z), TRIED, seed)]
     if method in ON_DIRECTIONS:
         z = z[z.any(axis=1)]  # a zero vector has no direction
     x = to_unit_norm(z).astype(np.float32) if method in ON_DIRECTIONS else standardize(z)[0]
@@ -104,7 +104,7 @@ def _silhouette_of(z: np.ndarray, x: np.ndarray, method: str, seed: int) -> Call
     """Return the function K -> mean silhouette of a seeded sample, whose distances in x (n, d) are taken once."""
     from sklearn.metrics import pairwise_distances, silhouette_score
 
-    judged = _sample(len(z), JUDGED, seed)
+    judged = sample_rows(len(z), JUDGED, seed)
     distances = pairwise_distances(x[judged], metric="cosine" if method in ON_DIRECTIONS else "euclidean")
 
     def silhouette(k: int) -> float:
@@ -113,11 +113,6 @@ def _silhouette_of(z: np.ndarray, x: np.ndarray, method: str, seed: int) -> Call
         return silhouette_score(distances, assignments, metric="precomputed") if several else -1.0
 
     return silhouette
-
-
-def _sample(n: int, size: int, seed: int) -> np.ndarray:
-    """Return `size` of the row numbers below n, or all where there are fewer, in increasing order."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[:size])
 
 
 def _classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +155,7 @@ def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: i
     """Link a seeded sample by Ward's criterion; the rest goes to the nearest centre."""
     from sklearn.cluster import AgglomerativeClustering
 
-    sample = _sample(len(z), LINKED, seed)
+    sample = sample_rows(len(z), LINKED, seed)
     check_distinct(z[sample], n_clusters, "points" if len(sample) == len(z) else "points in the sample that is linked")
     linked = np.arange(len(sample))
     if n_clusters < len(sample):

@@ -71,14 +71,17 @@ class Moments:
         for part, block in read_blocks(self.z):
             yield (block - means[self.assignments[part]]).astype(dtype, copy=False)
 
+    @cached_property
+    def _largest(self) -> float:
+        return max(max(float(block.max()), -float(block.min())) for _, block in read_blocks(self.z))
+
     def _whitening(self, eigenvalues: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """Return the whitening without the directions in which rounding of the embeddings can make the variance."""
-        largest = max(max(float(block.max()), -float(block.min())) for _, block in read_blocks(self.z))
         shares = np.ones(len(vectors))  # of the variance that rounding makes, along each vector
         if self.unit:  # all but along the embeddings themselves, whose length is one
             along = self.weights @ ((self.means + self.origin) @ vectors) ** 2 + eigenvalues
             shares = np.maximum(1 - along, 0)
-        return whitening(eigenvalues, vectors, shares * float(self.eps * largest) ** 2)
+        return whitening(eigenvalues, vectors, shares * (self.eps * self._largest) ** 2)
 
 
 def cluster_means(z: np.ndarray, assignments: np.ndarray, n_clusters: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from oodlib.blocks import as_array, release
+from oodlib.blocks import as_array, release, sample_rows
 from oodlib.distances import squared_distances
 from oodlib.kmeans import assign, count_distinct, kmeans
 
@@ -70,9 +70,10 @@ class NeighborIndex:
     def __init__(self, reference):
         if len(reference.shape) != 2 or 0 in reference.shape:
             raise ValueError(f"reference must be (n, d), neither of them 0, got shape {tuple(reference.shape)}")
-        self.reference, self.shape = reference, tuple(reference.shape)
-        in_memory = 4 * self.shape[0] * self.shape[1] <= IN_MEMORY
-        self.table = _make_table(_as_float32(reference[:], "reference"), 0) if in_memory else None
+        self.reference, self.shape, self.table = reference, tuple(reference.shape), None
+        if 4 * self.shape[0] * self.shape[1] <= IN_MEMORY:
+            self.reference = _as_float32(reference[:], "reference")
+            self.table = _make_table(self.reference, 0)
 
     def kneighbors(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the Euclidean distances (m, k) float32, ascending, of the k nearest rows, and their places (m, k).
@@ -109,7 +110,7 @@ class NeighborIndex:
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def _make_table(rows: np.ndarray, start: int) -> Table:
     """Return rows (n, d), which are at places start, start + 1, … of the reference, in groups."""
-    sample = rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])]
+    sample = rows[sample_rows(len(rows), SAMPLE)]
     mean = sample.mean(axis=0, dtype=np.float64)
     n_groups = min(GROUPS, 1 + len(rows) // GROUP_ROWS, count_distinct(sample, GROUPS))
     own, centers, _ = kmeans(sample, n_groups, n_init=1)
@@ -134,20 +135,25 @@ def _make_table(rows: np.ndarray, start: int) -> Table:
 def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
     """Bring distances and ids (m, k) of the rows nearest to queries (m, d) up to date with a table."""
     bounds = _bounds(table, queries)  # (m, G)
-    if table.all is not None:
-        some = np.sort(np.random.default_rng(0).permutation(len(queries))[:PROBE])
-        found, places = distances[some], ids[some]  # copies
-        _search_group(table.all, queries[some], np.arange(len(some)), found, places)
-        costs = [len(group.rows) + VISIT * found.shape[1] for group in table.groups]
-        cost = ((bounds[some] <= found[:, -1:]) @ costs).mean()
-        if len(table.groups) == 1 or cost > PAYS * len(table.all.rows):
-            _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
-            return
+    if table.all is not None and not _groups_pay(table, queries, bounds, distances, ids):
+        _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
+        return
     for i, group in enumerate(table.groups):
         _search_group(group, queries, np.flatnonzero(bounds[:, i] == -np.inf), distances, ids)
     for i, group in enumerate(table.groups):
         within_reach = (bounds[:, i] > -np.inf) & (bounds[:, i] <= distances[:, -1])
         _search_group(group, queries, np.flatnonzero(within_reach), distances, ids)
+
+
+def _groups_pay(table: Table, queries: np.ndarray, bounds: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> bool:
+    """Return whether groups cost less than all rows at once, as some of the queries tell."""
+    if len(table.groups) == 1:
+        return False
+    some = sample_rows(len(queries), PROBE)
+    found, places = distances[some], ids[some]  # copies
+    _search_group(table.all, queries[some], np.arange(len(some)), found, places)
+    costs = [len(group.rows) + VISIT * found.shape[1] for group in table.groups]
+    return ((bounds[some] <= found[:, -1:]) @ costs).mean() <= PAYS * len(table.all.rows)
 
 
 def _bounds(table: Table, queries: np.ndarray) -> np.ndarray:

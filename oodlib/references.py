@@ -17,7 +17,7 @@ from oodlib.classifier_scores import check_classifier, logits_of
 from oodlib.detector import Detector
 from oodlib.distances import squared_distances
 from oodlib.moments import Moments, cluster_means, mean_of, spectrum
-from oodlib.neighbors import IN_MEMORY, NeighborIndex
+from oodlib.neighbors import NeighborIndex
 
 ORIGIN_CUT = 1e-6  # relative cut of the pseudo-inverse that gives ViM's origin
 LEAST_RESIDUAL = 1e-5  # of the largest principal deviation; below it a residual may be rounding
@@ -42,8 +42,7 @@ class KNNDetector(Detector):
         """
         self.check_parameters()
         z = self._check(z, reset=True)
-        rows = UnitRows(z)
-        self.embeddings_ = rows[:].astype(np.float32) if 4 * z.size <= IN_MEMORY else rows
+        self.embeddings_ = UnitRows(z)
         if z_calibration is not None:
             self._set_threshold(self._score(self._check(z_calibration))[0], True, np.float32)
             return self

@@ -188,32 +188,20 @@ def test_aurc_interval_covers_the_true_value():
     assert 0.90 <= share_covered(intervals, true) <= 0.99
 
 
-def test_aurc_interval_is_the_bootstrap_of_a_plain_loop():
+@pytest.mark.parametrize(("measure", "interval"), [(aurc, aurc_interval), (augrc, augrc_interval)])
+def test_an_interval_is_the_bootstrap_of_a_plain_loop(measure, interval):
     scores, correct = draw(6)
     rng, values = np.random.default_rng(0), []
     for _ in range(2000):
         drawn = rng.integers(60, size=60)
-        values.append(aurc(scores[drawn], correct[drawn]))
-    found = aurc_interval(scores, correct, n_resamples=2000, level=0.8)
+        values.append(measure(scores[drawn], correct[drawn]))
+    found = interval(scores, correct, n_resamples=2000, level=0.8)
     assert found == pytest.approx(np.quantile(values, [0.1, 0.9]), abs=0.01)
-    assert found == aurc_interval(scores, correct, n_resamples=2000, level=0.8)
-    assert found != aurc_interval(scores, correct, n_resamples=2000, level=0.8, seed=1)
-    low, high = aurc_interval(scores, correct, n_resamples=2000)
-    assert low < found[0] < aurc(scores, correct) < found[1] < high
-    assert aurc_interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
-
-
-def test_augrc_interval_is_the_bootstrap_of_a_plain_loop():
-    scores, correct = draw(6)
-    rng, values = np.random.default_rng(0), []
-    for _ in range(2000):
-        drawn = rng.integers(60, size=60)
-        values.append(augrc(scores[drawn], correct[drawn]))
-    found = augrc_interval(scores, correct, n_resamples=2000, level=0.8)
-    assert found == pytest.approx(np.quantile(values, [0.1, 0.9]), abs=0.01)
-    assert found[0] < augrc(scores, correct) < found[1]
-    assert found == augrc_interval(scores, correct, n_resamples=2000, level=0.8)
-    assert augrc_interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
+    assert found == interval(scores, correct, n_resamples=2000, level=0.8)
+    assert found != interval(scores, correct, n_resamples=2000, level=0.8, seed=1)
+    low, high = interval(scores, correct, n_resamples=2000)
+    assert low < found[0] < measure(scores, correct) < found[1] < high
+    assert interval(scores, np.ones(60, bool), n_resamples=5) == (0.0, 0.0)
 
 
 def test_oscr_interval_without_variance_claims_no_certainty():
