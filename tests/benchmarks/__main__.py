@@ -114,12 +114,13 @@ def write(name: str, rows: pd.DataFrame) -> None:
     `kind` is that of the processor: "bfloat16" where it multiplies bfloat16 numbers, else its vector instructions.
     """
     fast = has_fast_bfloat16(torch.device("cpu"))
-    rows = rows.assign(kind="bfloat16" if fast else torch.backends.cpu.get_cpu_capability())
     folder, key = resolve("outputs") / "benchmarks", TABLES[name]["key"]
+    rows = rows.assign(kind="bfloat16" if fast else torch.backends.cpu.get_cpu_capability())
+    rows = rows.reindex(columns=key + TABLES[name]["columns"])
     path = folder / f"{name}.csv"
     before = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=key)
     is_new = before.set_index(key).index.isin(rows.set_index(key).index)
-    table = pd.concat([before[~is_new], rows]).reindex(columns=key + TABLES[name]["columns"])
+    table = pd.concat([before[~is_new], rows])
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     readable = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.4g}" if isinstance(cell, float) else cell)
     machine = describe_machine(default_device() if name == "training" else torch.device("cpu")) | peers()
