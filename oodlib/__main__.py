@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from oodlib.study import PlannedRun
+    from oodlib.study.studies import PlannedRun
 
 SAY_EVERY = 5  # seconds between the lines of a training
 
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(study: str, jobs: int, dask: str | None) -> int:
     """Run a study, print its main table and where the report is."""
-    from oodlib.report import main_table_text, run_folders
-    from oodlib.runner import run_study
-    from oodlib.runs import study_folder
+    from oodlib.report.results import main_table_text, run_folders
+    from oodlib.study.run import study_folder
+    from oodlib.study.runner import run_study
 
     if jobs < 0:
         raise ValueError(f"--jobs must not be negative, got {jobs}")
@@ -97,7 +97,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def _end_kernels() -> None:
-    from oodlib.execution import end_kernels
+    from oodlib.study.notebooks import end_kernels
 
     _complain("\nstopping: encoders in training write their checkpoints")
     end_kernels()
@@ -105,7 +105,7 @@ def _end_kernels() -> None:
 
 def list_names() -> int:
     """Print all that can be named in a study."""
-    from oodlib.names import names
+    from oodlib.study.names import names
 
     for parameter, known in names().items():
         print(f"{parameter}: {', '.join(known)}")
@@ -117,8 +117,8 @@ def train_only(study: str, name: str | None, minutes: float) -> int:
 
     The first seed of every cell comes first, so that what is done when the minutes are over is worth most.
     """
-    from oodlib import distributed
-    from oodlib.study import check_trainings, read_study
+    from oodlib.encoders import distributed
+    from oodlib.study.studies import check_trainings, read_study
 
     if not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}")
@@ -142,10 +142,10 @@ def train_only(study: str, name: str | None, minutes: float) -> int:
 
 def _train_until(study: str, runs: list["PlannedRun"], until: float) -> int:
     """Train runs until a time of time.monotonic; return how many are done."""
-    from oodlib import distributed
-    from oodlib.settings import TrainingConfig
-    from oodlib.steps import train_step
-    from oodlib.training import OutOfTime
+    from oodlib.encoders import distributed
+    from oodlib.encoders.settings import TrainingConfig
+    from oodlib.encoders.training import OutOfTime
+    from oodlib.study.steps import train_step
 
     start = time.monotonic()
     for n, plan in enumerate(runs):

@@ -1,9 +1,12 @@
 """Paths and whole files: a path as the user wrote it goes in, an absolute path or a complete file on disk comes out."""
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+ON_THE_WAY = ("checkpoint_epochs", "snapshot_epochs")  # what training keeps on its way decides nothing
 
 
 def project_root() -> Path:
@@ -76,3 +79,14 @@ def write_text(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(text))
     return path
+
+
+def slug(name: str) -> str:
+    """Return a name as it stands in file names: what is no letter, digit, dot or underscore becomes an underscore."""
+    return re.sub(r"[^\w.]+", "_", name)
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """Return how parameters differ, one text each; those of ON_THE_WAY do not count."""
+    keys = [key for key in before | now if key not in ON_THE_WAY]
+    return [f"{key}={before.get(key)!r}, not {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]

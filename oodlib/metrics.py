@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from oodlib import counts
-from oodlib.blocks import as_array
+from oodlib.arrays import as_array
 from oodlib.counts import METRICS, count_groups, normal_quantile, zero_variance_interval
 
 BLOCK = 2**17  # counts in one block of bootstrap resamples, so that a block stays in cache

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from oodlib import counts
-from oodlib.blocks import as_array
+from oodlib.arrays import as_array
 from oodlib.counts import count_groups, normal_quantile
 from oodlib.metrics import auroc, auroc_interval, check_scores
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oodlib.blocks import to_unit_norm
-from oodlib.collapse import (
+from oodlib.arrays import to_unit_norm
+from oodlib.clustering.collapse import (
     cdnv,
     check_embeddings,
     check_labels,
@@ -22,7 +22,7 @@ from oodlib.collapse import (
     rankme,
     uniformity,
 )
-from oodlib.pair_distances import mean_distances
+from oodlib.clustering.pair_distances import mean_distances
 
 METRICS = ("euclidean", "cosine")
 

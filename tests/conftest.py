@@ -125,7 +125,7 @@ def figure_style():
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from oodlib.drawing import use_style
+    from oodlib.plots.style import use_style
 
     with mpl.rc_context():
         use_style()
@@ -174,7 +174,7 @@ def hand_made_results(
     cost=COST,
 ):
     """Return results whose numbers are functions of id_dataset, arch, objective, seed, and ood and detector."""
-    from oodlib.report import DRAWN, PARTS, Results, detector_names, ranked
+    from oodlib.report.results import DRAWN, PARTS, Results, detector_names, ranked
 
     rng = np.random.default_rng(0)
     tables = {part: [] for part in ("runs", "decisions", *PARTS, *DRAWN) if part != "metrics"}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from oodlib.ablations import COLUMNS, ablation_table
 from oodlib.metrics import auroc
-from oodlib.product import Embedded, RunEmbeddings
+from oodlib.scoring.product import Embedded, RunEmbeddings
+from oodlib.study.ablations import COLUMNS, ablation_table
 
 
 def draw(n, seed, shift=0.0, dim=5):

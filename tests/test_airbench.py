@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oodlib.airbench import SCALE, Airbench, airbench_widths
 from oodlib.data import ImageSet, load_images
-from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
-from oodlib.settings import TrainingConfig
-from oodlib.training import make_trainer, train
+from oodlib.encoders import Encoder, EncoderSpec, TrainingConfig, load_encoder, save_encoder
+from oodlib.encoders.airbench import SCALE, Airbench, airbench_widths
+from oodlib.encoders.training import make_trainer, train
 
 SPEC = EncoderSpec("airbench_4_6_8", ("a", "b"), ("classifier",), 32, 3, 32, (0.5,) * 3, (0.25,) * 3)
 
@@ -146,6 +145,6 @@ def test_mirrored_embeds_an_image_and_its_mirror_image_alike():
 
 
 def test_it_needs_no_timm_whose_import_takes_seconds():
-    code = "import sys; from oodlib import training; from oodlib.settings import TrainingConfig; TrainingConfig(); "
+    code = "import sys; from oodlib.encoders import TrainingConfig, training; TrainingConfig(); "
     done = subprocess.run([sys.executable, "-c", code + "print('timm' in sys.modules)"], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

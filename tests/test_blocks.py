@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib import blocks
-from oodlib.blocks import ROWS, UnitRows, as_array, read_blocks, release, to_unit_norm, working_dtype
+from oodlib import arrays as blocks
+from oodlib.arrays import ROWS, UnitRows, as_array, read_blocks, release, to_unit_norm, working_dtype
 
 Z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float16)
 
@@ -157,9 +157,9 @@ def test_arrays_need_no_torch():
     code = """
 import sys
 import numpy as np
-from oodlib.clustering import cluster
+from oodlib.clustering.clusters import cluster
 from oodlib.metrics import auroc
-from oodlib.scoring import ClusterDetector, ViMDetector
+from oodlib.scoring.cluster_detector import ClusterDetector, ViMDetector
 from oodlib.separation import global_separation
 z, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
 auroc(ClusterDetector().fit(z, y).score_samples(z), ViMDetector().fit(z).score_samples(z))

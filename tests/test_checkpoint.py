@@ -19,15 +19,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from oodlib import folders
-from oodlib.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
-from oodlib.data import ImageSet, load_images
-from oodlib.encoders import save_encoder
-from oodlib.runs import Run
-from oodlib.settings import TrainingConfig
-from oodlib.steps import train_step
-from oodlib.trainer import Trainer
-from oodlib.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
+from oodlib.data import ImageSet, folders, load_images
+from oodlib.encoders import TrainingConfig, save_encoder
+from oodlib.encoders.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
+from oodlib.encoders.epoch import Trainer
+from oodlib.encoders.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
+from oodlib.study import Run
+from oodlib.study.steps import train_step
 
 TINY = TrainingConfig(
     **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "jitter": 0.4}
@@ -73,7 +71,7 @@ def few():
 def trainers(monkeypatch):
     """A list of the trainers that `train` makes, to look at their states."""
     made = []
-    monkeypatch.setattr("oodlib.training.make_trainer", lambda *of: made.append(make_trainer(*of)) or made[-1])
+    monkeypatch.setattr("oodlib.encoders.training.make_trainer", lambda *of: made.append(make_trainer(*of)) or made[-1])
     return made
 
 
@@ -123,7 +121,7 @@ def train_until(n_steps, config, images, folder):
 def processes():
     """A context whose processes start at once, with oodlib imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.training", "oodlib.steps", "pytest"])
+    context.set_forkserver_preload(["oodlib.encoders.training", "oodlib.study.steps", "pytest"])
     return context
 
 
@@ -417,7 +415,7 @@ def test_going_on_with_other_processes_or_another_torch_is_said(few, checkpoint,
     path.write_bytes(checkpoint.read_bytes())
     train(TINY, few, tmp_path)
     assert "was written with" not in capsys.readouterr().out
-    monkeypatch.setattr("oodlib.checkpoint._where", lambda: {"processes": 2, "torch": "9.0"})
+    monkeypatch.setattr("oodlib.encoders.checkpoint._where", lambda: {"processes": 2, "torch": "9.0"})
     train(TINY, few, tmp_path)
     said = f"{path} was written with processes=1, not 2; torch='{torch.__version__}', not '9.0': the weights may differ"
     assert capsys.readouterr().out.startswith(said)

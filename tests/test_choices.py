@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodlib import choices
-from oodlib.choices import (
+from oodlib.metrics import auroc
+from oodlib.scoring import ClusterDetector, KNNDetector, choices
+from oodlib.scoring.choices import (
     CANDIDATES,
     OF_NOTEBOOK,
     choice_table,
@@ -16,9 +17,7 @@ from oodlib.choices import (
     rank_candidates,
     virtual_outliers,
 )
-from oodlib.metrics import auroc
-from oodlib.product import Embedded, RunEmbeddings
-from oodlib.scoring import ClusterDetector, KNNDetector
+from oodlib.scoring.product import Embedded, RunEmbeddings
 
 KEYS = [("labels", 4), ("one", 1), ("kmeans", 4), ("kmeans", 3)]
 DISTANCES = ["cosine", "mahalanobis", "relative-mahalanobis"]

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from oodlib.published import figures
-from oodlib.report import collect
-from oodlib.runner import run_study
-from oodlib.study import read_study
+from oodlib.report.published import figures
+from oodlib.report.results import collect
+from oodlib.study.runner import run_study
+from oodlib.study.studies import read_study
 
 SETS = {"cifar100": 20, "tinyimagenet": 20, "dtd10": 10, "mnist": 10, "omniglot": 10}
 

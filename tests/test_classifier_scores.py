@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib import blocks
-from oodlib.classifier_scores import EMBEDDING_SCORES, activation_limit, ash, fdbd, nci, nnguide, react, scale
+from oodlib import arrays as blocks
+from oodlib.scoring import activation_limit, ash, fdbd, nci, nnguide, react, scale
+from oodlib.scoring.classifier_scores import EMBEDDING_SCORES
 
 C, D = 4, 20
 

@@ -6,9 +6,10 @@ import torch
 from sklearn import metrics
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from oodlib import clustering
-from oodlib.clustering import CANDIDATES, CLUSTERINGS, LINKED, MIXTURES, OWN_SIZE, choose_n_clusters, cluster
-from oodlib.mixture import fit_mixture
+from oodlib.clustering import CLUSTERINGS, choose_n_clusters, cluster
+from oodlib.clustering import clusters as clustering
+from oodlib.clustering.clusters import CANDIDATES, LINKED, MIXTURES, OWN_SIZE
+from oodlib.clustering.mixture import fit_mixture
 
 RNG = np.random.default_rng(0)
 MEANS = 6 * RNG.normal(size=(4, 8))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from oodlib import collapse
-from oodlib.collapse import (
+from oodlib.clustering import collapse
+from oodlib.clustering.collapse import (
     alignment,
     cdnv,
     compactness,

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from oodlib import dask_cluster, execution, runner
 from oodlib.__main__ import main
-from oodlib.runner import run_study
-from oodlib.runs import Run
-from oodlib.study import NOTEBOOKS
+from oodlib.study import Run, dask_cluster, runner
+from oodlib.study import notebooks as execution
+from oodlib.study.runner import run_study
+from oodlib.study.studies import NOTEBOOKS
 
 dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
@@ -63,7 +63,7 @@ def fast(project, monkeypatch):
 
     for module in (execution, runner):
         monkeypatch.setattr(module, "execute", execute)
-    monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: False)
+    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: False)
     project.write_study("fast", "parameters: {seed: [0, 1]}")
     return made
 
@@ -162,8 +162,8 @@ def test_a_worker_that_does_not_see_the_files_says_so(fast, cluster, monkeypatch
 
 
 def test_a_worker_that_lacks_this_package_says_so(fast, cluster, monkeypatch):
-    monkeypatch.setitem(sys.modules, "oodlib.dask_cluster", None)
-    why = "ModuleNotFoundError: import of oodlib.dask_cluster halted; None in sys.modules"
+    monkeypatch.setitem(sys.modules, "oodlib.study.dask_cluster", None)
+    why = "ModuleNotFoundError: import of oodlib.study.dask_cluster halted; None in sys.modules"
     assert sorted(run_study("fast", dask=cluster.scheduler_address)) == [f"{run}: {why}" for run in RUNS]
 
 
@@ -248,7 +248,7 @@ def worker_of(address: str, run: str) -> str:
 def test_a_run_survives_its_worker_and_gives_the_bytes_of_a_local_study(
     studied, project, processes, monkeypatch, capsys
 ):
-    monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: True)  # it is the caller's
+    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: True)  # it is the caller's
     project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
     run = Run("small", RUNS[0])
     with ThreadPoolExecutor(1) as pool:

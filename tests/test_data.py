@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from oodlib import bundled
-from oodlib.data import ImageSet, data_root, load_images, prepare
-from oodlib.readers import TORCHVISION, read_npz
+from oodlib.data import ImageSet, bundled, data_root, load_images, prepare
+from oodlib.data.stored import TORCHVISION, read_npz
 
 
 @pytest.fixture
@@ -454,7 +453,7 @@ def test_blocks_change_nothing(monkeypatch):
     x = np.random.default_rng(5).integers(0, 256, size=(7, 12, 12, 3), dtype=np.uint8)
     whole = prepare(x, 8, 1, 16)
     for pixels in (1, 3 * 256, 7 * 256):
-        monkeypatch.setattr("oodlib.data.BLOCK_PIXELS", pixels)
+        monkeypatch.setattr("oodlib.data.sets.BLOCK_PIXELS", pixels)
         assert torch.equal(prepare(x, 8, 1, 16), whole)
 
 

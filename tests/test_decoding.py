@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from oodlib.decoding import decode, photo_square, read_headers, reason_of
+from oodlib.data.decoding import decode, photo_square, read_headers, reason_of
 
 
 def one(path, side=1):

@@ -16,20 +16,21 @@ from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from oodlib import neighbors, scoring
 from oodlib.clustering import CLUSTERINGS, cluster
-from oodlib.detector_file import FORMAT, encoder_fingerprint
-from oodlib.distances import DISTANCES
 from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
 from oodlib.scoring import (
     DETECTORS,
+    DISTANCES,
+    THRESHOLDS,
     ClusterDetector,
     KNNDetector,
     OutlierExposureDetector,
     ViMDetector,
     load_detector,
+    neighbors,
 )
-from oodlib.thresholds import THRESHOLDS
+from oodlib.scoring import cluster_detector as scoring
+from oodlib.scoring.detector_file import FORMAT
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing is rejected")  # of few images, clusters have fewer
 
@@ -340,41 +341,41 @@ def test_fingerprint_is_the_hash_of_spec_and_weights(encoder):
     for name in sorted(encoder.state_dict()):
         array = encoder.state_dict()[name].numpy()
         parts += [f"\n{name} torch.{array.dtype} {list(array.shape)}\n".encode(), array.tobytes()]
-    assert encoder_fingerprint(encoder) == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert encoder.fingerprint() == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def test_fingerprint_stays_where_the_embeddings_do(encoder, tmp_path):
-    known = encoder_fingerprint(encoder)
+    known = encoder.fingerprint()
     save_encoder(encoder, tmp_path / "encoder")
     loaded = load_encoder(tmp_path / "encoder")
-    assert encoder_fingerprint(loaded) == known
-    assert encoder_fingerprint(loaded.train()) == known
-    assert encoder_fingerprint(loaded.to(memory_format=torch.channels_last)) == known
-    assert encoder_fingerprint(loaded.bfloat16()) != known
+    assert loaded.fingerprint() == known
+    assert loaded.train().fingerprint() == known
+    assert loaded.to(memory_format=torch.channels_last).fingerprint() == known
+    assert loaded.bfloat16().fingerprint() != known
 
 
 def test_fingerprint_knows_every_weight_and_every_field(encoder):
-    known = encoder_fingerprint(encoder)
+    known = encoder.fingerprint()
     other = Encoder(SPEC)
     for name, tensor in encoder.state_dict().items():
         other.load_state_dict(encoder.state_dict())
         changed = other.state_dict()[name].view(-1)
         changed[-1] = torch.nextafter(changed[-1], torch.tensor(9.0)) if tensor.is_floating_point() else 3
-        assert encoder_fingerprint(other) != known, name
+        assert other.fingerprint() != known, name
     other.load_state_dict(encoder.state_dict())
-    assert encoder_fingerprint(other) == known
+    assert other.fingerprint() == known
     changes = {"arch": "resnet18", "classes": ("b", "a"), "heads": (), "side": 8, "channels": 3, "input_size": 32}
     changes |= {"mean": (0.5, 0.4, 0.2), "std": (0.25, 0.25, 0.2), "projection_dim": 9, "patch_size": 4, "pool": "avg"}
     changes |= {"small_stem": False, "mirrored": True}
     assert changes.keys() == asdict(SPEC).keys()
     for change in changes.items():
         other.spec = replace(SPEC, **dict([change]))
-        assert encoder_fingerprint(other) != known, change
+        assert other.fingerprint() != known, change
 
 
 @pytest.mark.parametrize("as_text", [True, False])
 def test_detector_knows_its_encoder(encoder, as_text, tmp_path):
-    fingerprint = encoder_fingerprint(encoder)
+    fingerprint = encoder.fingerprint()
     given = fingerprint if as_text else encoder
     detector = ClusterDetector().fit(Z, Y)
     assert detector.encoder_ == ""
@@ -390,7 +391,7 @@ def test_detector_knows_its_encoder(encoder, as_text, tmp_path):
 def test_another_encoder_is_refused(encoder, tmp_path):
     detector, path = ClusterDetector().fit(Z, Y), tmp_path / "detector"
     other = Encoder(replace(SPEC, mean=(0.5, 0.4, 0.2)))
-    known, others = encoder_fingerprint(encoder)[:12], encoder_fingerprint(other)[:12]
+    known, others = encoder.fingerprint()[:12], other.fingerprint()[:12]
     detector.save(path, encoder)
     said = f"is for embeddings of another encoder: {known}…, the one given is {others}…"
     with pytest.raises(ValueError, match=f"{path} {said}"):
@@ -482,7 +483,9 @@ def test_json_that_is_none_or_no_header(path, text):
     refused(path, "does not hold a detector and the arrays that fit it: ")
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "Detector", "oodlib.scoring.KNNDetector", ""])
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.eval", "Detector", "oodlib.scoring.cluster_detector.KNNDetector", ""]
+)
 def test_class_of_another_name(path, name):
     rewrite(path, lambda header, arrays: header.update({"class": name}))
     refused(path, f"unknown class {name!r}; known: ClusterDetector, KNNDetector, ViMDetector, OutlierExposureDetector")

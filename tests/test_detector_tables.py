@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodlib import detector_tables, report
-from oodlib.intervals import auroc_intervals
+from oodlib.report import detector_tables
+from oodlib.report import results as report
+from oodlib.report.intervals import auroc_intervals
 
 DETECTORS = (("labels", 7, "cosine"), ("kmeans", 20, "cosine"), ("kmeans", 7, "cosine"), ("none", 0, "knn"))
 KINDS = ("global", "per-cluster")

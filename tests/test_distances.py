@@ -7,15 +7,11 @@ from scipy.stats import multivariate_normal, spearmanr
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from oodlib import blocks
-from oodlib.blocks import to_unit_norm
-from oodlib.distances import (
-    DISTANCES,
-    fit_distances,
-    squared_distances,
-)
-from oodlib.moments import cluster_means, whitening
-from oodlib.scoring import nearest_cluster
+from oodlib import arrays as blocks
+from oodlib.arrays import to_unit_norm
+from oodlib.clustering.moments import cluster_means, whitening
+from oodlib.scoring import DISTANCES, nearest_cluster
+from oodlib.scoring.distances import fit_distances, squared_distances
 
 K = 4
 DTYPES = (np.float32, np.float64)

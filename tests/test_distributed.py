@@ -12,11 +12,10 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from oodlib import distributed
-from oodlib import trainer as trainer_module
 from oodlib.data import ImageSet, load_images
-from oodlib.settings import TrainingConfig
-from oodlib.training import make_trainer, train
+from oodlib.encoders import TrainingConfig, distributed
+from oodlib.encoders import epoch as trainer_module
+from oodlib.encoders.training import make_trainer, train
 
 # no batch normalisation, so that two processes can do to the last digits what one does
 VIT = {"arch": "vit_tiny_patch16_224", "patch_size": 8, "input_size": 16, "batch_size": 32}
@@ -157,7 +156,7 @@ def folder(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.training"])
+    context.set_forkserver_preload(["oodlib.encoders.training"])
     processes = [context.Process(target=one_of_two, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:
         process.start()

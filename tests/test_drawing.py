@@ -1,7 +1,7 @@
 """What all figures share: every objective and OOD set has a colour of its own."""
 
-from oodlib import drawing
-from oodlib.objectives import OBJECTIVES
+from oodlib.encoders import OBJECTIVES
+from oodlib.plots import style as drawing
 
 
 def test_every_objective_has_a_colour_of_its_own():

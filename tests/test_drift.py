@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from oodlib.drift import POWERS, SWITCH, drift_test
+from oodlib.app import drift_test
+from oodlib.app.drift import POWERS, SWITCH
 from oodlib.scoring import ClusterDetector, KNNDetector, ViMDetector
 
 

@@ -7,9 +7,17 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from oodlib import embedding
-from oodlib.embedding import embed, embed_images, knn_accuracy, linear_probe, load_embeddings, save_embeddings
-from oodlib.encoders import Encoder, EncoderSpec
+from oodlib.encoders import (
+    Encoder,
+    EncoderSpec,
+    embed,
+    embed_images,
+    embedding,
+    knn_accuracy,
+    linear_probe,
+    load_embeddings,
+    save_embeddings,
+)
 
 
 def build(heads=("classifier",)):
@@ -264,7 +272,7 @@ def test_linear_probe_minimises_the_penalised_log_loss_of_standardised_embedding
 
 
 def test_images_are_embedded_block_by_block_as_all_at_once(monkeypatch):
-    from oodlib import embedding
+    from oodlib.encoders import embedding
 
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec("resnet20", ("a", "b"), ("classifier",), 8, 1, 8, (0.3,) * 3, (0.3,) * 3))

@@ -13,17 +13,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from oodlib.embedding import embed
-from oodlib.encoders import (
-    ARCHITECTURES,
-    FORMAT,
-    Encoder,
-    EncoderSpec,
-    check_arch,
-    load_encoder,
-    pretrained_config,
-    save_encoder,
-)
+from oodlib.encoders import ARCHITECTURES, Encoder, EncoderSpec, embed, load_encoder, save_encoder
+from oodlib.encoders.encoder import FORMAT, check_arch, pretrained_config
 
 SPEC = EncoderSpec(
     arch="resnet20",
@@ -528,7 +519,7 @@ IMPORT = """
 import os, sys
 for os.environ["TIMM_ERROR"] in sys.argv[1:]:
     try:
-        from oodlib.encoders import check_arch
+        from oodlib.encoders.encoder import check_arch
 
         check_arch("vgg11")
     except Exception as error:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib import epochs
 from oodlib.data import ImageSet, load_images
-from oodlib.embedding import embed
-from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
-from oodlib.epochs import COLUMNS, epoch_table
+from oodlib.encoders import Encoder, EncoderSpec, embed, load_encoder, save_encoder
+from oodlib.study import snapshots as epochs
+from oodlib.study.snapshots import COLUMNS, epoch_table
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from oodlib.evaluation import evaluate, interval_rows, rank_metrics
 from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, ood_metrics
-from oodlib.product import Scored
+from oodlib.scoring.evaluation import evaluate, interval_rows, rank_metrics
+from oodlib.scoring.product import Scored
 from oodlib.selective import (
     augrc,
     augrc_interval,

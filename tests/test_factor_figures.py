@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from oodlib import factor_figures, findings
-from oodlib.drawing import COLORS
-from oodlib.provenance import display_name
+from oodlib.plots import factor_figures
+from oodlib.plots.style import COLORS
+from oodlib.report import findings
+from oodlib.report.provenance import display_name
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTORS = (

@@ -10,8 +10,9 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from oodlib import figure_files, figures
-from oodlib.drawing import COLORS
+from oodlib.plots import figures
+from oodlib.plots import saving as figure_files
+from oodlib.plots.style import COLORS
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 

@@ -8,18 +8,17 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from oodlib import figures, run_figures
 from oodlib.data import ImageSet, load_images
-from oodlib.drawing import COLORS
-from oodlib.encoders import Encoder
-from oodlib.figure_files import MAX_WIDTH, PNG_DPI
-from oodlib.ranks import ranking
-from oodlib.report import ranked
-from oodlib.run_tables import id_embeddings
-from oodlib.runs import Run
+from oodlib.encoders import Encoder, TrainingConfig
+from oodlib.encoders.training import encoder_spec
+from oodlib.plots import figures, run_figures
+from oodlib.plots.saving import MAX_WIDTH, PNG_DPI
+from oodlib.plots.style import COLORS
+from oodlib.report.ranks import ranking
+from oodlib.report.results import ranked
 from oodlib.separation import METRICS, global_separation
-from oodlib.settings import TrainingConfig
-from oodlib.training import encoder_spec
+from oodlib.study import Run
+from oodlib.study.tables import id_embeddings
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib import findings
-from oodlib.report import SETTING, ranked
+from oodlib.report import findings
+from oodlib.report.results import SETTING, ranked
 
 
 def opposed(ood, seed, **_) -> float:

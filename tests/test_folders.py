@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from oodlib import decoding, folders
-from oodlib.data import load_images, prepare, take
-from oodlib.folders import FolderImages, read_folder
+from oodlib.data import decoding, folders, load_images, prepare, take
+from oodlib.data.folders import FolderImages, read_folder
 
 
 def write_folder(folder, sizes, mode="RGB"):
@@ -329,7 +328,7 @@ def test_prepare_decodes_block_by_block(both, monkeypatch, decoded):
     expected = prepare(now.images, 6, 1, 10)
     sizes, decode = [], folders.decode
     monkeypatch.setattr(folders, "decode", lambda paths, side: sizes.append(len(paths)) or decode(paths, side))
-    monkeypatch.setattr("oodlib.data.BLOCK_PIXELS", 5 * 100)
+    monkeypatch.setattr("oodlib.data.sets.BLOCK_PIXELS", 5 * 100)
     assert torch.equal(prepare(later.images, 6, 1, 10), expected)
     assert sizes == [5, 5, 2]
     assert len(decoded) == 12

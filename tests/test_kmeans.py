@@ -6,8 +6,8 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, load_iris
 from sklearn.metrics import adjusted_rand_score
 
-from oodlib import kmeans as module
-from oodlib.kmeans import assign, check_distinct, count_distinct, kmeans, standardize
+from oodlib.clustering import kmeans as module
+from oodlib.clustering.kmeans import assign, check_distinct, count_distinct, kmeans, standardize
 
 SQUARE = np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32)
 NOISE = np.random.default_rng(0).normal(size=(600, 7)).astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from oodlib.logit_scores import LOGIT_SCORES, energy, gen, max_logit, msp
+from oodlib.scoring import LOGIT_SCORES, energy, gen, max_logit, msp
 
 LOGITS = np.random.default_rng(0).normal(size=(50, 7)) * 8
 

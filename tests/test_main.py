@@ -14,7 +14,7 @@ import torch
 
 from oodlib import __main__
 from oodlib.__main__ import main
-from oodlib.runs import Run
+from oodlib.study import Run
 
 ARCH = "airbench_16_32_64"
 SMALL_NET = "arch: airbench_4_8_8"
@@ -93,7 +93,7 @@ def test_the_default_study_is_digits(monkeypatch):
 
 def test_failures_give_status_1_and_go_to_stderr(studied_copy, monkeypatch, capsys):
     monkeypatch.setattr(
-        "oodlib.runner.run_study", lambda study, jobs, dask: ["a-run: 02_embed, cell 4: ValueError: no"]
+        "oodlib.study.runner.run_study", lambda study, jobs, dask: ["a-run: 02_embed, cell 4: ValueError: no"]
     )
     assert main(["small"]) == 1
     said = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_failures_give_status_1_and_go_to_stderr(studied_copy, monkeypatch, caps
 
 def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
     monkeypatch.setattr(
-        "oodlib.runner.run_study", lambda study, jobs, dask: ["a-run: 01_train, cell 6: FloatingPointError: x"]
+        "oodlib.study.runner.run_study", lambda study, jobs, dask: ["a-run: 01_train, cell 6: FloatingPointError: x"]
     )
     assert main(["digits"]) == 1
     said = capsys.readouterr()
@@ -113,7 +113,7 @@ def test_without_a_complete_run_there_is_no_table(project, monkeypatch, capsys):
 
 def test_runs_that_are_not_complete_are_named_above_the_table(studied_copy, monkeypatch, capsys):
     (studied_copy.run_folder("small", "digits-airbench_16_32_64-ce-s1") / "intervals.csv").unlink()
-    monkeypatch.setattr("oodlib.runner.run_study", lambda study, jobs, dask: [])
+    monkeypatch.setattr("oodlib.study.runner.run_study", lambda study, jobs, dask: [])
     assert main(["small"]) == 0
     printed = capsys.readouterr().out
     assert "mean ± sd over 1–2 seed(s)" in printed

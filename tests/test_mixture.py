@@ -6,9 +6,10 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from oodlib import expectation, mixture
-from oodlib.kmeans import kmeans
-from oodlib.mixture import COVARIANCES, fit_mixture
+from oodlib.clustering import e_step as expectation
+from oodlib.clustering import mixture
+from oodlib.clustering.kmeans import kmeans
+from oodlib.clustering.mixture import COVARIANCES, fit_mixture
 
 RNG = np.random.default_rng(0)
 Z = np.concatenate([RNG.normal(size=(300, 5)) @ RNG.normal(size=(5, 5)) + 8 * RNG.normal(size=5) for _ in range(3)])

@@ -11,14 +11,11 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from oodlib.decoding import photo_square
-from oodlib.detector_file import encoder_fingerprint
-from oodlib.distances import DISTANCES
-from oodlib.embedding import embed
-from oodlib.encoders import Encoder, EncoderSpec, save_encoder
-from oodlib.model import OUTPUTS, OODModel, count_at_most
-from oodlib.scoring import ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector
-from oodlib.thresholds import THRESHOLDS
+from oodlib.app import OODModel
+from oodlib.app.model import OUTPUTS, count_at_most
+from oodlib.data.decoding import photo_square
+from oodlib.encoders import Encoder, EncoderSpec, embed, save_encoder
+from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing is rejected")  # of few images, clusters have fewer
 
@@ -318,10 +315,10 @@ def test_model_of_two_files(network, tmp_path):
 
 def test_detector_that_knows_another_encoder():
     detector = fit(ClusterDetector())
-    detector.encoder_ = encoder_fingerprint(ENCODER)
+    detector.encoder_ = ENCODER.fingerprint()
     assert OODModel(ENCODER, detector).predict(QUERIES).accepted.any()
     detector.encoder_ = "0" * 64
-    said = f"the detector is for embeddings of another encoder: 000000000000…, not {encoder_fingerprint(ENCODER)[:12]}…"
+    said = f"the detector is for embeddings of another encoder: 000000000000…, not {ENCODER.fingerprint()[:12]}…"
     with pytest.raises(ValueError, match=re.escape(said)):
         OODModel(ENCODER, detector)
 

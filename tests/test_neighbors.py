@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from oodlib import neighbors
-from oodlib.neighbors import NeighborIndex, kneighbors
+from oodlib.scoring import neighbors
+from oodlib.scoring.neighbors import NeighborIndex, kneighbors
 
 
 def brute_force(queries, reference) -> np.ndarray:

@@ -17,8 +17,8 @@ from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from oodlib.settings import TrainingConfig
-from oodlib.study import NOTEBOOKS, REPORT, check_runs, read_study
+from oodlib.encoders import TrainingConfig
+from oodlib.study.studies import NOTEBOOKS, REPORT, check_runs, read_study
 
 CHECKOUT = Path(__file__).parents[1]
 PATHS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))

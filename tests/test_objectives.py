@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from oodlib.encoders import Encoder, EncoderSpec
-from oodlib.objectives import OBJECTIVES, Prototypes
-from oodlib.settings import TrainingConfig
+from oodlib.encoders import OBJECTIVES, Encoder, EncoderSpec, TrainingConfig
+from oodlib.encoders.objectives import Prototypes
 
 LOGITS = [[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [1.0, -1.0, 3.0], [0.0, 0.0, 0.25]]  # two views each of two images
 RIGHT, UP = [3.0, 0.0], [0.0, 0.5]  # projections: their length does not matter

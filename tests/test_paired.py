@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.paired import Estimate, estimate, holm, paired_difference
+from oodlib.report.paired import Estimate, estimate, holm, paired_difference
 
 
 def test_estimate_is_the_t_test_of_scipy():

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from papermill.cli import _resolve_type
 
-from oodlib.parameters import ELEMENTS, as_declared, check_type, declarations, take_parameters
+from oodlib.study import take_parameters
+from oodlib.study.parameters import ELEMENTS, as_declared, check_type, declarations
 
 PATHS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SPOILT = {"int": "ten", "float": "ten", "bool": "maybe", "str": "True", "list[int]": "ten", "list[str]": "None"}

@@ -7,11 +7,11 @@ import sys
 import pandas as pd
 import pytest
 
-from oodlib import execution
-from oodlib.execution import do_run
-from oodlib.objectives import OBJECTIVES
-from oodlib.plugins import VARIABLE, load_plugins
-from oodlib.study import StudyError, read_study
+from oodlib.encoders import OBJECTIVES
+from oodlib.study import notebooks as execution
+from oodlib.study.notebooks import do_run
+from oodlib.study.plugins import VARIABLE, load_plugins
+from oodlib.study.studies import StudyError, read_study
 
 STUDY = """
 plugins: [mine.py]
@@ -21,8 +21,8 @@ parameters: {objective: brier, distances: [mahalanobis, manhattan], epochs: 1, b
 PLUGIN = """
 import numpy as np
 import torch.nn.functional as F
-from oodlib.distances import DISTANCES, Distance
-from oodlib.objectives import OBJECTIVES, Objective
+from oodlib.scoring.distances import DISTANCES, Distance
+from oodlib.encoders.objectives import OBJECTIVES, Objective
 
 
 def brier(heads, y, temperature, config, memory):

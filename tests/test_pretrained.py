@@ -7,10 +7,11 @@ import pytest
 import timm
 import torch
 
-from oodlib import pretrained
-from oodlib.encoders import Encoder, EncoderSpec, pretrained_config
-from oodlib.pretrained import MEAN, STD, load_packaged, packaged_weights
-from oodlib.trained_part import frozen_modules, stages
+from oodlib.encoders import Encoder, EncoderSpec
+from oodlib.encoders import packaged_weights as pretrained
+from oodlib.encoders.encoder import pretrained_config
+from oodlib.encoders.freezing import frozen_modules, stages
+from oodlib.encoders.packaged_weights import MEAN, STD, load_packaged, packaged_weights
 
 ARCH = "tf_efficientnet_lite0"
 SPEC = EncoderSpec(ARCH, ("a", "b"), (), 64, 3, 64, MEAN, STD)

@@ -8,18 +8,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from oodlib.clustering import cluster
-from oodlib.distances import DISTANCES
-from oodlib.evaluation import evaluate
-from oodlib.product import (
-    Embedded,
-    RunEmbeddings,
-    all_scores,
-    cluster_scores,
-    exposed_scores,
-    n_detectors,
-    reference_scores,
-)
 from oodlib.scoring import (
+    DISTANCES,
+    THRESHOLDS,
     ClusterDetector,
     KNNDetector,
     OutlierExposureDetector,
@@ -35,7 +26,17 @@ from oodlib.scoring import (
     react,
     scale,
 )
-from oodlib.thresholds import THRESHOLDS, conformal_threshold
+from oodlib.scoring.evaluation import evaluate
+from oodlib.scoring.product import (
+    Embedded,
+    RunEmbeddings,
+    all_scores,
+    cluster_scores,
+    exposed_scores,
+    n_detectors,
+    reference_scores,
+)
+from oodlib.scoring.thresholds import conformal_threshold
 
 ALPHA, SEED, N_NEIGHBORS = 0.1, 3, 7
 N_TEST = 101

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from oodlib import provenance, report
+from oodlib.report import provenance
+from oodlib.report import results as report
 
 
 def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results):

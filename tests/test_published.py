@@ -1,6 +1,6 @@
 """Published figures beside hand-made ones."""
 
-from oodlib.published import absent_sets, comparison_table, figures
+from oodlib.report.published import absent_sets, comparison_table, figures
 
 CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib.collapse import alignment, cdnv, neural_collapse, rankme, uniformity
+from oodlib.clustering.collapse import alignment, cdnv, neural_collapse, rankme, uniformity
 from oodlib.losses import compactness_loss, dispersion_loss, nt_xent_loss, supcon_loss, update_prototypes
 from oodlib.separation import cluster_purity, global_separation, local_purity, separation_curve
 

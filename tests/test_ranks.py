@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.ranks import BLOCK, Ranking, critical_difference, friedman, judge, losses, rank_matrix, ranking
-from oodlib.report import choose
+from oodlib.report.ranks import BLOCK, Ranking, critical_difference, friedman, judge, losses, rank_matrix, ranking
+from oodlib.report.results import choose
 
 DETECTORS = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"), ("none", 0, "knn"))
 NAMES = ["labels/cosine", "kmeans/cosine", "knn"]

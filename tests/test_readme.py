@@ -15,24 +15,20 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from oodlib import model
-from oodlib.choices import OF_NOTEBOOK
+from oodlib.app import model
 from oodlib.clustering import CLUSTERINGS
 from oodlib.data import load_images
-from oodlib.distances import DISTANCES
-from oodlib.drawing import OBJECTIVE_NAMES
-from oodlib.encoders import ARCHITECTURES
-from oodlib.evaluation import evaluate
+from oodlib.encoders import ARCHITECTURES, OBJECTIVES, TrainingConfig
+from oodlib.encoders.training import train
 from oodlib.metrics import auroc
-from oodlib.objectives import OBJECTIVES
-from oodlib.product import Embedded, RunEmbeddings, cluster_scores
-from oodlib.regret import told
-from oodlib.report import mean_sd
-from oodlib.scoring import ClusterDetector, load_detector
-from oodlib.settings import TrainingConfig
-from oodlib.study import read_study
-from oodlib.thresholds import THRESHOLDS
-from oodlib.training import train
+from oodlib.plots.style import OBJECTIVE_NAMES
+from oodlib.report.regret import told
+from oodlib.report.results import mean_sd
+from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, load_detector
+from oodlib.scoring.choices import OF_NOTEBOOK
+from oodlib.scoring.evaluation import evaluate
+from oodlib.scoring.product import Embedded, RunEmbeddings, cluster_scores
+from oodlib.study.studies import read_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,10 +10,9 @@ from scipy import special, stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from oodlib import blocks
-from oodlib.detector_file import load_detector
+from oodlib import arrays as blocks
 from oodlib.metrics import auroc
-from oodlib.references import KNNDetector, OutlierExposureDetector, ViMDetector
+from oodlib.scoring import KNNDetector, OutlierExposureDetector, ViMDetector, load_detector
 
 C, D = 5, 24
 MEANS = np.random.default_rng(0).normal(size=(C, 128))

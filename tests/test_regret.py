@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from oodlib.regret import ALWAYS, BY_CLUSTERS, ORACLE, chosen_detectors, regret_table, regrets, told
+from oodlib.report.regret import ALWAYS, BY_CLUSTERS, ORACLE, chosen_detectors, regret_table, regrets, told
 
 BEST = {"digits789": "knn", "letters": "labels/cosine", "photos": "labels/mahalanobis"}
 

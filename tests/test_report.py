@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodlib import figures, report
-from oodlib.study import read_study
+from oodlib.plots import figures
+from oodlib.report import results as report
+from oodlib.study.studies import read_study
 
 
 def values(objective, seed, ood, detector, **_) -> float:

@@ -5,10 +5,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.embedding import linear_probe, save_embeddings
+from oodlib.encoders import linear_probe, save_embeddings
 from oodlib.metrics import auroc_interval, bootstrap_interval, ood_metrics
-from oodlib.product import Scored
-from oodlib.run_tables import (
+from oodlib.scoring.product import Scored
+from oodlib.scoring.thresholds import conformal_threshold, rate_band
+from oodlib.selective import aurc, aurc_interval, risk_coverage
+from oodlib.study import Run
+from oodlib.study.tables import (
     ALPHAS,
     ID_SPLITS,
     SHOWN,
@@ -24,9 +27,6 @@ from oodlib.run_tables import (
     risk_table,
     shown_name,
 )
-from oodlib.runs import Run
-from oodlib.selective import aurc, aurc_interval, risk_coverage
-from oodlib.thresholds import conformal_threshold, rate_band
 
 OOD = {"letters": "near", "photos": "far", "noise:8": "sanity"}
 SIZES = {"train": 120, "calibration": 40, "test": 300}

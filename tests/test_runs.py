@@ -3,7 +3,9 @@ import json
 
 import pytest
 
-from oodlib.runs import ARTEFACTS, Run, run_name, slug, study_folder
+from oodlib.files import slug
+from oodlib.study import Run
+from oodlib.study.run import ARTEFACTS, run_name, study_folder
 
 
 @pytest.fixture

@@ -14,20 +14,25 @@ from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from oodlib import blocks
-from oodlib.clustering import CLUSTERINGS, MIXTURES, cluster
-from oodlib.distances import DISTANCES, Distance, fit_distances
+from oodlib import arrays as blocks
+from oodlib.clustering import CLUSTERINGS, cluster
+from oodlib.clustering.clusters import MIXTURES
 from oodlib.scoring import (
+    DISTANCES,
     LOGIT_SCORES,
+    THRESHOLDS,
     ClusterDetector,
+    Distance,
     KNNDetector,
     OutlierExposureDetector,
+    Threshold,
     ViMDetector,
     fdbd,
     nearest_cluster,
     nearest_clusters,
 )
-from oodlib.thresholds import THRESHOLDS, Threshold, conformal_threshold
+from oodlib.scoring.distances import fit_distances
+from oodlib.scoring.thresholds import conformal_threshold
 
 
 def expected_failures(estimator) -> dict[str, str]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn import metrics
 
-from oodlib import pair_distances, separation
+from oodlib import separation
+from oodlib.clustering import pair_distances
 from oodlib.separation import (
     calinski_harabasz,
     cluster_purity,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from oodlib.optimisation import learning_rate_at
-from oodlib.settings import SHARES, VIEWS, TrainingConfig
+from oodlib.encoders import TrainingConfig
+from oodlib.encoders.optimisation import learning_rate_at
+from oodlib.encoders.settings import SHARES, VIEWS
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_train.ipynb"
 

@@ -17,22 +17,17 @@ from safetensors.numpy import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from oodlib import steps
-from oodlib.ablations import ablation_table
-from oodlib.artefacts import run_embeddings
-from oodlib.choices import choice_table
 from oodlib.clustering import choose_n_clusters
-from oodlib.collapse import id_ood_separation
+from oodlib.clustering.collapse import id_ood_separation
 from oodlib.data import load_images
-from oodlib.distances import DISTANCES
-from oodlib.embedding import embed, load_embeddings, save_embeddings
-from oodlib.encoders import load_encoder
-from oodlib.run_tables import ID_SPLITS
-from oodlib.runs import Run
-from oodlib.scoring import ClusterDetector, OutlierExposureDetector
-from oodlib.settings import TrainingConfig
-from oodlib.thresholds import THRESHOLDS
-from oodlib.training import split_calibration
+from oodlib.encoders import TrainingConfig, embed, load_embeddings, load_encoder, save_embeddings
+from oodlib.encoders.training import split_calibration
+from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, OutlierExposureDetector
+from oodlib.scoring.choices import choice_table
+from oodlib.study import Run, steps
+from oodlib.study.ablations import ablation_table
+from oodlib.study.artefacts import run_embeddings
+from oodlib.study.tables import ID_SPLITS
 
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from oodlib import execution, runner
 from oodlib.__main__ import main
-from oodlib.execution import what_failed
-from oodlib.runner import run_study
-from oodlib.runs import ARTEFACTS, Run
-from oodlib.study import NOTEBOOKS, REPORT, StudyError, check_runs, crossed, notebook_parameters, read_study
+from oodlib.study import Run, runner
+from oodlib.study import notebooks as execution
+from oodlib.study.notebooks import what_failed
+from oodlib.study.run import ARTEFACTS
+from oodlib.study.runner import run_study
+from oodlib.study.studies import NOTEBOOKS, REPORT, StudyError, check_runs, crossed, notebook_parameters, read_study
 
 STEPS = list(NOTEBOOKS)
 
@@ -246,7 +247,7 @@ def fast(project, monkeypatch):
     for module in (execution, runner):
         monkeypatch.setattr(module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
     report = ("05_report", "report")
-    monkeypatch.setattr("oodlib.report.report_is_current", lambda study, parameters: report in made.log)
+    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: report in made.log)
     return made
 
 

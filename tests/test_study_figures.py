@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from oodlib import study_figures
-from oodlib.drawing import COLORS
-from oodlib.regret import regrets
+from oodlib.plots import study_figures
+from oodlib.plots.style import COLORS
+from oodlib.report.regret import regrets
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 

@@ -4,8 +4,8 @@ import re
 
 import pandas as pd
 
-from oodlib import report
-from oodlib.table_files import write_table
+from oodlib.report import results as report
+from oodlib.report.table_files import write_table
 
 
 def test_tables_are_written_as_csv_markdown_and_latex(make_results, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from oodlib.metrics import auroc
-from oodlib.thresholds import (
-    THRESHOLDS,
+from oodlib.scoring import THRESHOLDS
+from oodlib.scoring.thresholds import (
     cluster_p_values,
     conformal_p_values,
     conformal_threshold,

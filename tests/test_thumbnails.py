@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from oodlib import thumbnails
 from oodlib.data import load_images
+from oodlib.plots import thumbnails
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"

@@ -13,14 +13,12 @@ import torch
 from conftest import PLAIN
 from torch import nn
 
-from oodlib import decoding, encoders, training
-from oodlib import trainer as trainer_module
-from oodlib.data import ImageSet, load_images
-from oodlib.embedding import embed, knn_accuracy
-from oodlib.objectives import OBJECTIVES, Objective
-from oodlib.optimisation import learning_rate_at
-from oodlib.settings import TrainingConfig
-from oodlib.training import make_trainer, train
+from oodlib.data import ImageSet, decoding, load_images
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, knn_accuracy, training
+from oodlib.encoders import encoder as encoders
+from oodlib.encoders import epoch as trainer_module
+from oodlib.encoders.optimisation import learning_rate_at
+from oodlib.encoders.training import make_trainer, train
 
 TINY = TrainingConfig(
     **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "crop": 1.0}
@@ -121,7 +119,7 @@ def test_the_loss_gets_float32_outputs_of_all_views_their_labels_and_the_tempera
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
-    monkeypatch.setattr("oodlib.distributed.world_size", lambda: 3)
+    monkeypatch.setattr("oodlib.encoders.distributed.world_size", lambda: 3)
     with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 32 evenly$"):
         make_trainer(TINY, few)
     with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 80 evenly$"):

@@ -9,13 +9,18 @@ import pytest
 import torch
 from conftest import PLAIN
 
-from oodlib import folders, training
-from oodlib.data import ImageSet, load_images, prepare
-from oodlib.encoders import load_encoder
-from oodlib.objectives import OBJECTIVES, Objective
-from oodlib.settings import TrainingConfig
-from oodlib.trainer import Trainer
-from oodlib.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, snapshots_of, split_calibration, train
+from oodlib.data import ImageSet, folders, load_images, prepare
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, load_encoder, training
+from oodlib.encoders.epoch import Trainer
+from oodlib.encoders.training import (
+    CHECKPOINT,
+    SNAPSHOTS,
+    encoder_spec,
+    make_trainer,
+    snapshots_of,
+    split_calibration,
+    train,
+)
 
 TINY = TrainingConfig(**PLAIN | {"epochs": 1, "batch_size": 32, "input_size": 8, "warmup_epochs": 1})
 HISTORY = ["epoch", "loss", "knn_accuracy", "learning_rate", "seconds", "images_per_second"]  # as DESIGN.md has them
@@ -213,7 +218,9 @@ def test_without_a_folder_nothing_is_written(few, tmp_path, monkeypatch):
 
 def test_checkpoints_and_snapshots_are_written_when_they_are_due(few, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("oodlib.training.save_checkpoint", lambda path, state, config: written.append(state.epoch))
+    monkeypatch.setattr(
+        "oodlib.encoders.training.save_checkpoint", lambda path, state, config: written.append(state.epoch)
+    )
     train(replace(TINY, epochs=5, checkpoint_epochs=2, snapshot_epochs=3), few, tmp_path)
     assert written == [2, 4]
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == [f"{SNAPSHOTS}/0003.safetensors"]
@@ -317,7 +324,7 @@ def test_a_loss_that_turns_nan_in_a_long_epoch_is_seen_before_its_end(few, monke
         return heads["classifier"].square().mean() * (math.nan if len(steps) == 4 else 1)
 
     monkeypatch.setitem(OBJECTIVES, "ce", Objective(("classifier",), 1, 1.0, loss))
-    monkeypatch.setattr("oodlib.trainer.LOOK", 5)
+    monkeypatch.setattr("oodlib.encoders.epoch.LOOK", 5)
     with pytest.raises(FloatingPointError, match="the loss is no longer finite in epoch 1, step 4:"):
         train(replace(TINY, batch_size=4), few)  # twenty steps
     assert len(steps) == 5

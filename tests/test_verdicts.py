@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib import verdicts
-from oodlib.report import choose
+from oodlib.report import verdicts
+from oodlib.report.results import choose
 
 DETECTOR = "labels/mahalanobis"
 WORDS = ("supported", "contradicted", "undecided")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from oodlib.views import Views
+from oodlib.encoders.views import Views
 
 OFF = {"crop": 1.0, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0}
 EVERYTHING = {"rotate": 30.0, "blur": 0.5, "erase": 0.5}

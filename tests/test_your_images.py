@@ -17,19 +17,17 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from oodlib import gallery, your_folder, your_images
-from oodlib.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
+from oodlib.app import OODModel, drift_test, gallery
+from oodlib.app import folder as your_folder
+from oodlib.app import workflow as your_images
+from oodlib.app.folder import HELD_OUT, Part
 from oodlib.data import ImageSet, load_images
-from oodlib.decoding import decode
-from oodlib.detector_file import encoder_fingerprint
-from oodlib.drift import drift_test
-from oodlib.embedding import linear_probe
-from oodlib.encoders import ARCHITECTURES, Encoder, load_encoder, save_encoder
-from oodlib.model import OODModel
-from oodlib.product import Embedded
+from oodlib.data.decoding import decode
+from oodlib.encoders import ARCHITECTURES, Encoder, linear_probe, load_encoder, save_encoder
 from oodlib.scoring import load_detector
-from oodlib.thresholds import conformal_threshold, rate_band
-from oodlib.your_folder import HELD_OUT, Part
+from oodlib.scoring.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
+from oodlib.scoring.product import Embedded
+from oodlib.scoring.thresholds import conformal_threshold, rate_band
 
 CLASSES = ("china", "flower", "ones", "zeros")
 
@@ -222,7 +220,7 @@ def test_training_takes_the_training_images_alone_and_its_seed(trained):
     assert (encoder.spec.classes, encoder.training) == (CLASSES, False)
     others = {name: parts[name].take(np.arange(5)) for name in HELD_OUT}
     again, _ = your_images.make_encoder(parts | others, "resnet20", "", 16, 1)
-    assert encoder_fingerprint(again) == encoder_fingerprint(encoder)
+    assert again.fingerprint() == encoder.fingerprint()
 
 
 def test_an_epoch_of_a_small_folder_shows_each_image_several_times(photos, monkeypatch):
@@ -243,7 +241,7 @@ def test_an_encoder_from_a_file_is_taken_as_it_is(trained, tmp_path):
     with pytest.raises(ValueError, match="is a resnet20: take backbone = 'resnet20'"):
         your_images.image_side("resnet18", path, 0)
     taken, history = your_images.make_encoder(parts, "resnet20", path, 16, 1)
-    assert encoder_fingerprint(taken) == encoder_fingerprint(encoder)
+    assert taken.fingerprint() == encoder.fingerprint()
     assert history.empty
 
 
@@ -768,7 +766,7 @@ def test_the_notebook_runs_as_it_stands(project):
         "encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv"
     }  # fmt: skip
     encoder = load_encoder(folder / "encoder.safetensors")
-    assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder_fingerprint(encoder)
+    assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder.fingerprint()
     assert "222 calibration images: at most 5 % of images like these are rejected." in printed
     assert set(pd.read_csv(folder / "gallery.csv").kind) <= set(gallery.KINDS)
 

@@ -21,9 +21,9 @@ import torch
 import training
 
 from oodlib.device import default_device, describe_machine, has_fast_bfloat16
-from oodlib.drawing import use_style
-from oodlib.figure_files import save_figure
 from oodlib.files import resolve, write_text
+from oodlib.plots.saving import save_figure
+from oodlib.plots.style import use_style
 
 TABLES = {
     "factors": {

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from side_by_side import compare_rates, take_turns
 
-from oodlib.detector import Detector
+from oodlib.app import OODModel
 from oodlib.device import describe_machine
 from oodlib.encoders import Encoder, EncoderSpec
-from oodlib.model import OODModel
-from oodlib.scoring import ClusterDetector, KNNDetector
+from oodlib.scoring import ClusterDetector, Detector, KNNDetector
 
 SIDE, CLASSES, REFERENCE = 32, 10, 50_000
 WARM_UP = 20

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 from side_by_side import compare, embeddings, growth, resident, take_turns
 
-from oodlib.blocks import to_unit_norm
+from oodlib.arrays import to_unit_norm
 from oodlib.files import resolve
 
 N, M, D, CLASSES = 50_000, 20_000, 512, 10
@@ -28,7 +28,7 @@ def knn(scale: float) -> Iterator[dict]:
     """Exact k nearest neighbours, index and search, on made embeddings and on those of trained encoders."""
     import faiss
 
-    from oodlib.neighbors import NeighborIndex
+    from oodlib.scoring.neighbors import NeighborIndex
 
     n, m = sizes(scale)
     pairs = {name: [embeddings(size, D, CLASSES, r, size)[0] for size in (n, m)] for name, r in TIGHTNESS.items()}
@@ -67,8 +67,8 @@ def mahalanobis(scale: float) -> Iterator[dict]:
     import torch
     from pytorch_ood.detector import RMD, Mahalanobis, ViM
 
-    from oodlib.distances import fit_distances
     from oodlib.scoring import ViMDetector, nearest_cluster
+    from oodlib.scoring.distances import fit_distances
 
     n, m = sizes(scale)
     z, y = embeddings(n, D, CLASSES, 1.0, 1)
@@ -110,7 +110,7 @@ def clustering(scale: float) -> Iterator[dict]:
     import faiss
     from sklearn.cluster import KMeans
 
-    from oodlib.kmeans import kmeans
+    from oodlib.clustering.kmeans import kmeans
 
     def by_faiss(z, k):
         found = faiss.Kmeans(D, k, niter=100, nredo=10, seed=1, max_points_per_centroid=len(z))
@@ -133,7 +133,7 @@ def mixture(scale: float) -> Iterator[dict]:
     """A mixture of ten Gaussians with full covariances, k-means start included; likelihoods are means a row."""
     from sklearn.mixture import GaussianMixture
 
-    from oodlib.mixture import fit_mixture
+    from oodlib.clustering.mixture import fit_mixture
 
     for name, noise in TIGHTNESS.items():
         z = embeddings(sizes(scale)[0], D, CLASSES, noise, 1)[0]
@@ -153,10 +153,9 @@ def product(scale: float) -> Iterator[dict]:
     from sklearn.metrics import roc_auc_score
 
     from oodlib.clustering import cluster
-    from oodlib.evaluation import evaluate
-    from oodlib.product import Embedded, RunEmbeddings, cluster_scores
-    from oodlib.scoring import ClusterDetector
-    from oodlib.thresholds import THRESHOLDS
+    from oodlib.scoring import THRESHOLDS, ClusterDetector
+    from oodlib.scoring.evaluation import evaluate
+    from oodlib.scoring.product import Embedded, RunEmbeddings, cluster_scores
 
     n, m = sizes(scale)
     share = m // 8
@@ -201,8 +200,8 @@ def product(scale: float) -> Iterator[dict]:
 
 def intervals(scale: float) -> Iterator[dict]:
     """Intervals of a detector on many images: DeLong's, and those of `interval_rows`, bootstraps included."""
-    from oodlib.evaluation import interval_rows
     from oodlib.metrics import auroc_interval
+    from oodlib.scoring.evaluation import interval_rows
 
     n = int(10_000 * scale)
     rng = np.random.default_rng(0)

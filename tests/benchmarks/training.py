@@ -19,11 +19,10 @@ from torchvision import transforms
 
 from oodlib.data import ImageSet
 from oodlib.device import describe_machine
-from oodlib.encoders import Encoder
-from oodlib.settings import TrainingConfig
-from oodlib.trainer import Trainer
-from oodlib.training import make_trainer
-from oodlib.views import Views
+from oodlib.encoders import Encoder, TrainingConfig
+from oodlib.encoders.epoch import Trainer
+from oodlib.encoders.training import make_trainer
+from oodlib.encoders.views import Views
 
 SIDE, CLASSES = 32, 10
 VIEWS = {"crop": 0.2, "flip": 0.5, "jitter": 0.4, "grayscale": 0.2}

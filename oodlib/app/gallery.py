@@ -1,0 +1,252 @@
+"""Gallery: the parts of your images, their embeddings and a detector in; pictures, and the table behind them, out.
+
+What a person should look at: the most and the least normal images, labels that the neighbours contradict, the same
+image in two parts or under two labels, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them.
+"""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from oodlib.app.drift import Drift
+from oodlib.app.folder import HELD_OUT, Part
+from oodlib.app.workflow import together
+from oodlib.arrays import to_unit_norm
+from oodlib.plots.style import ID_COLOR, nothing_figure, ood_colors
+from oodlib.scoring.detector import Detector
+from oodlib.scoring.neighbors import kneighbors
+from oodlib.scoring.product import Embedded
+
+KINDS = {  # and what to say where there are none
+    "most normal": "no held-out images",
+    "least normal": "no held-out images",
+    "mislabelled": "no image has a majority of neighbours of another class",
+    "duplicate": "no image is in two parts, or under two labels",
+    "wrongly accepted": "there is no OOD image that is accepted",
+}
+N_SHOWN, N_COLUMNS = 10, 5
+N_VOTES, N_CANDIDATES = 10, 5  # neighbours that judge a label, that may be the same image
+SAME_PIXELS, OF_CONTRAST = 3.0, 0.15  # mean difference of the same image saved twice, at most: of 255, of its contrast
+TITLE = 18  # characters
+
+
+def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str, Part]) -> pd.DataFrame:
+    """Return the images to look at: kind (see KINDS), rank, part, index in it, class, file, p_value, note.
+
+    The p-value is that of held-out and OOD images; of calibration images it is that among the others, and of training
+    images, which the detector knows, it is nan. Each duplicate takes two rows, one after the other.
+    """
+    sets = {name: embedded.z for name, embedded in data.items()}
+    p_values = {name: detector.p_values(z) for name, z in sets.items() if name not in ("train", "calibration")}
+    p_values |= {"train": np.full(len(sets["train"]), np.nan), "calibration": _p_among_others(detector, sets)}
+    held_out = [(name, i) for name in HELD_OUT for i in range(len(sets[name]))]
+    scores = detector.score_samples(together(data, HELD_OUT)[0])
+    order = np.argsort(scores, kind="stable")
+    found = {
+        "most normal": [(*held_out[i], "") for i in order[::-1][:N_SHOWN]],
+        "least normal": [(*held_out[i], "") for i in order[:N_SHOWN]],
+        "mislabelled": _mislabelled(data, parts["train"].images.classes),
+        "duplicate": _duplicates(data, parts),
+        "wrongly accepted": _accepted(detector, sets),
+    }
+    rows = []
+    for kind, images in found.items():
+        for rank, (name, i, note) in enumerate(images):
+            about = {"kind": kind, "rank": rank, "part": name, "index": int(i), "class": class_of(parts[name], i)}
+            rows.append(about | {"file": parts[name].names[i], "p_value": p_values[name][i], "note": note})
+    return pd.DataFrame(rows)
+
+
+def _p_among_others(detector: Detector, sets: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the p-value (n,) of each calibration image among the other ones."""
+    scores = detector.score_samples(sets["calibration"])
+    return np.searchsorted(np.sort(scores), scores, side="right") / len(scores)  # (1 + those at most as high) / n
+
+
+def class_of(part: Part, i: int) -> str:
+    """Return the name of the class that image i of a part is labelled with, empty where it has no label."""
+    label = part.images.labels[i]
+    return part.images.classes[label] if label >= 0 else ""
+
+
+def other_class_share(z: np.ndarray, y: np.ndarray, n_neighbors: int = N_VOTES) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share (n,) of each image's nearest neighbours that one other class has at most, and that class (n,).
+
+    z (n, d), y (n,) int in 0 … C - 1; neighbours by cosine, the image itself left out. In [0, 1]; above one half the
+    majority contradicts the label.
+    """
+    unit, k = to_unit_norm(z), min(n_neighbors, len(z) - 1)
+    _, places = kneighbors(unit, unit, k + 1)
+    itself = places == np.arange(len(z))[:, None]  # (n, k + 1)
+    itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates
+    votes = np.zeros((len(z), int(y.max()) + 1))
+    np.add.at(votes, (np.arange(len(z))[:, None], y[places]), ~itself)
+    votes[np.arange(len(z)), y] = -1
+    return np.maximum(votes.max(axis=1), 0) / k, votes.argmax(axis=1)
+
+
+def _mislabelled(data: dict[str, Embedded], classes: tuple[str, ...]) -> list[tuple[str, int, str]]:
+    names = ("train", *HELD_OUT)
+    places = [(name, i) for name in names for i in range(len(data[name].z))]
+    shares, others = other_class_share(*together(data, names))
+    order = np.argsort(-shares, kind="stable")[:N_SHOWN]
+    return [(*places[i], f"→ {classes[others[i]]} {shares[i]:.0%}") for i in order if shares[i] > 0.5]
+
+
+def _duplicates(data: dict[str, Embedded], parts: dict[str, Part]) -> list[tuple[str, int, str]]:
+    """Return pairs that are neighbours in the embedding and the same in their pixels.
+
+    They are of two parts, where test figures become too good, or of one part under two labels, one of which is wrong.
+    """
+    found, names = [], list(data)
+    for b, second in enumerate(names):
+        for first in names[: b + 1]:
+            if parts[first].images.images.shape[1:] == parts[second].images.images.shape[1:]:
+                pairs = _same_images(data, parts, first, second)
+                found += [(apart, (first, i), (second, j)) for apart, i, j in pairs]
+    found.sort(key=lambda pair: pair[0])
+    return [(*image, f"differ by {apart:.1f}") for apart, *pair in found[:N_SHOWN] for image in pair]
+
+
+def _same_images(data: dict[str, Embedded], parts: dict[str, Part], first: str, second: str) -> list[tuple]:
+    """Return (mean difference, place in the first part, place in the second) of the images that are the same."""
+    x, y = (parts[name].images.images for name in (first, second))
+    k = min(N_CANDIDATES, len(x))
+    _, places = kneighbors(to_unit_norm(data[second].z), to_unit_norm(data[first].z), k)
+    found = []
+    for i, candidates in enumerate(places):
+        if first == second:  # each pair once
+            candidates = candidates[(candidates < i) & (data[first].y[candidates] != data[first].y[i])]
+        if len(candidates):
+            apart = np.abs(x[candidates].astype(np.int16) - y[i].astype(np.int16)).reshape(len(candidates), -1)
+            apart = apart.mean(axis=1)
+            j = int(apart.argmin())
+            if apart[j] <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y[i])):
+                found.append((apart[j], int(candidates[j]), i))
+    return found
+
+
+def _contrast(image: np.ndarray) -> float:
+    """Return the standard deviation of the pixels around the mean colour: of clear sky hardly anything."""
+    return float((image - image.mean(axis=(0, 1))).std())
+
+
+def _accepted(detector: Detector, sets: dict[str, np.ndarray]) -> list[tuple[str, int, str]]:
+    if "ood" not in sets:
+        return []
+    scores, accepted = detector.score_samples(sets["ood"]), detector.predict(sets["ood"]) == 1
+    order = np.argsort(-scores, kind="stable")
+    return [("ood", i, "") for i in order if accepted[i]][:N_SHOWN]
+
+
+def gallery_figure(table: pd.DataFrame, parts: dict[str, Part], kind: str) -> Figure:
+    """Draw the images of one kind with class, file and what is to be said of each."""
+    chosen = table[table.kind == kind]
+    if chosen.empty:
+        return nothing_figure(KINDS[kind])
+    n_columns = 4 if kind == "duplicate" else N_COLUMNS  # two pairs a row
+    n_rows = -(-len(chosen) // n_columns)
+    size = (1.75 * n_columns, 2.25 * n_rows + 0.4)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, row in zip(axes.flat, chosen.itertuples(), strict=False):
+        axis.imshow(parts[row.part].pictures(np.array([row.index]))[0], cmap="gray", vmin=0, vmax=255)
+        note = row.note or f"p = {row.p_value:.3f}"
+        axis.set_title("\n".join(map(_short, (row[5], row.file.rpartition("/")[2], note))), fontsize=8)
+    figure.suptitle(kind, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TITLE else f"{text[: TITLE // 2 - 1]}…{text[-TITLE // 2 :]}"
+
+
+def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
+    """Draw test embeddings, coloured by class, and OOD ones, at unit norm, in the training embeddings' main plane.
+
+    The plane is that of the first two principal directions; up to 20 classes are named. Few points are drawn larger.
+    """
+    from sklearn.decomposition import PCA
+
+    main = PCA(n_components=2, random_state=0).fit(to_unit_norm(data["train"].z))
+    shown = [name for name in ("test", "ood") if name in data]
+    plane = {name: main.transform(to_unit_norm(data[name].z)) for name in shown}  # (n, 2)
+    size = float(np.clip(6000 / sum(map(len, plane.values())), 8, 40))
+    classes, y = parts["test"].images.classes, data["test"].y
+    figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    points = {"s": size, "linewidth": 0, "alpha": 0.8, "rasterized": True}
+    colors = np.array(sns.color_palette("husl", len(classes)))
+    axis.scatter(*plane["test"].T, c=colors[y], label="test, by class", **points)
+    if "ood" in plane:
+        axis.scatter(*plane["ood"].T, s=size, c="black", marker="x", linewidth=0.8, label="OOD", rasterized=True)
+    for label in np.unique(y) if len(classes) <= 20 else []:
+        text = axis.text(*np.median(plane["test"][y == label], axis=0), classes[label], ha="center", weight="bold")
+        text.set(color=colors[label] * 0.6, zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
+    axis.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
+    axis.legend(loc="best")
+    plt.close(figure)
+    return figure
+
+
+def ranking_figure(ranking: pd.DataFrame, chosen: str) -> Figure:
+    """Draw the AUROC of each detector against classes that are left out in turn, best first, and which is chosen."""
+    if ranking.auroc.isna().any():
+        return nothing_figure(f"too few classes or images to leave one out: {ranking.detector[0]}, chosen beforehand")
+    figure, axis = plt.subplots(figsize=(6.5, 0.3 * len(ranking) + 0.9), layout="constrained")
+    axis.plot(100 * ranking.auroc, ranking.detector, "o", color=ID_COLOR)
+    own = ranking[ranking.detector == chosen]
+    axis.plot(100 * own.auroc, own.detector, "o", color="C2", markersize=10, label="chosen")
+    axis.legend()
+    axis.invert_yaxis()
+    axis.set(xlabel="AUROC % against the classes left out")
+    plt.close(figure)
+    return figure
+
+
+def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
+    """Draw histograms of the scores of test and OOD images, with the threshold; right is more normal.
+
+    A score is shown as its distance from the threshold in units of the ID images' spread, on a scale that is linear
+    near the threshold and logarithmic far from it.
+    """
+    rejects = np.isfinite(detector.offset_)
+    zero = detector.offset_ if rejects else detector.reference_.min()
+    spread = np.subtract(*np.quantile(detector.reference_, [0.75, 0.25])) / 1.35 or 1.0
+    shown = {name: detector.score_samples(data[name].z) for name in ("test", "ood") if name in data}
+    shown = {name: np.arcsinh((scores - zero) / spread) for name, scores in shown.items()}
+    colors = {"test": ID_COLOR} | ood_colors(["ood"])
+    edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=40)
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for name, values in shown.items():
+        weights = np.full(len(values), 100 / len(values))
+        axis.hist(values, edges, weights=weights, color=colors[name], alpha=0.6, label=f"{name} ({len(values)})")
+    label = "threshold: left is rejected" if rejects else "lowest calibration score: nothing is rejected"
+    axis.axvline(0, color="black", linestyle="--", linewidth=1.2, label=label)
+    ticks = np.array([-1000, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100])
+    ticks = ticks[(np.arcsinh(ticks) >= edges[0]) & (np.arcsinh(ticks) <= edges[-1])]
+    axis.set_xticks(np.arcsinh(ticks), ticks)
+    axis.set(xlabel="score above the threshold, in spreads of the calibration scores", ylabel="% of the images")
+    axis.legend()
+    plt.close(figure)
+    return figure
+
+
+def drift_figure(drift: Drift, is_ood: np.ndarray, what: str = "OOD image") -> Figure:
+    """Draw the capital of a drift test along a stream, its alarm's level, and which images (n,) bool are `what`."""
+    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
+    line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+    axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
+    places = np.flatnonzero(is_ood)
+    axis.plot(places, np.zeros(len(places)), "|", color="C1", markersize=12, label=what)
+    if drift.alarm is not None:
+        axis.axvline(drift.alarm, color="C3", linewidth=1.2, label=f"alarm at image {drift.alarm}")
+    axis.set(xlabel="image of the stream", ylabel="log₁₀ of the capital", xlim=(0, len(is_ood)))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,284 @@
+"""Trainer: images on the device and a training's state in; the state one step or one epoch on out.
+
+The whole set lies on the device, or comes from files through torch's DataLoader where it would not fit. Views are made
+on the device in batches, and but for CIDER's prototypes nothing in a step waits for it. The randomness of a step is
+drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
+"""
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from oodlib.data import decoding
+from oodlib.data.folders import FolderImages
+from oodlib.data.sets import prepare
+from oodlib.device import default_device, has_fast_bfloat16
+from oodlib.encoders import distributed
+from oodlib.encoders.airbench import Airbench
+from oodlib.encoders.checkpoint import TrainingState
+from oodlib.encoders.embedding import embed, knn_accuracy
+from oodlib.encoders.encoder import Encoder
+from oodlib.encoders.freezing import freeze, frozen_modules
+from oodlib.encoders.objectives import OBJECTIVES
+from oodlib.encoders.optimisation import Lookahead, learning_rate_at, parameter_groups
+from oodlib.encoders.settings import TrainingConfig
+
+MONITOR_TRAIN, MONITOR_HELD_OUT = 2000, 1000  # images behind the accuracy of a history row, so that it costs little
+WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
+LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
+MOST_WORKERS = 8  # processes that decode images from files
+FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
+
+
+def n_workers() -> int:
+    """Return how many processes decode images for this one: the processes that torchrun started share the cores."""
+    return min(MOST_WORKERS, max(1, decoding.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to the trainer, which still needs images for the step it is at: Slurm and Ctrl-C send them to all.
+
+    A worker ends when the trainer does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    decoding.n_threads = 1  # there is a worker a core
+
+
+class LazyImages(Dataset):
+    """Images that stay in files, prepared when a batch asks for them: stands for a tensor (n, 3, s, s) uint8."""
+
+    def __init__(self, encoder: Encoder, images: FolderImages):
+        self.spec, self.images = encoder.spec, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: np.ndarray) -> torch.Tensor:
+        return prepare(self.images[np.asarray(index)], self.spec.side, self.spec.channels, self.spec.input_size)
+
+
+class HeadOutputs(torch.nn.Module):
+    """Views in, the outputs of the encoder's heads out: one call, which is what DistributedDataParallel needs."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.encoder.outputs(self.encoder(views))
+
+
+class Trainer:
+    """One training: its images on the device, and its state.
+
+    x (n, 3, s, s) uint8, a tensor or LazyImages, and y (n,) are trained on; `held_out` are such images and labels for
+    the accuracy of a history row. Raises ValueError for a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        encoder: Encoder,
+        x: torch.Tensor | LazyImages,
+        y: torch.Tensor,
+        held_out: tuple[torch.Tensor, torch.Tensor],
+    ):
+        self.config, self.objective, self.device = config, OBJECTIVES[config.objective], default_device()
+        self.n_views = config.n_views or self.objective.n_views
+        self.batch_size = min(config.batch_size, len(x))
+        if self.batch_size % distributed.world_size():
+            raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
+        self.x = x.to(self.device) if isinstance(x, torch.Tensor) else x
+        self.shares: list[torch.Tensor] = []  # of an epoch, what the loader's workers are asked for
+        self.loader = None if isinstance(x, torch.Tensor) else self._loader()
+        self.y = y.to(self.device)
+        self.x_held_out, self.y_held_out = held_out
+        self.say_every = math.inf  # seconds between the lines within an epoch
+        self.generator = torch.Generator(self.device)
+        self.flipped = self._flipped() if config.alternate_flip else None
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic = True  # else the same steps give other weights
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
+        self.state = self._first_state(encoder)
+        self.network = distributed.parallel(HeadOutputs(self.state.encoder))
+        if config.compile:
+            self.network = torch.compile(self.network)
+
+    def _first_state(self, encoder: Encoder) -> TrainingState:
+        config = self.config
+        if isinstance(encoder.backbone, Airbench):
+            some = np.random.default_rng(config.seed).permutation(len(self.x))[:WHITENING_IMAGES]
+            encoder.backbone.whiten((self.x[some].cpu() / 255 - encoder.mean) / encoder.std)
+        freeze(encoder, config.trained)
+        encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            parameter_groups(encoder, config),
+            lr=0.0,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
+        memory = self.objective.memory(encoder).to(self.device) if self.objective.memory else None
+        lookahead = Lookahead(encoder) if config.lookahead else None
+        losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
+        return TrainingState(encoder, optimizer, losses, memory, lookahead)
+
+    def _flipped(self) -> torch.Tensor:
+        """Return which images each view mirrors in the first epoch: (views, n) bool, a function of the seed alone."""
+        generator = torch.Generator().manual_seed(_seed(self.config.seed))
+        return (torch.rand(self.n_views, len(self.x), generator=generator) < self.config.flip).to(self.device)
+
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            self.x,
+            batch_size=None,
+            sampler=self.shares,
+            num_workers=n_workers(),
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            multiprocessing_context=FORK,
+            persistent_workers=True,
+        )
+
+    def _images(self, batches: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield this process's images of each batch, indices (steps, n), on the device."""
+        self.shares[:] = [distributed.share(batch) for batch in batches]
+        if self.loader is None:
+            yield from (self.x[share] for share in self.shares)
+        else:
+            yield from (images.to(self.device, non_blocking=True) for images in self.loader)
+
+    def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
+        state, config, objective = self.state, self.config, self.objective
+        heads = self._heads(self._views(batch, images))
+        heads = {name: distributed.gather_views(out.float(), self.n_views) for name, out in heads.items()}
+        loss = objective.loss(heads, self.y[batch], config.temperature or objective.temperature, config, state.memory)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
+        state.optimizer.step()
+        if state.lookahead is not None:
+            n_steps = len(state.losses)
+            state.lookahead.update(state.epoch * n_steps + state.step + 1, of=config.epochs * n_steps)
+        return loss.detach()
+
+    def _views(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Return the random views of this process's images, stacked: (views·n, 3, s, s) float32."""
+        flips = [None] * self.n_views
+        if self.flipped is not None:
+            flips = self.flipped[:, distributed.share(batch)] ^ (self.state.epoch % 2 == 1)
+        views = torch.cat([self.config.views(images, self.generator, flipped) for flipped in flips])
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def _heads(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        try:
+            with self.autocast:
+                return self.network(views)
+        except RuntimeError as error:  # the first step compiles
+            if self.config.compile and "compiler" in str(error):
+                raise ValueError("torch.compile finds no C++ compiler: install one, or set compile: false") from error
+            raise
+
+    def epoch(self, stop: threading.Event) -> bool:
+        """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end.
+
+        The incomplete last batch is left out.
+        """
+        state, config = self.state, self.config
+        n_steps = len(state.losses)
+        order = torch.from_numpy(np.random.default_rng((config.seed, state.epoch)).permutation(len(self.x)))
+        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
+        state.encoder.train()
+        for module in frozen_modules(state.encoder.backbone, config.trained):
+            module.eval()
+        said = time.perf_counter()
+        start = said - state.seconds
+        batches = batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
+        for batch, images in zip(batches, self._images(batches), strict=True):
+            seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
+            torch.manual_seed(seed)  # dropout
+            self.generator.manual_seed(seed)
+            rate = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            state.losses[state.step] = self.step(batch.to(self.device), images)
+            state.step += 1
+            if state.step % LOOK == 0 and state.step < n_steps:
+                self._check_finite()
+            if time.perf_counter() - said > self.say_every:
+                said = time.perf_counter()
+                rate = self.n_views * self.batch_size * state.step / (said - start)
+                distributed.say(f"{state.epoch + 1:5d}, step {state.step} of {n_steps}, {rate:.0f} images/s")
+            if distributed.anywhere(stop.is_set()):
+                break
+        self._check_finite()  # waits for the device
+        state.seconds = time.perf_counter() - start
+        return state.step == n_steps
+
+    def _check_finite(self) -> None:
+        """Raise FloatingPointError where a loss of this epoch, or a weight after its last step, is not finite."""
+        state = self.state
+        losses = state.losses[: state.step].cpu().numpy()
+        if not np.isfinite(losses).all():
+            raise self._not_finite("the loss is", int(np.flatnonzero(~np.isfinite(losses))[0]) + 1)
+        finite = [tensor.isfinite().all() for tensor in state.encoder.state_dict().values()]
+        if not torch.stack(finite).all():
+            raise self._not_finite("the weights are", state.step)
+
+    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+        config = self.config
+        return FloatingPointError(
+            f"{what} no longer finite in epoch {self.state.epoch + 1}, step {step}: try a lower learning_rate than "
+            f"{config.learning_rate}, more warmup_epochs than {config.warmup_epochs}, clip_norm or a higher temperature"
+        )
+
+    def end_epoch(self) -> None:
+        """Append the row of the epoch to the history, print it, and go to the next."""
+        state = self.state
+        n_steps = len(state.losses)
+        some = np.random.default_rng(0).permutation(len(self.x))[:MONITOR_TRAIN]
+        try:
+            with self.autocast:
+                z_train, z_held_out = (embed(state.encoder, x)[0] for x in (self.x[some], self.x_held_out))
+        except FloatingPointError as error:  # weights may be finite, and yet so large that embeddings are not
+            raise self._not_finite("the embeddings are", n_steps) from error
+        row = {
+            "epoch": state.epoch + 1,
+            "loss": float(state.losses.cpu().numpy().mean()),
+            "knn_accuracy": knn_accuracy(z_train, self.y[some].cpu().numpy(), z_held_out, self.y_held_out.numpy()),
+            "learning_rate": state.optimizer.param_groups[0]["lr"],
+            "seconds": state.seconds,
+            "images_per_second": self.n_views * n_steps * self.batch_size / state.seconds,
+        }
+        state.history.append(row)
+        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+        print_row(row)
+
+
+def print_header() -> None:
+    """Print what the columns of `print_row` are, on the first process alone."""
+    distributed.say(
+        f"{'epoch':>5} {'loss':>9} {'knn_accuracy':>12} {'learning_rate':>13} {'seconds':>8} {'images/s':>9}"
+    )
+
+
+def print_row(row: dict) -> None:
+    """Print a row of the history, fixed in width, on the first process alone."""
+    form = "{epoch:5d} {loss:9.4f} {knn_accuracy:12.4f} {learning_rate:13.5f} {seconds:8.2f} {images_per_second:9.0f}"
+    distributed.say(form.format(**row))
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that is a function of these numbers, and of nothing else."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

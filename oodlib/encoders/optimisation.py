@@ -1,0 +1,72 @@
+"""Optimisation: an encoder and a configuration in; parameter groups, learning rates and the lookahead out."""
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+if TYPE_CHECKING:
+    from oodlib.encoders.settings import TrainingConfig
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)  # timm's derive from these
+LOOKAHEAD_STEPS = 5  # between two moves of the slow weights
+LOOKAHEAD_DECAY = 0.95**LOOKAHEAD_STEPS  # at the end of the training; it grows with the cube of its progress
+START, END = 0.2, 0.07  # of the peak: the learning rates of a triangle
+
+
+def parameter_groups(encoder: nn.Module, config: "TrainingConfig") -> list[dict]:
+    """Return the groups of trained parameters, each with the `factor` of its learning rate.
+
+    The biases of normalisation get `norm_bias_factor` times the rate, and as much less decay, so that in a step all
+    weights decay by the same share. Only groups with parameters are returned.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, NORMS)]
+    shifts = {id(norm.bias) for norm in norms if norm.bias is not None and config.norm_bias_factor != 1}
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    groups = [([p for p in trained if id(p) not in shifts], 1.0)]
+    groups += [([p for p in trained if id(p) in shifts], config.norm_bias_factor)]
+    return [
+        {"params": params, "factor": factor, "weight_decay": config.weight_decay / factor}
+        for params, factor in groups
+        if params
+    ]
+
+
+def learning_rate_at(config: "TrainingConfig", epoch: float) -> float:
+    """Return the learning rate after `epoch` epochs (fractions count): linear warm-up, then the way down.
+
+    "cosine" warms up from zero and comes down half a cosine to zero, "triangle" goes straight, from START of the peak
+    up to it and down to END of it.
+    """
+    rest = max(config.epochs - config.warmup_epochs, 1e-9)
+    progress = min(max(epoch - config.warmup_epochs, 0) / rest, 1)
+    warm = epoch / config.warmup_epochs if epoch < config.warmup_epochs else 1.0
+    if config.schedule == "triangle":
+        return config.learning_rate * (START + (1 - START) * warm - (1 - END) * progress)
+    return config.learning_rate * warm * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Lookahead(nn.Module):
+    """Slow weights that follow an encoder, and take it along (Zhang et al. 2019; the schedule is Jordan's of 2024).
+
+    Every LOOKAHEAD_STEPS the slow weights move towards the encoder's, the less the further the training is, and the
+    encoder goes on from there. Statistics of normalisation are weights here.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.slow = copy.deepcopy(encoder)
+        pairs = zip(self.slow.state_dict().values(), encoder.state_dict().values(), strict=True)
+        self.pairs = [pair for pair in pairs if pair[0].is_floating_point()]  # not the counts of batches
+
+    @torch.no_grad()
+    def update(self, steps: int, of: int) -> None:
+        """Move after `steps` of the training's `of`, when it is time and at its end."""
+        if steps % LOOKAHEAD_STEPS and steps < of:
+            return
+        slow, fast = map(list, zip(*self.pairs, strict=True))
+        torch._foreach_lerp_(slow, fast, 1 - LOOKAHEAD_DECAY * (steps / of) ** 3)
+        torch._foreach_copy_(fast, slow)

@@ -1,0 +1,1 @@
+"""Plots: tables and arrays become figures, one module for each thing that figures show."""

@@ -1,0 +1,65 @@
+"""Parameters of the notebooks: the declarations of a parameters cell and values in; values of the declared types out.
+
+A type is int, float, str, bool, list[int] or list[str]. papermill's -p makes a number of "2024" and knows no lists, so
+where a list is declared a bare value is a list of one, and where a name is declared a number is its text.
+"""
+
+import ast
+from contextlib import suppress
+
+from oodlib.study.plugins import load_plugins, plugins_of_environment
+
+ELEMENTS = {"int": int, "float": (int, float), "str": str, "bool": bool, "list[int]": int, "list[str]": str}
+
+
+def declarations(source: str) -> list[ast.AnnAssign]:
+    """Return the lines NAME: TYPE = DEFAULT of a cell."""
+    return [line for line in ast.parse(source).body if isinstance(line, ast.AnnAssign)]
+
+
+def check_type(name: str, value: object, kind: str) -> None:
+    """Raise ValueError unless a parameter's value has its type; an int may stand for a float."""
+    if not kind.startswith("list"):
+        if not _is(value, kind):
+            raise ValueError(f"{name} must be of type {kind}, got {value!r} ({type(value).__name__})")
+    elif not isinstance(value, list):
+        raise ValueError(f"{name} must be of type {kind}, got {value!r} ({type(value).__name__})")
+    elif wrong := [element for element in value if not _is(element, kind)]:
+        raise ValueError(f"{name} must be of type {kind}, got {wrong[0]!r} in it")
+
+
+def _is(value: object, kind: str) -> bool:
+    return isinstance(value, ELEMENTS[kind]) and isinstance(value, bool) == (kind == "bool")
+
+
+def as_declared(name: str, value: object, kind: str) -> object:
+    """Return a parameter's value in its type: a bare value as a list of one, "" as an empty list, a number as its text.
+
+    Raises ValueError as `check_type` for a value that makes no sense.
+    """
+    if kind.startswith("list") and not isinstance(value, list):
+        value = [] if value == "" else [value]
+    if kind == "str":
+        value = _text(value)
+    elif kind == "list[str]":
+        value = [_text(element) for element in value]
+    check_type(name, value, kind)
+    return value
+
+
+def _text(value: object) -> object:
+    return str(value) if _is(value, "float") else value
+
+
+def take_parameters(namespace: dict[str, object]) -> None:
+    """Bring the parameters in the globals() of a notebook to the types that its parameters cell declares.
+
+    Plugins that the environment names are loaded first, so that what they add can be named (see `plugins`).
+    """
+    load_plugins(plugins_of_environment())
+    for source in namespace.get("In", ()):  # the cells that ran, as IPython keeps them
+        with suppress(SyntaxError):
+            for line in declarations(source):
+                name, kind = ast.unparse(line.target), ast.unparse(line.annotation)
+                if name in namespace and kind in ELEMENTS:
+                    namespace[name] = as_declared(name, namespace[name], kind)

@@ -1,0 +1,326 @@
+"""The four steps of a run: each reads what the step before wrote, computes, and writes artefacts; notebooks show them.
+
+A step that is done already is left alone. A step whose input is missing makes it first, as the run's record says it was
+made: so a notebook opened alone in a fresh clone works, and trains where there are no weights. What needs a network is
+imported where it is used: clustering and scoring need none, and importing timm takes longer than either.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from oodlib.clustering.clusters import OWN_SIZE, Clusters, cluster
+from oodlib.data.sets import ImageSet, load_images, take
+from oodlib.device import default_device, describe_machine
+from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
+from oodlib.encoders.settings import VIEWS
+from oodlib.files import ON_THE_WAY, slug
+from oodlib.scoring.choices import check_rules, choice_table
+from oodlib.scoring.detector import check_alpha
+from oodlib.scoring.distances import DISTANCES
+from oodlib.scoring.evaluation import evaluate
+from oodlib.scoring.product import (
+    Scored,
+    all_scores,
+    check_detectors,
+    n_detectors,
+)
+from oodlib.scoring.thresholds import check_thresholds
+from oodlib.separation import cluster_quality, embedding_quality
+from oodlib.study.ablations import ablation_table
+from oodlib.study.artefacts import load_clusters, run_embeddings, save_clusters, write_csv
+from oodlib.study.run import Run, run_name
+from oodlib.study.snapshots import epoch_table
+from oodlib.study.tables import (
+    N_VIEWED,
+    SHOWN,
+    aligned,
+    extreme_table,
+    false_alarm_table,
+    id_embeddings,
+    interval_table,
+    is_correct,
+    ood_groups,
+    ood_separation_table,
+    project_tests,
+    quantile_table,
+    risk_table,
+    shown_name,
+)
+
+if TYPE_CHECKING:
+    from oodlib.encoders.settings import TrainingConfig
+
+
+def train_step(
+    study: str,
+    config: "TrainingConfig",
+    data_root: str = "",
+    until: float = math.inf,
+    say_every: float = math.inf,
+) -> Run:
+    """Train the run that a configuration names, or find it trained; write its weights and history; return it.
+
+    `until` and `say_every` are those of `training.train`, which raises OutOfTime.
+
+    A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights. Where
+    another process trains the run, it waits for that one, and goes on from what it has left.
+    """
+    from oodlib.encoders import distributed
+    from oodlib.encoders.checkpoint import remove_checkpoint
+    from oodlib.encoders.training import CHECKPOINT
+    from oodlib.files import remove_partial_files
+
+    run = Run(study, run_name(config.id_dataset, config.arch, config.objective, config.seed))
+    before = run.record.get("train", {"parameters": {}})["parameters"]
+    config = replace(config, **{key: before[key] for key in ON_THE_WAY if key in before})
+    if not distributed.anywhere(not run.is_done("train", asdict(config))):
+        distributed.say(f"{run.name} is trained already: {run.path}")
+    else:
+        images = load_images(config.id_dataset, "train", data_root or None)
+        with distributed.on_first(_alone_at(run), otherwise=None):
+            if distributed.anywhere(not run.is_done("train", asdict(config))):
+                _train(run, config, images, until, say_every)
+    if distributed.rank() == 0:
+        remove_checkpoint(run.path / CHECKPOINT)
+        remove_partial_files(run.path, "encoder")
+    return run
+
+
+@contextmanager
+def _alone_at(run: Run) -> Iterator[None]:
+    """Wait until no other process trains a run, and keep others waiting."""
+    from filelock import FileLock, Timeout
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.path.parents[1] / f"{run.name}.lock")  # not in the run's folder, which holds artefacts alone
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{run.name} is being trained by another process, which is waited for", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(run: Run, config: "TrainingConfig", images: ImageSet, until: float, say_every: float) -> None:
+    from oodlib.encoders import distributed
+    from oodlib.encoders.encoder import save_encoder
+    from oodlib.encoders.training import train
+
+    with distributed.on_first(run.doing("train", asdict(config)), otherwise={}) as about:
+        about["environment"] = describe_machine(default_device())
+        encoder, history = train(config, images, run.path, until, say_every)
+        with distributed.together():
+            if distributed.rank() == 0:
+                write_csv(pd.DataFrame(history), run.path / "history.csv")
+                save_encoder(encoder, run.path / "encoder.safetensors", config.half)
+
+
+def embed_step(
+    run: Run, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int = 0, data_root: str = ""
+) -> Run:
+    """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
+    from oodlib.encoders.encoder import load_encoder
+    from oodlib.encoders.training import snapshots_of, split_calibration
+
+    parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
+    _before(run, "train", data_root)
+    if run.is_done("embed", parameters):
+        return run
+    config = run.record["train"]["parameters"]
+    id_dataset = config["id_dataset"]
+    check_ood_sets(id_dataset, near_ood, far_ood, sanity_ood, max_images)
+    # every set is loaded before anything is computed or written: a missing one is said at once
+    training, test = (load_images(id_dataset, split, data_root or None) for split in ("train", "test"))
+    check_same_classes(training, test)
+    groups = {"near": near_ood, "far": far_ood, "sanity": sanity_ood}
+    ood_sets = [(g, load_images(name, "test", data_root or None)) for g, names in groups.items() for name in names]
+    with run.doing("embed", parameters):
+        encoder = load_encoder(run.path / "encoder.safetensors").to(default_device())
+        held_in, held_out = split_calibration(training, config["calibration_fraction"])
+        splits = {"train": (training, held_in), "calibration": (training, held_out), "test": (test, slice(None))}
+        for split, (images, index) in splits.items():
+            z, logits = embed_images(encoder, take(images.images, index))
+            save_embeddings(run.embeddings_path(id_dataset, split), z, images.labels[index].astype(np.int64), logits)
+        some = held_out[:N_VIEWED]
+        z = np.concatenate(embed_views(encoder, take(training.images, some), config["seed"]))
+        save_embeddings(run.embeddings_path(id_dataset, VIEWS), z, np.tile(training.labels[some].astype(np.int64), 2))
+        for _, ood in ood_sets:
+            z, logits = embed_images(encoder, take(ood.images, slice(max_images or None)))
+            own = ood.labels[: len(z)].astype(np.int64)
+            save_embeddings(run.embeddings_path(ood.name, "test"), z, np.full(len(z), -1), logits, own)
+        epochs = epoch_table(snapshots_of(run.path), training, test, ood_sets)
+        write_csv(epochs.assign(run=run.name), run.path / "epochs.csv")
+    return run
+
+
+def check_ood_sets(
+    id_dataset: str, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int
+) -> None:
+    """Raise ValueError for no near or far set, one that is there twice or is the ID set, or a negative max_images."""
+    if not near_ood + far_ood:
+        raise ValueError("near_ood and far_ood are both empty: name at least one OOD set in one of them")
+    if max_images < 0:
+        raise ValueError(f"max_images must not be negative, got {max_images}")
+    ood_sets = near_ood + far_ood + sanity_ood
+    files = [slug(name) for name in (id_dataset, *ood_sets)]  # two sets of one file would overwrite each other
+    if twice := [name for name in ood_sets if files.count(slug(name)) > 1]:
+        raise ValueError(f"OOD set {twice[0]!r} is there twice, or is the ID set {id_dataset!r}")
+
+
+def check_same_classes(training: ImageSet, test: ImageSet) -> None:
+    """Raise ValueError where a set's splits have other classes: the same number would then mean two things."""
+    if training.classes != test.classes:
+        different = sorted(set(training.classes) ^ set(test.classes)) or ["their order"]
+        raise ValueError(f"the training and the test split of {test.name} differ in classes: {', '.join(different)}")
+
+
+def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_root: str = "") -> pd.DataFrame:
+    """Cluster the training embeddings every way asked for; write and return how good the clusters are (clusters.csv).
+
+    `n_clusters` are the K of the clusterings that need one: 0 means the number of classes, -1 the K that the training
+    embeddings themselves suggest.
+    """
+    parameters = {"clusterings": clusterings, "n_clusters": n_clusters}
+    _before(run, "embed", data_root)
+    if not run.is_done("cluster", parameters):
+        with run.doing("cluster", parameters):
+            data = id_embeddings(run)["train"]
+            seed = run.record["train"]["parameters"]["seed"]
+            z, y = data["z"], data["y"]
+            found, rows = {}, _quality_rows([*embedding_quality(z, y), aligned(run)], "none", 0)
+            for name, k, clusters in _clusterings(z, y, clusterings, n_clusters, seed):
+                if (name, k) not in found:
+                    found[name, k] = clusters
+                    rows += _quality_rows(cluster_quality(z, clusters.assignments, y), name, k)
+            save_clusters(run, found)
+            write_csv(project_tests(run), run.path / "projection.csv")
+            write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv", digits=5)
+    return pd.read_csv(run.path / "clusters.csv")
+
+
+def _clusterings(
+    z: np.ndarray, y: np.ndarray, clusterings: list[str], n_clusters: list[int], seed: int
+) -> Iterator[tuple[str, int, Clusters]]:
+    """Yield name, K and clusters of every clustering, each K once."""
+    n_classes = len(np.unique(y))
+    sizes = dict.fromkeys({0: n_classes, -1: "auto"}.get(k, k) for k in n_clusters)  # in order
+    for name in clusterings:
+        for k in [None] if name in OWN_SIZE else sizes:
+            clusters = cluster(z, y, name, k, seed)
+            yield name, k if isinstance(k, int) else len(clusters.centers), clusters
+
+
+def _quality_rows(quality: list[dict], clustering: str, k: int) -> list[dict]:
+    about = {"run": "", "clustering": clustering, "n_clusters": k}
+    return [about | row for row in quality]
+
+
+def evaluate_step(
+    run: Run,
+    distances: list[str],
+    thresholds: list[str],
+    n_neighbors: int,
+    known_outliers: list[int],
+    alpha: float,
+    choice_rules: list[str],
+    data_root: str = "",
+) -> pd.DataFrame:
+    """Score every OOD set with every detector and threshold; write and return metrics.csv.
+
+    The detectors are those of `oodlib.scoring.product`: every distance to the clusters of every clustering of step
+    `cluster`, and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the
+    latter. `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the
+    false-alarm rate of the thresholds. Of some detectors (SHOWN) it also writes what figures are drawn from:
+    quantiles of scores (scores.csv), most and least normal images (extremes.csv), intervals of metrics (intervals.csv),
+    risk-coverage curves (risk_coverage.csv), promised and realised false-alarm rates (false_alarms.csv).
+    """
+    parameters = {
+        "distances": distances,
+        "thresholds": thresholds,
+        "n_neighbors": n_neighbors,
+        "known_outliers": known_outliers,
+        "alpha": alpha,
+        "choice_rules": choice_rules,
+    }
+    check_alpha(alpha)
+    check_thresholds(thresholds)
+    check_rules(choice_rules)
+    check_detectors(distances, n_neighbors, known_outliers)
+    _before(run, "cluster", data_root)
+    if not run.is_done("evaluate", parameters):
+        with run.doing("evaluate", parameters) as about:
+            correct, about["id_accuracy"] = is_correct(run)
+            data = run_embeddings(run)
+            assignments, mixtures = load_clusters(run, len(data.train.z))
+            distances = distances or list(DISTANCES)
+            total = n_detectors(data, assignments, distances, known_outliers)
+            rows, shown = [], []
+            detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
+            for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
+                rows += evaluate(scored, list(data.ood), correct, alpha, thresholds)
+                if shown_name(scored) in SHOWN:
+                    shown.append(scored)
+            write_csv(_metrics(run, rows), run.path / "metrics.csv", digits=5)
+            _write_shown(run, shown, correct, alpha)
+            seed = run.record["train"]["parameters"]["seed"]
+            choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
+            write_csv(choices.assign(run=run.name), run.path / "choices.csv")
+            write_csv(ablation_table(data).assign(run=run.name), run.path / "ablations.csv")
+            write_csv(ood_separation_table(data).assign(run=run.name), run.path / "ood_separation.csv")
+    return pd.read_csv(run.path / "metrics.csv")
+
+
+def _metrics(run: Run, rows: list[dict]) -> pd.DataFrame:
+    config = run.record["train"]["parameters"]
+    about = {"run": run.name} | {key: config[key] for key in ("id_dataset", "arch", "objective", "seed")}
+    groups = ood_groups(run)
+    return pd.DataFrame(
+        [about | {"ood_dataset": r["ood_dataset"], "group": groups[r["ood_dataset"]]} | r for r in rows]
+    )
+
+
+def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: float) -> None:
+    ood_sets = list(ood_groups(run))
+    sets = {"test": run.record["train"]["parameters"]["id_dataset"]} | {name: name for name in ood_sets}
+    tables = {
+        "scores": [quantile_table(scored, sets) for scored in shown],
+        "extremes": [extreme_table(scored, sets) for scored in shown],
+        "intervals": [interval_table(scored, ood_sets, correct, alpha) for scored in shown],
+        "risk_coverage": [risk_table(scored, ood_sets, correct) for scored in shown],
+        "false_alarms": [false_alarm_table(scored) for scored in shown],
+    }
+    for name, parts in tables.items():
+        write_csv(pd.concat(parts), run.path / f"{name}.csv")
+
+
+def _before(run: Run, step: str, data_root: str) -> None:
+    """Make sure that a step is done, doing it again as recorded where its artefacts are not there (a fresh clone)."""
+    record = run.record
+    if step not in record:
+        raise FileNotFoundError(
+            f"step {step!r} of run {run.name!r} in study {run.study!r} is not done: nothing in {run.path}"
+        )
+    parameters = record[step]["parameters"]
+    if step != "train":
+        _before(run, {"embed": "train", "cluster": "embed"}[step], data_root)
+    if run.is_done(step, parameters):
+        return
+    print(f"{run.name}: step {step!r} is done first, its artefacts are not there")
+    if step == "train":
+        from oodlib.encoders.settings import TrainingConfig
+
+        train_step(run.study, TrainingConfig(**parameters), data_root)
+    elif step == "embed":
+        embed_step(run, **parameters, data_root=data_root)
+    else:
+        cluster_step(run, **parameters, data_root=data_root)
