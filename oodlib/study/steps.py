@@ -19,7 +19,6 @@ from oodlib.clustering.clusters import OWN_SIZE, Clusters, cluster
 from oodlib.data.sets import ImageSet, load_images, take
 from oodlib.device import default_device, describe_machine
 from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
-from oodlib.encoders.settings import VIEWS
 from oodlib.files import ON_THE_WAY, slug
 from oodlib.scoring.choices import check_rules, choice_table
 from oodlib.scoring.detector import check_alpha
@@ -40,6 +39,7 @@ from oodlib.study.snapshots import epoch_table
 from oodlib.study.tables import (
     N_VIEWED,
     SHOWN,
+    VIEWS,
     aligned,
     extreme_table,
     false_alarm_table,
