@@ -10,6 +10,7 @@ A reference that is too large to be kept in memory is read in blocks at every qu
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -40,23 +41,66 @@ def kneighbors(queries, reference, k: int) -> tuple[np.ndarray, np.ndarray]:
     return NeighborIndex(reference).kneighbors(queries, k)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """Reference rows (n, d) relative to an origin (d,), their places ids (n,), and the length of the longest."""
 
     rows: np.ndarray
     origin: np.ndarray
     ids: np.ndarray
-    radius: float
+
+    @cached_property
+    def radius(self) -> float:
+        return float(np.sqrt(_squares(self.rows).max(initial=0)))
 
 
-@dataclass(frozen=True)
 class Table:
-    """Groups of reference rows, those nearest to each of centers (G, d) float64; all together, but for tight groups."""
+    """Reference rows (n, d), at places start, start + 1, …, and the centers (G, d) float64 around which they gather.
 
-    centers: np.ndarray
-    groups: list[Group]
-    all: Group | None
+    `all` holds all rows around their mean, `groups` those nearest to each centre, made once a search needs them. Where
+    groups are tight, each has an origin of its own, and `all` is None.
+    """
+
+    # in short products threads wait for each other longer than they work
+    @threadpool_limits.wrap(limits=1, user_api="blas")
+    def __init__(self, rows: np.ndarray, start: int):
+        sample = rows[sample_rows(len(rows), SAMPLE)]
+        mean = sample.mean(axis=0, dtype=np.float64)
+        n_groups = min(GROUPS, 1 + len(rows) // GROUP_ROWS, count_distinct(sample, GROUPS))
+        own, centers, _ = kmeans(sample, n_groups, n_init=1)
+        within = ((sample - centers[own].astype(np.float64)) ** 2).sum(axis=1)
+        sizes = np.bincount(own)
+        spread = (np.bincount(own, within) / sizes)[own]  # (s,) of the group of each
+        tight = (spread < RESOLVED * ((sample - mean) ** 2).sum(axis=1).mean()).mean() > TIGHT
+        self.centers, self.sizes = centers.astype(np.float64), sizes * (len(rows) / len(sample))  # (G,) estimated
+        ids, origin = start + np.arange(len(rows)), mean.astype(np.float32)
+        self.all, self.groups = (None, None) if tight else (Group(rows - origin, origin, ids), None)
+        if tight:
+            self.groups = [
+                Group(part - center, center, own)
+                for part, own, center in zip(*_split(rows, ids, centers), centers, strict=True)
+            ]
+
+    @property
+    def radius(self) -> float:
+        """The length of the longest row, relative to its origin."""
+        return self.all.radius if self.groups is None else max(group.radius for group in self.groups)
+
+    @threadpool_limits.wrap(limits=1, user_api="blas")
+    def group(self) -> None:
+        """Sort the rows by the centre that each is nearest to."""
+        if self.groups is None:
+            origin = self.all.origin
+            rows, ids = _split(self.all.rows, self.all.ids, self.centers - origin)
+            self.groups = [Group(part, origin, own) for part, own in zip(rows, ids, strict=True)]
+            self.all = Group(rows[0].base, origin, ids[0].base)
+
+
+def _split(rows: np.ndarray, ids: np.ndarray, centers: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the rows (n, d) nearest to each of the centers (G, d), and their ids, as parts of one array each."""
+    nearest = assign(rows, centers)
+    order, counts = np.argsort(nearest, kind="stable"), np.bincount(nearest, minlength=len(centers))
+    return tuple(np.split(array[order], counts.cumsum()[:-1]) for array in (rows, ids))
 
 
 class NeighborIndex:
@@ -73,7 +117,7 @@ class NeighborIndex:
         self.reference, self.shape, self.table = reference, tuple(reference.shape), None
         if 4 * self.shape[0] * self.shape[1] <= IN_MEMORY:
             self.reference = _as_float32(reference[:], "reference")
-            self.table = _make_table(self.reference, 0)
+            self.table = Table(self.reference, 0)
 
     def kneighbors(self, queries, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the Euclidean distances (m, k) float32, ascending, of the k nearest rows, and their places (m, k).
@@ -102,34 +146,8 @@ class NeighborIndex:
             return
         size = max(1, BLOCK // self.shape[1])
         for start in range(0, self.shape[0], size):
-            yield _make_table(_as_float32(self.reference[start : start + size], "reference"), start)
+            yield Table(_as_float32(self.reference[start : start + size], "reference"), start)
             release(self.reference)
-
-
-# in short products threads wait for each other longer than they work
-@threadpool_limits.wrap(limits=1, user_api="blas")
-def _make_table(rows: np.ndarray, start: int) -> Table:
-    """Return rows (n, d), which are at places start, start + 1, … of the reference, in groups."""
-    sample = rows[sample_rows(len(rows), SAMPLE)]
-    mean = sample.mean(axis=0, dtype=np.float64)
-    n_groups = min(GROUPS, 1 + len(rows) // GROUP_ROWS, count_distinct(sample, GROUPS))
-    own, centers, _ = kmeans(sample, n_groups, n_init=1)
-    within = ((sample - centers[own].astype(np.float64)) ** 2).sum(axis=1)
-    spread = (np.bincount(own, within) / np.bincount(own))[own]  # (s,) of the group of each
-    tight = (spread < RESOLVED * ((sample - mean) ** 2).sum(axis=1).mean()).mean() > TIGHT
-    origins = (centers if tight else np.tile(mean, (n_groups, 1))).astype(np.float32)
-    nearest = assign(rows, centers)
-    order, counts = np.argsort(nearest, kind="stable"), np.bincount(nearest, minlength=n_groups)
-    parts = [slice(end - count, end) for end, count in zip(counts.cumsum(), counts, strict=True)]
-    rows, ids = rows[order], start + order
-    for part, origin in zip(parts, origins, strict=True):
-        rows[part] -= origin
-    lengths = np.sqrt(_squares(rows))
-    groups = [
-        Group(rows[part], origin, ids[part], float(lengths[part].max(initial=0)))
-        for part, origin in zip(parts, origins, strict=True)
-    ]
-    return Table(centers.astype(np.float64), groups, None if tight else Group(rows, origins[0], ids, lengths.max()))
 
 
 def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
@@ -138,6 +156,7 @@ def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.nd
     if table.all is not None and not _groups_pay(table, queries, bounds, distances, ids):
         _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
         return
+    table.group()
     for i, group in enumerate(table.groups):
         _search_group(group, queries, np.flatnonzero(bounds[:, i] == -np.inf), distances, ids)
     for i, group in enumerate(table.groups):
@@ -147,12 +166,12 @@ def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.nd
 
 def _groups_pay(table: Table, queries: np.ndarray, bounds: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> bool:
     """Return whether groups cost less than all rows at once, as some of the queries tell."""
-    if len(table.groups) == 1:
+    if len(table.centers) == 1:
         return False
     some = sample_rows(len(queries), PROBE)
     found, places = distances[some], ids[some]  # copies
     _search_group(table.all, queries[some], np.arange(len(some)), found, places)
-    costs = [len(group.rows) + VISIT * found.shape[1] for group in table.groups]
+    costs = table.sizes + VISIT * found.shape[1]
     return ((bounds[some] <= found[:, -1:]) @ costs).mean() <= PAYS * len(table.all.rows)
 
 
@@ -166,7 +185,7 @@ def _bounds(table: Table, queries: np.ndarray) -> np.ndarray:
     nearest = squares.argmin(axis=1)
     apart = np.sqrt(squared_distances(table.centers, table.centers))[nearest]
     rise = squares - squares.min(axis=1, keepdims=True)
-    rise -= ROUNDING * (squares.max(axis=1, keepdims=True) + max(group.radius for group in table.groups) ** 2)
+    rise -= ROUNDING * (squares.max(axis=1, keepdims=True) + table.radius**2)
     bounds = rise / (2 * np.maximum(apart, np.finfo(np.float32).tiny))
     bounds[np.arange(len(queries)), nearest] = -np.inf
     return bounds
