@@ -218,9 +218,9 @@ def project(tmp_path_factory) -> Path:
 
 def test_papermill_commands_run(project):
     run(block("papermill", "notebooks"), project)
-    run = project / "outputs" / "mine" / "runs" / "digits-airbench_16_32_64-supcon-s0"
-    assert len(pd.read_csv(run / "history.csv")) == 5
-    assert {"auroc", "fpr95"} <= set(pd.read_csv(run / "metrics.csv"))
+    folder = project / "outputs" / "mine" / "runs" / "digits-airbench_16_32_64-supcon-s0"
+    assert len(pd.read_csv(folder / "history.csv")) == 5
+    assert {"auroc", "fpr95"} <= set(pd.read_csv(folder / "metrics.csv"))
     executed = json.loads((project / "out.ipynb").read_text())
     assert not any(o.get("output_type") == "error" for c in executed["cells"] for o in c.get("outputs", []))
 
