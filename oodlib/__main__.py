@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(study: str, jobs: int, dask: str | None) -> int:
     """Run a study, print its main table and where the report is."""
-    from oodlib.report.results import main_table_text, run_folders
+    from oodlib.report.auroc_tables import main_table_text
+    from oodlib.report.results import run_folders
     from oodlib.study.run import study_folder
     from oodlib.study.runner import run_study
 

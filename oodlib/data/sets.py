@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oodlib.data.bundled import BUNDLED
-from oodlib.files import resolve
+from oodlib.data.catalogue import look_up
 from oodlib.data.folders import FolderImages, Images, read_folder
 from oodlib.data.stored import TORCHVISION, fetch, read_npz
+from oodlib.files import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 FOLDER_SIDE = 64  # of the images of a folder:PATH without @SIDE
 BLOCK_PIXELS = 2**22  # what `prepare` resizes at a time: about 100 MiB of floats, whatever the size of the set
-CLASSES = {  # of a file that does not name them
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ def load_images(name: str, split: str = "test", root: str | Path | None = None, 
             raise FileNotFoundError(f"{path} is not there: {name!r} has only its other split in {root}")
         else:
             raise ValueError(_unknown(name, root))
-    return ImageSet(*read_npz(path, CLASSES.get(name)), name)
+    return ImageSet(*read_npz(path, look_up(name).classes or None), name)
 
 
 def _load_folder(name: str, split: str, flat: bool) -> ImageSet:

@@ -1,19 +1,19 @@
-"""Figures of one run, for the notebooks 01 to 04: what the network sees, where embeddings lie, which detector works."""
+"""Figures of images: what the network sees in training and after, and the most and the least normal images."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oodlib.data.sets import ImageSet, prepare
-from oodlib.plots.factor_figures import fraction_figure
-from oodlib.plots.figures import draw_projection
-from oodlib.plots.thumbnails import show_images
-from oodlib.separation import METRICS, separation_curve
-from oodlib.study.run import Run
-from oodlib.study.tables import id_embeddings
+from oodlib.data.catalogue import display_name
+from oodlib.data.sets import ImageSet, load_images, prepare
+from oodlib.plots.scores import of_seed
+from oodlib.plots.style import objective_name
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,6 @@ AUGMENTATIONS = {
     "rotation": {"rotate": 45.0},
     "erasing": {"erase": 1.0},
 }
-N_JUDGED = 3000  # embeddings that separation curves are drawn from, at most
 
 
 def views_figure(config: "TrainingConfig", images: ImageSet, n_images: int = 6, n_views: int = 10) -> Figure:
@@ -92,26 +91,60 @@ def inputs_figure(encoder: "Encoder", sets: list[ImageSet], n_images: int = 12) 
     return figure
 
 
-def projection_figure(run: Run) -> Figure:
-    """Draw the run's projected ID and OOD test embeddings."""
-    figure, axis = plt.subplots(figsize=(7, 5.5))
-    draw_projection(axis, pd.read_csv(run.path / "projection.csv"), run.record["train"]["parameters"]["id_dataset"])
-    axis.set(title=run.name, xticks=[], yticks=[], xlabel="first discriminant", ylabel="second discriminant")
-    axis.legend(bbox_to_anchor=(1, 1), loc="upper left", markerscale=2)
+def thumbnail_figures(
+    extremes: pd.DataFrame, detector: str, seed: int, data_root: str = ""
+) -> Iterator[tuple[str, Figure]]:
+    """Yield (ID set and objective, figure) of the most and least normal images, by one detector and seed.
+
+    Image sets that are not on this machine are left out, and said so.
+    """
+    extremes = extremes[extremes.detector == detector]
+    extremes = pd.concat([of_seed(extremes, name, seed) for name in dict.fromkeys(extremes.id_dataset)])
+    images = {}
+    for name in dict.fromkeys(extremes.dataset):
+        try:
+            images[name] = load_images(name, "test", data_root or None).images
+        except (OSError, ValueError):  # what it says names a folder of this machine, and reports are shared
+            print(f"no thumbnails of {name}: load_images({name!r}) says why")
+    for (id_dataset, objective), part in extremes.groupby(["id_dataset", "objective"], sort=False):
+        if id_dataset in images:
+            yield (
+                f"{id_dataset}_{objective}",
+                _thumbnails(part, images, f"{objective_name(objective)}, {detector}, seed {seed}"),
+            )
+
+
+def _thumbnails(extremes: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
+    sets = [name for name in dict.fromkeys(extremes.dataset) if name in images]
+    rows = [(name, extreme) for name in sets for extreme in ("most", "least")]
+    n_columns = int(extremes["rank"].max()) + 1
+    size = (0.75 * n_columns + 1.6, 0.78 * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, extreme) in zip(axes.flat, rows, strict=True):
+        chosen = extremes[(extremes.dataset == name) & (extremes.extreme == extreme)].sort_values("rank")
+        show_images(axis, images[name][chosen["index"]], f"{display_name(name)}\n{extreme} normal", n_columns)
+    figure.suptitle(title, fontsize=11)
     plt.close(figure)
     return figure
 
 
-def separation_curves_figure(run: Run, fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)) -> Figure:
-    """Draw the global separation of the run's classes against the fraction of distances it counts, by both metrics."""
-    data = id_embeddings(run)["train"]
-    curves = {
-        metric: separation_curve(data["z"], data["y"], fractions, metric, max_samples=N_JUDGED) for metric in METRICS
-    }
-    rows = [
-        {"metric": metric, "fraction": fraction, "cluster": cluster, "value": value}
-        for metric, curve in curves.items()
-        for fraction, values in zip(fractions, curve, strict=True)
-        for cluster, value in enumerate(values)
-    ]
-    return fraction_figure(pd.DataFrame(rows))
+def show_images(axis: Axes, images: np.ndarray, label: str, n: int) -> None:
+    """Show up to n images (m, h, w[, c]) uint8 side by side in an axis with room for n, with a label at the left."""
+    axis.imshow(strip(images, n), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    sns.despine(ax=axis, left=True, bottom=True)
+    axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def strip(images: np.ndarray, n: int) -> np.ndarray:
+    """Return one image of up to n images (m, h, w[, c]) uint8 from left to right, with white between them and after.
+
+    An axis for each would look the same, but a hundred axes take seconds to draw.
+    """
+    height, width = images.shape[1:3]
+    step = width + max(1, width // 8)
+    shown = np.full((height, n * step - (step - width), *images.shape[3:]), 255, dtype=np.uint8)
+    for i, image in enumerate(images[:n]):
+        shown[:, i * step : i * step + width] = image
+    return shown
