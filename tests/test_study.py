@@ -247,7 +247,7 @@ def fast(project, monkeypatch):
     for module in (execution, runner):
         monkeypatch.setattr(module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
     report = ("05_report", "report")
-    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: report in made.log)
+    monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: report in made.log)
     return made
 
 

@@ -1,12 +1,10 @@
 """Provenance: where the images of a study are from, and how each run was made."""
 
-import json
-
 import pandas as pd
 
 from oodlib.data.catalogue import display_name, look_up
 from oodlib.report.results import Results
-from oodlib.study.run import ARTEFACTS, study_folder
+from oodlib.study.run import ARTEFACTS
 
 
 def data_table(results: Results) -> pd.DataFrame:
@@ -38,15 +36,14 @@ def data_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def run_table(study: str, results: Results) -> pd.DataFrame:
+def run_table(results: Results) -> pd.DataFrame:
     """Return how each run was made: seed, epochs, accuracy, seconds of the four steps, threads, machine, versions.
 
     Seconds of training are those of all epochs, also of a run that was interrupted.
     """
     trained = results.history.groupby("run").seconds.sum()
     rows = []
-    for run in results.runs.itertuples():
-        record = json.loads((study_folder(study) / "runs" / run.run / "config.json").read_text())
+    for run, record in zip(results.runs.itertuples(), results.records, strict=True):
         machine = record["train"]["environment"]
         seconds = {step: record[step]["seconds"] for step in ARTEFACTS} | {"train": trained[run.run]}
         versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "timm", "scikit-learn"))
