@@ -20,7 +20,7 @@ from oodlib.report.ranks import ranking
 from oodlib.report.regret import regrets
 from oodlib.separation import METRICS, global_separation
 from oodlib.study import Run
-from oodlib.study.tables import id_embeddings
+from oodlib.study.artefacts import id_embeddings
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 DETECTOR = "labels/mahalanobis"

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from oodlib.__main__ import main
-from oodlib.plots import figures
+from oodlib.plots.clusters import projections_figure
 from oodlib.report import results as report
+from oodlib.report.auroc_tables import main_table_text
 from oodlib.study import Run, reported
 from oodlib.study.studies import read_study
 
@@ -99,30 +100,6 @@ def test_a_row_a_run(studied, collected):
     assert run.epochs == 1
 
 
-def test_report_tables_are_those_of_the_runs(studied):
-    table = pd.read_csv(studied.root / "outputs" / "small" / "report" / "main_auroc.csv")
-    metrics = artefact(studied, "metrics").query(
-        "objective == 'ce' and clustering == 'labels' and distance == 'cosine'"
-    )
-    far = metrics[(metrics.threshold == "global") & (metrics.group == "far")]
-    far = 100 * far.groupby("seed").auroc.mean()
-    (cell,) = table.query(
-        "objective == 'ce' and detector == 'labels/cosine' and ood_dataset == 'far mean'"
-    ).itertuples()
-    assert (cell.mean, cell.n) == (pytest.approx(far.mean(), rel=1e-5), 2)
-    assert cell.sd == pytest.approx(far.std(), rel=1e-3)
-
-
-def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied):
-    folder = studied.root / "outputs" / "small" / "report"
-    names = {path.name for path in folder.iterdir()}
-    assert {"main_auroc.csv", "main_auroc.md", "verdicts.csv", "auroc.png", "05_report.ipynb", "product.csv"} <= names
-    environment = json.loads((folder / "environment.json").read_text())
-    assert (environment["runs"], environment["seeds"]) == (4, [0, 1])
-    assert environment["seconds"].keys() == {"train", "embed", "cluster", "evaluate"}
-    assert [set(machine) >= {"processor", "torch", "python"} for machine in environment["environments"]] == [True]
-
-
 def test_who_has_no_runs_reads_what_is_published(studied_copy, capsys):
     own = report.collect("small")
     assert main(["publish", "small"]) == 0
@@ -138,9 +115,9 @@ def test_who_has_no_runs_reads_what_is_published(studied_copy, capsys):
             expected = expected[expected.seed == 0].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, expected)  # to the last bit
     assert (found.records, found.incomplete) == (own.records, ())
-    figures.projection_figure(found, "digits", 0)
+    projections_figure(found.projection, "digits", 0)
     with pytest.raises(ValueError, match="no run of 'digits' with seed 1 has what is drawn"):
-        figures.projection_figure(found, "digits", 1)
+        projections_figure(found.projection, "digits", 1)
     parameters = read_study("small")[1]
     report.write_environment("small", parameters, found)
     kept = (json.loads((place / "environment.json").read_text()) for place in (source, folder / "report"))
@@ -168,7 +145,7 @@ def test_an_incomplete_run_is_left_out_and_named(studied_copy):
     assert results.incomplete == (RUN,)
     assert set(results.metrics.run) == set(results.runs.run)
     assert len(results.runs) == 3
-    assert f"incomplete, and left out: {RUN}" in report.main_table_text("small")
+    assert f"incomplete, and left out: {RUN}" in main_table_text("small")
     config = studied_copy.run_folder("small", RUN) / "config.json"
     config.write_text(config.read_text()[:100])
     with pytest.raises(ValueError, match=rf"{RUN}/config\.json is no JSON"):

@@ -23,8 +23,8 @@ from oodlib.plots.style import (
 )
 from oodlib.report.results import Results, of_classes
 from oodlib.separation import METRICS, separation_curve
+from oodlib.study.artefacts import id_embeddings
 from oodlib.study.run import Run
-from oodlib.study.tables import id_embeddings
 
 N_JUDGED = 3000  # embeddings that separation curves are drawn from, at most
 AXES = {"xticks": [], "yticks": [], "xlabel": "first discriminant", "ylabel": "second discriminant"}
