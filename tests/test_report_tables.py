@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oodlib.report import auroc_tables, detectors, means, measures
+from oodlib.report import auroc_tables, detectors, means, measures, verdicts
 from oodlib.report import results as report
 from oodlib.report.results import SETTING
 from oodlib.report.table_files import write_table
@@ -391,8 +391,11 @@ def test_tables_are_written_as_csv_and_markdown(tmp_path):
     assert write_table(tmp_path, "u", pd.DataFrame({"c": ["x"]})) == "| c |\n| --- |\n| x |"
 
 
-def test_committed_tables_can_be_made_again_from_the_raw_columns(monkeypatch):
-    monkeypatch.chdir(CHECKOUT)
+def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, monkeypatch):
+    (committed,) = (CHECKOUT / "outputs").glob("**/digits/runs")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "digits").symlink_to(committed.parent)
+    monkeypatch.chdir(tmp_path)
     results = report.collect("digits")
     raw = pd.concat(
         [pd.read_csv(path) for path in sorted((report.study_folder("digits") / "runs").glob("*/metrics.csv"))]
@@ -406,3 +409,11 @@ def test_committed_tables_can_be_made_again_from_the_raw_columns(monkeypatch):
         own = own[own.group == "far"] if row.ood_dataset == "far mean" else own[own.ood_dataset == row.ood_dataset]
         seeds = 100 * own.groupby("seed").fpr95.mean()
         assert [row.mean, row.sd, row.n] == pytest.approx([seeds.mean(), seeds.std(), 3])
+    found = verdicts.verdicts(results, report.choose(results, []), "labels/mahalanobis").set_index(["claim", "group"])
+    clusters = pd.concat([pd.read_csv(path) for path in sorted(committed.glob("*-supcon-*/clusters.csv"))])
+    own = clusters[(clusters.clustering == "labels") & (clusters.measure == "global_separation")]
+    separation = own.groupby("run").value.mean()
+    assert found.loc[("C1", ""), ["value", "n"]].tolist() == [pytest.approx(separation.mean()), 3]
+    near = raw[(raw.group == "near") & (raw.clustering == "labels") & (raw.distance == "mahalanobis")]
+    near = 100 * near.groupby(["seed", "objective"]).auroc.mean().unstack()
+    assert found.loc[("C5", "near"), "value"] == pytest.approx((near.supcon - near.ce).mean())  # SimCLR is far behind

@@ -1,4 +1,4 @@
-"""The results of a study, its own or those reported, and the tables that show them.
+"""The results of a study, its own or those reported: one table a kind of artefact, and what a report was made from.
 
 Nothing here needs images, weights or embeddings, so a report can be made again from a fresh clone.
 """
