@@ -133,7 +133,7 @@ def embed_step(
     from oodlib.encoders.training import snapshots_of, split_calibration
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
-    _before(run, "train", data_root)
+    ready(run, "train", data_root)
     if run.is_done("embed", parameters):
         return run
     config = run.record["train"]["parameters"]
@@ -191,7 +191,7 @@ def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_r
     embeddings themselves suggest.
     """
     parameters = {"clusterings": clusterings, "n_clusters": n_clusters}
-    _before(run, "embed", data_root)
+    ready(run, "embed", data_root)
     if not run.is_done("cluster", parameters):
         with run.doing("cluster", parameters):
             data = id_embeddings(run)["train"]
@@ -256,7 +256,7 @@ def evaluate_step(
     check_thresholds(thresholds)
     check_rules(choice_rules)
     check_detectors(distances, n_neighbors, known_outliers)
-    _before(run, "cluster", data_root)
+    ready(run, "cluster", data_root)
     if not run.is_done("evaluate", parameters):
         with run.doing("evaluate", parameters) as about:
             correct, about["id_accuracy"] = is_correct(run)
@@ -303,8 +303,11 @@ def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: floa
         write_csv(pd.concat(parts), run.path / f"{name}.csv")
 
 
-def _before(run: Run, step: str, data_root: str) -> None:
-    """Make sure that a step is done, doing it again as recorded where its artefacts are not there (a fresh clone)."""
+def ready(run: Run, step: str, data_root: str = "") -> Run:
+    """Return a run whose step is done; where its artefacts are not there (a fresh clone), do it again as recorded.
+
+    Raises FileNotFoundError for a step that is not on record.
+    """
     record = run.record
     if step not in record:
         raise FileNotFoundError(
@@ -312,9 +315,9 @@ def _before(run: Run, step: str, data_root: str) -> None:
         )
     parameters = record[step]["parameters"]
     if step != "train":
-        _before(run, {"embed": "train", "cluster": "embed"}[step], data_root)
+        ready(run, {"embed": "train", "cluster": "embed"}[step], data_root)
     if run.is_done(step, parameters):
-        return
+        return run
     print(f"{run.name}: step {step!r} is done first, its artefacts are not there")
     if step == "train":
         from oodlib.encoders.settings import TrainingConfig
@@ -324,3 +327,4 @@ def _before(run: Run, step: str, data_root: str) -> None:
         embed_step(run, **parameters, data_root=data_root)
     else:
         cluster_step(run, **parameters, data_root=data_root)
+    return run
