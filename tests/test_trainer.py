@@ -15,7 +15,7 @@ from torch import nn
 
 from oodlib.data import ImageSet, decoding, load_images
 from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, knn_accuracy, training
-from oodlib.encoders import encoder as encoders
+from oodlib.encoders import architectures as encoders, loader
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
 from oodlib.encoders.training import make_trainer, train
@@ -272,11 +272,11 @@ def test_without_a_compiler_one_sentence_says_what_to_do(few, monkeypatch, tmp_p
 def test_processes_on_one_machine_share_its_cores_among_their_workers(monkeypatch, cores, processes, n):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert trainer_module.n_workers() == n
+    assert loader.n_workers() == n
 
 
 def in_a_worker():
-    trainer_module._start_worker(0)
+    loader._start_worker(0)
     handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os._exit(not (decoding.n_threads == 1 and handlers == {signal.SIG_IGN}))
 

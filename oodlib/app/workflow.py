@@ -22,8 +22,9 @@ from oodlib.clustering.clusters import cluster
 from oodlib.data.folders import MAX_SIDE
 from oodlib.data.sets import ImageSet
 from oodlib.device import default_device
+from oodlib.encoders.architectures import check_arch, pretrained_config
 from oodlib.encoders.embedding import embed_images
-from oodlib.encoders.encoder import Encoder, EncoderSpec, check_arch, pretrained_config
+from oodlib.encoders.encoder import Encoder, EncoderSpec
 from oodlib.encoders.epoch import Trainer, print_header
 from oodlib.encoders.foreign_weights import encoder_of_state, has_small_stem, own_encoder, read_state, set_classifier
 from oodlib.encoders.settings import TrainingConfig

@@ -133,8 +133,9 @@ def embed_step(
     run: Run, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int = 0, data_root: str = ""
 ) -> Run:
     """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
+    from oodlib.data.splits import split_calibration
     from oodlib.encoders.encoder import load_encoder
-    from oodlib.encoders.training import snapshots_of, split_calibration
+    from oodlib.encoders.training import snapshots_of
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
     ready(run, "train", data_root)
