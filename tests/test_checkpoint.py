@@ -25,6 +25,7 @@ from oodlib.files import read_tensors, write_tensors
 from oodlib.study import Run
 from oodlib.study.steps import train_step
 
+SLOW_TO_IMPORT = ["sklearn.datasets", "torch._dynamo", "pytest"]
 TINY = TrainingConfig(  # six steps in all, of the smallest network
     **PLAIN
     | {"arch": "airbench_4_8_8", "epochs": 3, "batch_size": 32, "input_size": 16, "warmup_epochs": 1, "jitter": 0.4}
@@ -123,7 +124,7 @@ def train_until(n_steps, config, images, folder):
 def processes():
     """A context whose processes start at once, with oodlib imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.encoders.training", "oodlib.study.steps", "pytest"])
+    context.set_forkserver_preload(["oodlib.study.steps", "oodlib.encoders.training", *SLOW_TO_IMPORT])
     return context
 
 
@@ -225,11 +226,11 @@ def ends(folder):
 
 
 def test_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
-    config = replace(RECIPE, epochs=40, snapshot_epochs=1)
+    config = replace(RECIPE, epochs=24, snapshot_epochs=1)
     history = train(config, few, tmp_path / "undisturbed")[1]
     epoch = max(row["seconds"] for row in history[1:])
     draw, kills, folder = random.Random(0), 0, tmp_path / "killed"
-    while kills < 6:
+    while kills < 5:
         process = processes.Process(target=train_few, args=(config, folder))
         reached = len(list((folder / SNAPSHOTS).glob("0*"))) if kills else 0
         process.start()

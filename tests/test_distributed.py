@@ -173,7 +173,7 @@ def folder(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.encoders.training"])
+    context.set_forkserver_preload(["oodlib.encoders.training", "sklearn.datasets", "torch._dynamo", "pytest"])
     processes = [context.Process(target=one_of_two, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:
         process.start()
