@@ -16,7 +16,7 @@ from oodlib.plots.saving import MAX_WIDTH, PNG_DPI
 from oodlib.plots.style import COLORS
 from oodlib.report.ranks import ranking
 from oodlib.report.results import ranked
-from oodlib.separation import METRICS, global_separation
+from oodlib.separation import PAIR_METRICS, global_separation
 from oodlib.study import Run
 from oodlib.study.tables import id_embeddings
 
@@ -266,7 +266,7 @@ def test_separation_curves_of_a_run_are_those_of_its_training_embeddings(studied
     assert titles(figure) == ["metric = euclidean", "metric = cosine"]
     data = id_embeddings(run)["train"]
     kept = pd.read_csv(run.path / "clusters.csv").query("clustering == 'labels' and cluster != 'all'")
-    for axis, metric, name in zip(figure.axes, METRICS, ("", "_cosine"), strict=True):
+    for axis, metric, name in zip(figure.axes, PAIR_METRICS, ("", "_cosine"), strict=True):
         lines = [line.get_xydata() for line in axis.lines if len(line.get_xdata())]
         expected = [global_separation(data["z"], data["y"], fraction, metric) for fraction in (0.2, 0.6, 1.0)]
         assert [list(line[:, 0]) for line in lines] == [[0.2, 0.6, 1.0]] * 7

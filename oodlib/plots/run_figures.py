@@ -11,7 +11,7 @@ from oodlib.data.sets import ImageSet, prepare
 from oodlib.plots.factor_figures import fraction_figure
 from oodlib.plots.figures import draw_projection
 from oodlib.plots.thumbnails import show_images
-from oodlib.separation import METRICS, separation_curve
+from oodlib.separation import PAIR_METRICS, separation_curve
 from oodlib.study.run import Run
 from oodlib.study.tables import id_embeddings
 
@@ -106,7 +106,8 @@ def separation_curves_figure(run: Run, fractions: tuple[float, ...] = (0.05, 0.1
     """Draw the global separation of the run's classes against the fraction of distances it counts, by both metrics."""
     data = id_embeddings(run)["train"]
     curves = {
-        metric: separation_curve(data["z"], data["y"], fractions, metric, max_samples=N_JUDGED) for metric in METRICS
+        metric: separation_curve(data["z"], data["y"], fractions, metric, max_samples=N_JUDGED)
+        for metric in PAIR_METRICS
     }
     rows = [
         {"metric": metric, "fraction": fraction, "cluster": cluster, "value": value}

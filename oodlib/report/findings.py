@@ -70,21 +70,18 @@ def mistake_table(results: Results) -> pd.DataFrame:
     """Return what mistakes of earlier code would change, in points of AUROC or FPR95, mean ± sd over runs, with n.
 
     One row a mistake, ID set and detector, over the runs of all objectives; near and far sets apart, each averaged
-    within a run first. Some mistakes come from step 04, on the first 2,000 images of each set, and two are columns of
-    metrics.csv: the AUROC of a class-wise curve without end points, and FPR95 with OOD as positive.
+    within a run first. Some mistakes come from step 04, on the first 2,000 images of each set, and one is a column of
+    metrics.csv: FPR95 with OOD as positive.
     """
     decisions = results.decisions
     groups = decisions[["run", "ood_dataset", "group"]].drop_duplicates()
     ablations = results.ablations.assign(detector="labels/" + results.ablations.distance)
     ablations = ablations.merge(groups, on=["run", "ood_dataset"])
-    truncated = decisions[decisions.auroc_101.notna()]
-    truncated = truncated.assign(mistake="truncated curve, AUROC", right=truncated.auroc, wrong=truncated.auroc_101)
     swapped = decisions[decisions.threshold == "global"]
     swapped = swapped.assign(mistake="OOD as positive, FPR95", right=swapped.fpr95, wrong=swapped.fpr95_ood_positive)
     kept = ["labels/cosine", "labels/mahalanobis"]
-    truncated, swapped = (part[part.base.isin(kept)] for part in (truncated, swapped))
-    by_cluster = truncated.assign(detector=truncated.base + "/per-cluster")
-    rows = pd.concat([ablations, by_cluster, swapped.assign(detector=swapped.base)])
+    swapped = swapped[swapped.base.isin(kept)]
+    rows = pd.concat([ablations, swapped.assign(detector=swapped.base)])
     rows = rows.assign(change=100 * (rows.wrong - rows.right), right=100 * rows.right)
     rows["mistake"] = pd.Categorical(rows.mistake, list(dict.fromkeys(rows.mistake)), ordered=True)
     keys = ["mistake", "id_dataset", "detector"]

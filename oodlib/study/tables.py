@@ -6,8 +6,8 @@ import pandas as pd
 from oodlib.clustering.collapse import alignment, id_ood_separation
 from oodlib.encoders.embedding import linear_probe, load_embeddings
 from oodlib.scoring.distances import fit_distances, nearest_cluster
-from oodlib.scoring.evaluation import interval_rows
-from oodlib.scoring.product import RunEmbeddings, Scored
+from oodlib.scoring.evaluation import Scored, interval_rows
+from oodlib.scoring.product import RunEmbeddings
 from oodlib.scoring.thresholds import conformal_threshold, rate_band, realised_by_cluster, realised_rates
 from oodlib.selective import risk_coverage
 from oodlib.study.run import Run
