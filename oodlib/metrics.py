@@ -70,39 +70,13 @@ def auroc_interval(id_scores, ood_scores, level: float = 0.95) -> tuple[float, f
     z = normal_quantile(level)
     id_counts, ood_counts = _count(id_scores, ood_scores)
     n, m = int(id_counts.sum()), int(ood_counts.sum())
-    _check_two(n, m)
+    if min(n, m) < 2:
+        raise ValueError(f"DeLong needs 2 ID and 2 OOD scores at least, got {n} and {m}")
     value, variance = delong(id_counts, ood_counts)
     if variance == 0:
         return zero_variance_interval(value, 0.0, 1.0, min(n, m), level)
     logit, half = math.log(value / (1 - value)), z * math.sqrt(variance) / (value * (1 - value))
     return 1 / (1 + math.exp(half - logit)), 1 / (1 + math.exp(-half - logit))
-
-
-def auroc_difference_interval(
-    id_scores_a, ood_scores_a, id_scores_b, ood_scores_b, level: float = 0.95
-) -> tuple[float, float, float, float]:
-    """Return (difference, low, high, p_value) of AUROC(a) - AUROC(b), two detectors on the same images.
-
-    Paired DeLong: row i of both is the same image, n and m at least 2. The difference and its interval are in [-1, 1],
-    the p-value is two-sided. Where the variance estimate is zero, interval and p-value are conservative as in
-    `auroc_interval`, the p-value of difference 0 is 1. Raises ValueError for different lengths or a level outside
-    (0, 1). DeLong et al. 1988.
-    """
-    z = normal_quantile(level)
-    value_a, id_a, ood_a = _placements(id_scores_a, ood_scores_a)
-    value_b, id_b, ood_b = _placements(id_scores_b, ood_scores_b)
-    n, m = id_a.size, ood_a.size
-    if (n, m) != (id_b.size, ood_b.size):
-        sizes = f"got {n} and {id_b.size} ID, {m} and {ood_b.size} OOD scores"
-        raise ValueError(f"both detectors must score the same images: {sizes}")
-    difference = value_a - value_b
-    variance = (id_a - id_b).var(ddof=1) / (4 * m * m * n) + (ood_a - ood_b).var(ddof=1) / (4 * n * n * m)
-    if variance == 0:
-        p_value = 1.0 if difference == 0 else min(1.0, 2 * (1 + abs(difference)) ** -min(n, m))
-        return difference, *zero_variance_interval(difference, -1.0, 1.0, min(n, m), level), p_value
-    error = math.sqrt(variance)
-    p_value = math.erfc(abs(difference) / error / math.sqrt(2))
-    return difference, max(-1.0, difference - z * error), min(1.0, difference + z * error), p_value
 
 
 def bootstrap_interval(
@@ -225,23 +199,6 @@ def _resample(counts: np.ndarray, b: int, rng: np.random.Generator) -> np.ndarra
 def _variance(values, counts, n):
     mean = (counts * values).sum() / n
     return float((counts * (values - mean) ** 2).sum() / (n - 1))
-
-
-def _placements(id_scores, ood_scores):
-    """Return the AUROC, twice the OOD scores below each ID score (n,) and twice the ID scores above each OOD (m,)."""
-    id_scores, ood_scores = check_scores("id_scores", id_scores), check_scores("ood_scores", ood_scores)
-    n, m = id_scores.size, ood_scores.size
-    _check_two(n, m)
-    below_id, below_ood = (
-        np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")  # a tie adds one
-        for ordered, scores in ((np.sort(ood_scores), id_scores), (np.sort(id_scores), ood_scores))
-    )
-    return int(below_id.sum()) / (2 * n * m), below_id, 2 * n - below_ood
-
-
-def _check_two(n, m):
-    if min(n, m) < 2:
-        raise ValueError(f"DeLong needs 2 ID and 2 OOD scores at least, got {n} and {m}")
 
 
 METRICS = {

@@ -65,15 +65,6 @@ def augrc(scores, correct) -> float:
     return _augrc(*_right_and_wrong(scores, correct))
 
 
-def excess_aurc(scores, correct) -> float:
-    """Return AURC minus the AURC of the best score there is, which answers every right one first.
-
-    In [0, 1), lower is better, 0 where every right answer scores above every wrong one. Comparable between models of
-    different accuracy, with the exact optimum for n inputs instead of its limit. Geifman et al. 2019.
-    """
-    return aurc(scores, correct) - aurc(correct, correct)
-
-
 def oscr(id_scores, id_correct, ood_scores) -> float:
     """Return the area under the open-set classification rate curve, ties one half.
 

@@ -46,10 +46,7 @@ def joined(z, rows=None):
     return [part for part, _ in parts], np.concatenate([block for _, block in parts])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "working"),
-    [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4"), (">f4", "f4")],
-)
+@pytest.mark.parametrize(("dtype", "working"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4"), (">f4", "f4")])
 def test_blocks_hold_all_rows_in_the_working_dtype(small, stored, dtype, working):
     z = stored((10 * Z).astype(dtype))
     parts, read = joined(z)

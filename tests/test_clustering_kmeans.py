@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.metrics import adjusted_rand_score
 
 from oodlib.clustering import kmeans as module
-from oodlib.clustering.kmeans import assign, check_distinct, count_distinct, kmeans, standardize
+from oodlib.clustering.kmeans import assign, kmeans, standardize
 
 SQUARE = np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32)
 NOISE = np.random.default_rng(0).normal(size=(600, 7)).astype(np.float32)
@@ -36,14 +36,6 @@ def spherical_by_loop(z, k, rng):
 
 
 # Euclidean
-
-
-def test_two_pairs():
-    assignments, centers, inertia = kmeans(SQUARE, 2)
-    assert assignments[0] == assignments[1] != assignments[2] == assignments[3]
-    np.testing.assert_allclose(centers[assignments], [[0, 0.5], [0, 0.5], [10, 0.5], [10, 0.5]], atol=1e-6)
-    assert inertia == pytest.approx(1.0)  # 4 × 0.5²
-    assert (assignments.dtype, centers.dtype, type(inertia)) == (np.int64, np.float32, float)
 
 
 def test_one_cluster_is_the_mean_and_n_clusters_are_the_points():
@@ -104,13 +96,6 @@ def test_spherical_is_what_a_plain_loop_finds():
     assert found[2] == pytest.approx(inertia, rel=1e-5)
 
 
-def test_spherical_ignores_lengths():
-    lengths = np.random.default_rng(1).uniform(0.1, 100, size=(600, 1)).astype(np.float32)
-    (found, _, inertia), (expected, _, same) = (kmeans(z, 3, spherical=True) for z in (GROUPS * lengths, GROUPS))
-    assert adjusted_rand_score(expected, found) == 1
-    assert inertia == pytest.approx(same, rel=1e-5)
-
-
 def test_zero_vectors_have_no_say_in_spherical_centres():
     rows = [0, 300, 602]
     with_zeros = np.zeros((603, 7), np.float32)
@@ -156,14 +141,6 @@ def test_starts_that_leave_clusters_empty_still_give_all_k(monkeypatch, spherica
     monkeypatch.setattr(module, "_seed_rows", lambda x, k, n_starts, rng: np.zeros((n_starts, k), np.int64))
     assert adjusted_rand_score(GROUP, kmeans(GROUPS, 3, spherical=spherical)[0]) == 1
     assert np.bincount(kmeans(NOISE, 40, spherical=spherical)[0], minlength=40).all()
-
-
-def test_distinct_rows_are_counted_as_far_as_asked():
-    z = np.array([[0.0, 1.0], [-0.0, 1.0], [0.0, 2.0], [0.0, 1.0]])
-    assert [count_distinct(z, most) for most in (1, 2, 3)] == [1, 2, 2]
-    check_distinct(z, 2)
-    with pytest.raises(ValueError, match="K = 3 is larger than the number of distinct images, 2"):
-        check_distinct(z, 3, "images")
 
 
 # Seeds

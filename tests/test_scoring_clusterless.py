@@ -161,14 +161,6 @@ def test_outlier_exposure_is_the_log_odds_of_gaussians(n_known):
     np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_without_outliers_the_score_is_the_log_density_of_id_up_to_a_constant():
-    scores = OutlierExposureDetector().fit(Z, Y).score_samples(BOTH)
-    covariance = sum(np.cov(Z[c == Y], rowvar=False, bias=True) / C for c in range(C))
-    log_densities = [stats.multivariate_normal(Z[c == Y].mean(axis=0), covariance).logpdf(BOTH) for c in range(C)]
-    differences = scores - special.logsumexp(log_densities, axis=0)
-    np.testing.assert_allclose(differences, differences[0], rtol=1e-9)
-
-
 def test_seen_outliers_help_and_more_of_them_more():
     """The outliers are ID images moved by half a standard deviation in every dimension."""
 

@@ -24,7 +24,6 @@ from oodlib.scoring import (
     Distance,
     KNNDetector,
     OutlierExposureDetector,
-    Threshold,
     ViMDetector,
     nearest_cluster,
     nearest_clusters,
@@ -104,18 +103,6 @@ def test_score_is_minus_the_distance_to_the_nearest_of_the_three(clustering):
     means = np.stack([Z[k == Y].mean(axis=0, dtype=np.float64) for k in range(3)])
     expected = -((ID[:, None].astype(np.float64) - means) ** 2).sum(axis=2).min(axis=1)
     np.testing.assert_allclose(detector.score_samples(ID), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_blocks_do_not_matter(distance, monkeypatch):
-    state = fit_distances([distance], Z.astype(np.float64), Y, 3)[distance]
-    scores, nearest = nearest_cluster(ID, distance, state)
-    assert np.array_equal(nearest, ID_Y)
-    for block in (1, 150):
-        monkeypatch.setattr(arrays, "ROWS", block)
-        parts, nearest_in_parts = nearest_cluster(ID, distance, state)
-        np.testing.assert_allclose(parts, scores, rtol=1e-9, atol=1e-12)
-        assert np.array_equal(nearest_in_parts, nearest)
 
 
 def test_several_distances_at_once_are_each_alone_from_one_measurement(monkeypatch):
@@ -215,11 +202,6 @@ def test_every_class_keeps_embeddings_when_some_are_held_out():
         )
 
 
-def test_labels_stay_with_their_embeddings_when_some_are_held_out():
-    detector = build(clustering="labels", distance="euclidean", threshold="conformal").fit(Z, Y)
-    assert (nearest_cluster(ID, "euclidean", detector.state_)[1] == ID_Y).all()
-
-
 def test_too_few_calibration_images_reject_nothing():
     detector = build(clustering="labels", threshold="conformal")
     said = r"^nothing is rejected: there are 18 calibration images, and alpha = 0.05 takes 19$"
@@ -230,14 +212,6 @@ def test_too_few_calibration_images_reject_nothing():
     with warnings.catch_warnings(action="error"):
         assert (detector.predict(OOD) == 1).all()
         assert (detector.fit(Z, Y, CALIBRATION[:19]).predict(OOD) == -1).all()
-
-
-@pytest.mark.parametrize("threshold", ["global", "per-cluster", "mine"])
-def test_only_a_threshold_that_rejects_nothing_for_want_of_calibration_images_warns(monkeypatch, threshold):
-    own = Threshold(lambda scores, nearest, n_clusters, alpha: float(scores.min()), held_out=True)
-    monkeypatch.setitem(THRESHOLDS, "mine", own)
-    with warnings.catch_warnings(action="error"):
-        build(clustering="labels", threshold=threshold).fit(Z[:60], Y[:60], CALIBRATION[:6])
 
 
 # Thresholds within clusters, and p-values
@@ -349,14 +323,6 @@ def test_knn_is_brute_force(k, dtype):
     # on the training embeddings, each without itself
     left_out = [-kth_distances(exact[i : i + 1], np.delete(exact, i, axis=0), k)[0] for i in range(300)]
     assert detector.offset_ == pytest.approx(np.sort(left_out)[29], abs=1e-4)  # j = ⌊0.1 · 301⌋ = 30
-
-
-def test_knn_tells_another_axis_and_ignores_lengths_and_labels():
-    detector = KNNDetector(10).fit(Z, Y)
-    assert (detector.predict(OOD) == -1).all()
-    assert (detector.predict(ID) == 1).mean() > 0.85
-    np.testing.assert_allclose(detector.score_samples(3 * ID), detector.score_samples(ID), rtol=0, atol=2e-6)
-    assert detector.score_samples(np.zeros((1, 6))) == pytest.approx(-1, abs=1e-6)  # a zero vector is at 1 of all
 
 
 # Refusals

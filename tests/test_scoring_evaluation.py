@@ -124,15 +124,6 @@ def test_rows_and_columns():
         assert row["oscr"] <= row["auroc"]
 
 
-def test_thresholds_are_those_that_are_named():
-    scored = draw_scored()
-    some = list(evaluate(scored, ["near"], CORRECT, ALPHA, ["global", "conformal-cluster"]))
-    rows = rows_of(scored)
-    assert [row["threshold"] for row in some] == ["global", "conformal-cluster"]
-    for row in some:
-        np.testing.assert_equal(row, rows["near", row["threshold"]])
-
-
 def test_a_detector_without_clusters_has_two_thresholds():
     scored = draw_scored()
     rows = list(evaluate(Scored("none", 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
@@ -156,19 +147,6 @@ def test_one_threshold_for_all_comes_from_training_or_calibration():
             assert row["ood_rejected"] == (scored.scores[ood] < limit).mean()
             assert row["auroc"] == ood_metrics(scored.scores["test"], scored.scores[ood])["auroc"]
     assert rows["near", "global"]["id_rejected"] > rows["near", "conformal"]["id_rejected"]
-
-
-def test_an_image_that_ties_with_the_threshold_is_kept():
-    nineteen = np.arange(1.0, 20)  # two of 20 may be rejected: the threshold is 2
-    scores = {
-        "train": nineteen,
-        "calibration": nineteen,
-        "test": np.array([1.0, 2, 3, 4]),
-        "near": np.array([2.0, 1.9]),
-    }
-    nearest = {name: np.zeros(len(s), dtype=int) for name, s in scores.items()}
-    rows = list(evaluate(Scored("one", 1, "euclidean", scores, nearest), ["near"], np.ones(4, dtype=bool), ALPHA))
-    assert [(row["id_rejected"], row["ood_rejected"]) for row in rows] == [(1 / 4, 1 / 2)] * 4
 
 
 def shares_below(scored: Scored, split: str, name: str) -> np.ndarray:
@@ -240,10 +218,3 @@ def test_resampled_intervals_are_the_bootstraps_of_metrics_and_of_aurc_and_augrc
         assert rows[name]["value"] == measure(scores, answers)
         assert (rows[name]["low"], rows[name]["high"]) == interval(scores, answers, 50)
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
-
-
-def test_one_ood_image_has_a_bootstrap():
-    inside, _, correct = draw_scores()
-    rows = list(interval_rows(inside, np.array([0.05]), correct, 20))
-    assert len(rows) == 6
-    assert all(0 <= row["low"] <= row["high"] <= 1 for row in rows)

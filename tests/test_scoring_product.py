@@ -1,6 +1,5 @@
 """The whole product against detectors that are fitted one by one, on small Gaussian embeddings."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -275,11 +274,6 @@ def test_numbers_below_one_are_refused_before_anything_is_computed(data, n_neigh
         next(all_scores(data, {}, ["cosine"], n_neighbors, known))
 
 
-def test_unknown_distances_name_the_known_ones(data):
-    with pytest.raises(ValueError, match=re.escape(f"unknown distance 'manhattan'; known: {', '.join(DISTANCES)}")):
-        next(all_scores(data, assign(data), ["cosine", "manhattan"], N_NEIGHBORS, []))
-
-
 def test_nothing_is_fitted_on_test_or_ood_embeddings(data):
     """Other test and OOD embeddings leave the scores of the sets that stay the same as they were."""
     other = replace(data, test=draw(N_TEST, 3, 9, shift=50), ood={**data.ood, "near": draw(80, 4, 9, shift=-40)})
@@ -293,17 +287,3 @@ def test_nothing_is_fitted_on_test_or_ood_embeddings(data):
             np.testing.assert_array_equal(one.scores[name], two.scores[name])
         if one.nearest is not None:
             assert not np.array_equal(one.scores["near"], two.scores["near"])
-
-
-def test_a_set_may_hold_one_image(data):
-    def first(part: Embedded, n: int) -> Embedded:
-        return Embedded(part.z[:n], part.y[:n], part.logits[:n])
-
-    small = replace(data, ood={"near": first(data.ood["near"], 1), "far": first(data.ood["far"], 2)})
-    for scored in all_scores(small, assign(data), list(DISTANCES), N_NEIGHBORS, [1]):
-        if scored.seen:
-            assert scored.scores == {}  # of one image and of two nothing, or nothing unseen, is left to score
-            continue
-        assert (len(scored.scores["near"]), len(scored.scores["far"])) == (1, 2)
-        for row in evaluate(scored, ["near", "far"], np.ones(N_TEST, dtype=bool), ALPHA):
-            assert 0 <= row["auroc"] <= 1

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oodlib.data.bundled import BUNDLED
-from oodlib.files import resolve
 from oodlib.data.folders import FolderImages, Images, read_folder
 from oodlib.data.stored import TORCHVISION, fetch, read_npz
+from oodlib.files import resolve
 
 if TYPE_CHECKING:
     import torch

@@ -39,12 +39,7 @@ def check_rules(rules: list[str]) -> None:
 
 
 def choice_table(
-    data: RunEmbeddings,
-    rules: list[str],
-    clusterings: list[Key],
-    distances: list[str],
-    n_neighbors: int,
-    seed: int = 0,
+    data: RunEmbeddings, rules: list[str], clusterings: list[Key], distances: list[str], n_neighbors: int, seed: int = 0
 ) -> pd.DataFrame:
     """Return the AUROC of every detector against the unknowns of each rule of RULES, a mean over the left-out parts.
 

@@ -13,13 +13,7 @@ import numpy as np
 from oodlib.arrays import check_scores
 from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, count_groups
 from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values
-from oodlib.selective import (
-    ERROR_METRICS,
-    augrc_interval,
-    aurc_interval,
-    error_auroc_interval,
-    oscr_interval,
-)
+from oodlib.selective import ERROR_METRICS, augrc_interval, aurc_interval, error_auroc_interval, oscr_interval
 
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
 
@@ -41,11 +35,7 @@ class Scored:
 
 
 def evaluate(
-    scored: Scored,
-    ood_sets: list[str],
-    correct: np.ndarray,
-    alpha: float,
-    thresholds: Sequence[str] = (),
+    scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float, thresholds: Sequence[str] = ()
 ) -> Iterator[dict]:
     """Yield one row for every OOD set and threshold of a detector.
 
