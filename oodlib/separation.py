@@ -1,30 +1,21 @@
-"""Embeddings and their clusters in; how good the clusters are, per cluster and over all, out.
+"""Separation and purity: how good clusters of embeddings are, each by itself and all together.
 
-The per-cluster measures return one float64 number for each of the K distinct assignments, in increasing label order.
-Assignments and labels are integers >= 0 (-1 means unknown and raises), embeddings must be finite; both may be arrays or
-torch tensors. What compares clusters is nan where there is but one. `max_samples` keeps a stratified sample: about that
-many rows, drawn without replacement in proportion to the cluster sizes, at least two of each cluster (or the one it
-has); None keeps all.
+The measures of each cluster are (K,) float64, one number for each of the K distinct assignments in increasing order.
+Embeddings z (n, d) must be finite, assignments and labels (n,) integers >= 0 (-1 means unknown and raises ValueError);
+all may be arrays or torch tensors. What compares clusters is nan where there is but one. `max_samples` keeps a
+stratified sample: about that many rows, drawn without replacement in proportion to the cluster sizes, at least two of
+each cluster (or the one it has); None keeps all.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from oodlib.arrays import to_unit_norm
-from oodlib.clustering.collapse import (
-    cdnv,
-    check_embeddings,
-    check_labels,
-    compactness,
-    dispersion,
-    neural_collapse,
-    rankme,
-    uniformity,
-)
+from oodlib.arrays import check_labels, check_rows, to_unit_norm
+from oodlib.clustering.collapse import cdnv, compactness, dispersion, neural_collapse, rankme, uniformity
 from oodlib.clustering.pair_distances import mean_distances
 
-METRICS = ("euclidean", "cosine")
+PAIR_METRICS = ("euclidean", "cosine")
 
 
 def global_separation(
@@ -59,11 +50,11 @@ def separation_curve(
     seed: int = 0,
 ) -> np.ndarray:
     """Return `global_separation` at several fractions, (len(fractions), K), from one computation of the distances."""
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if metric not in PAIR_METRICS:
+        raise ValueError(f"metric must be one of {', '.join(PAIR_METRICS)}, got {metric!r}")
     if len(fractions) == 0 or not all(0 < fraction <= 1 for fraction in fractions):
         raise ValueError(f"a fraction must lie in (0, 1], got {', '.join(map(str, fractions)) or 'none'}")
-    z = check_embeddings("z", z)
+    z = _as_float64(z)
     members = _sample(_members("assignments", assignments, len(z)), max_samples, seed)
     if len(members) == 1:
         return np.full((len(fractions), 1), np.nan)
@@ -95,7 +86,7 @@ def local_purity(z, y, n_neighbors: int = 10, max_samples: int | None = None, se
     averaged over; their neighbours are looked for among all. Raises ValueError unless 1 <= n_neighbors < n.
     Bojchevski, Matkovic and Günnemann 2017.
     """
-    z = _standard(check_embeddings("z", z))
+    z = _standard(_as_float64(z))
     _, codes = check_labels("y", y, len(z))
     if not 1 <= n_neighbors < len(z):
         raise ValueError(f"n_neighbors must lie in [1, n - 1] = [1, {len(z) - 1}], got {n_neighbors}")
@@ -112,63 +103,35 @@ def local_purity(z, y, n_neighbors: int = 10, max_samples: int | None = None, se
     return float(longest.mean() / (n_neighbors + 1))
 
 
-def partition_agreement(assignments, y) -> dict[str, float]:
-    """Return nmi (normalised mutual information, arithmetic mean) and ari (adjusted Rand index) of two partitions.
-
-    assignments (n,) int, y (n,) int. nmi in [0, 1], ari in [-0.5, 1], larger is better, ari 0 at chance.
-    """
-    _, codes = check_labels("assignments", assignments, len(assignments))
-    _, class_codes = check_labels("y", y, len(codes))
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    ari = adjusted_rand_score(class_codes, codes)
-    return {"nmi": float(normalized_mutual_info_score(class_codes, codes)), "ari": float(ari)}
-
-
-def silhouette(z, assignments, max_samples: int | None = None, seed: int = 0) -> float:
-    """Return the mean silhouette coefficient, in [-1, 1], larger is better (Rousseeuw 1987).
-
-    z (n, d), assignments (n,) int. nan unless there are at least two clusters and one of them has two members.
-    """
-    return _index("silhouette_score", z, assignments, max_samples, seed)
-
-
-def davies_bouldin(z, assignments) -> float:
-    """Return the Davies-Bouldin index, at least 0, smaller is better; nan where `silhouette` is."""
-    return _index("davies_bouldin_score", z, assignments)
-
-
-def calinski_harabasz(z, assignments) -> float:
-    """Return the Calinski-Harabasz index, at least 0, larger is better; nan where `silhouette` is."""
-    return _index("calinski_harabasz_score", z, assignments)
-
-
 def cluster_quality(z, assignments, y=None, max_samples: int | None = 10_000, seed: int = 0) -> list[dict]:
     """Return all measures of a clustering as rows with cluster, size, measure, value.
 
-    z (n, d), assignments (n,) int, y (n,) int labels or None. Per cluster (cluster = its label, size = its members):
-    global_separation, global_separation_cosine, with y cluster_purity. Overall (cluster "all", size n): silhouette,
-    davies_bouldin, calinski_harabasz, cdnv, nc1, nc2_norms, nc2_angles, dispersion, compactness of the clusters, with
-    y nmi and ari. max_samples holds for the Euclidean separation and the silhouette, the rest is over all n.
+    Per cluster (cluster = its label, size = its members): global_separation, global_separation_cosine, with y
+    cluster_purity. Overall (cluster "all", size n): silhouette (Rousseeuw 1987), davies_bouldin, calinski_harabasz,
+    cdnv, nc1, nc2_norms, nc2_angles, dispersion, compactness of the clusters, with y nmi (normalised mutual
+    information) and ari (adjusted Rand index). max_samples holds for the Euclidean separation and the silhouette, the
+    rest is over all n.
     """
-    z = check_embeddings("z", z)
+    z = _as_float64(z)
     labels, codes = check_labels("assignments", assignments, len(z))
     per_cluster = {
         "global_separation": global_separation(z, codes, max_samples=max_samples, seed=seed),
         "global_separation_cosine": global_separation(z, codes, metric="cosine"),
     }
     overall = {
-        "silhouette": silhouette(z, codes, max_samples, seed),
-        "davies_bouldin": davies_bouldin(z, codes),
-        "calinski_harabasz": calinski_harabasz(z, codes),
+        **_indices(z, codes, max_samples, seed),
         "cdnv": cdnv(z, codes),
         **neural_collapse(z, codes),
         "dispersion": dispersion(z, codes),
         "compactness": compactness(z, codes),
     }
     if y is not None:
+        from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
         per_cluster["cluster_purity"] = cluster_purity(codes, y)
-        overall |= partition_agreement(codes, y)
+        _, classes = check_labels("y", y, len(z))
+        overall["nmi"] = float(normalized_mutual_info_score(classes, codes))
+        overall["ari"] = float(adjusted_rand_score(classes, codes))
     rows = [
         {"cluster": int(label), "size": int(size), "measure": measure, "value": float(value)}
         for measure, values in per_cluster.items()
@@ -183,7 +146,7 @@ def embedding_quality(z, y, n_neighbors: int = 10, max_samples: int | None = 10_
     z (n, d), y (n,) int labels. max_samples (stratified by y) holds for all three. Computed once a run, not once a
     clustering.
     """
-    z = check_embeddings("z", z)
+    z = _as_float64(z)
     sample = z[np.concatenate(_sample(_members("y", y, len(z)), max_samples, seed))]
     purity = local_purity(z, y, n_neighbors, max_samples, seed)
     return _overall_rows(len(z), {"local_purity": purity, "rankme": rankme(sample), "uniformity": uniformity(sample)})
@@ -217,14 +180,22 @@ def _standard(z):
     return z / (np.sqrt((z**2).sum(axis=1).mean()) or 1.0)
 
 
-def _index(name, z, assignments, max_samples=None, seed=0) -> float:
-    z = check_embeddings("z", z)
-    members = _sample(_members("assignments", assignments, len(z)), max_samples, seed)
-    sizes = [len(rows) for rows in members]
-    if not 1 < len(members) < sum(sizes):
-        return np.nan
+def _indices(z, codes, max_samples, seed) -> dict[str, float]:
+    """Return scikit-learn's indices; nan unless there are two clusters, and one of them has two members."""
     from sklearn import config_context, metrics
 
-    z = _standard(z[np.concatenate(members)])
-    with config_context(working_memory=64):  # MB a block of distances, 1024 by default
-        return float(getattr(metrics, name)(z, np.repeat(np.arange(len(sizes)), sizes)))
+    def index(name: str, max_samples: int | None = None) -> float:
+        members = _sample(_members("assignments", codes, len(z)), max_samples, seed)
+        sizes = [len(rows) for rows in members]
+        if not 1 < len(members) < sum(sizes):
+            return np.nan
+        standard, assigned = _standard(z[np.concatenate(members)]), np.repeat(np.arange(len(sizes)), sizes)
+        with config_context(working_memory=64):  # MB a block of distances, 1024 by default
+            return float(getattr(metrics, f"{name}_score")(standard, assigned))
+
+    names = ("davies_bouldin", "calinski_harabasz")
+    return {"silhouette": index("silhouette", max_samples)} | {name: index(name) for name in names}
+
+
+def _as_float64(z) -> np.ndarray:
+    return check_rows("z", z).astype(np.float64, copy=False)

@@ -11,16 +11,12 @@ from sklearn import metrics
 from oodlib import separation
 from oodlib.clustering import pair_distances
 from oodlib.separation import (
-    calinski_harabasz,
     cluster_purity,
     cluster_quality,
-    davies_bouldin,
     embedding_quality,
     global_separation,
     local_purity,
-    partition_agreement,
     separation_curve,
-    silhouette,
 )
 
 LINE = np.array([[0.0], [2.0], [10.0], [14.0]])  # within: 2 and 4; across: 8, 10, 12, 14
@@ -64,7 +60,7 @@ def separation_by_loops(z, assignments, fraction, metric, include_self):
 
 @pytest.mark.parametrize("include_self", [False, True])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("fraction", [0.01, 0.35, 0.8, 1.0])
+@pytest.mark.parametrize("fraction", [0.01, 0.35, 1.0])
 def test_global_separation_is_the_plain_loop(fraction, metric, include_self):
     z, assignments = blobs()
     expected = separation_by_loops(z, assignments, fraction, metric, include_self)
@@ -82,12 +78,6 @@ def test_global_separation_counted_by_hand():
     np.testing.assert_allclose(global_separation([[0], [2], [1], [3]], PAIRS), [-0.25, -0.25], rtol=1e-14)
 
 
-def test_global_separation_cosine_counted_by_hand():
-    z = np.array([[1, 0], [0, 5], [-2, 0], [-1, 0]])  # within: 1 and 0; across: 2, 2, 1, 1
-    np.testing.assert_allclose(global_separation(z, PAIRS, metric="cosine"), [1 / 3, 1], atol=1e-15)
-    np.testing.assert_allclose(global_separation(z, PAIRS, 0.5, "cosine"), [0, 1], atol=1e-15)
-
-
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 @pytest.mark.parametrize("include_self", [False, True])
 def test_a_zero_row_is_at_cosine_distance_1_of_every_other_row(fraction, include_self):
@@ -102,12 +92,6 @@ def test_a_zero_row_is_at_cosine_distance_1_of_every_other_row(fraction, include
     }[fraction, include_self]
     expected = [(means[2] - within) / max(means[2], within) for within in means[:2]]
     np.testing.assert_allclose(found, expected, atol=1e-14)
-
-
-def test_clusters_come_in_increasing_label_order():
-    order = np.array([2, 0, 3, 1])
-    found = global_separation(LINE[order], np.array([9, 9, 4, 4])[order])
-    np.testing.assert_allclose(found, [7 / 11, 9 / 11], rtol=1e-14)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -128,13 +112,13 @@ def test_a_fraction_keeps_its_floor_and_at_least_one_distance():
     np.testing.assert_allclose(across, [114, 114, 100], rtol=1e-12)
 
 
-@pytest.mark.parametrize("block", [1, 37, 400])
+@pytest.mark.parametrize("block", [1, 400])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_small_blocks_change_nothing(monkeypatch, block, metric):
     z, assignments = blobs()
     direct = separation_curve(z, assignments, (0.3, 1.0), metric)
     alone = global_separation(z, assignments, metric=metric)
-    monkeypatch.setattr(pair_distances, "BLOCK", block)
+    monkeypatch.setattr(pair_distances, "PAIRS", block)
     np.testing.assert_allclose(separation_curve(z, assignments, (0.3, 1.0), metric), direct, rtol=0, atol=1e-13)
     np.testing.assert_allclose(global_separation(z, assignments, metric=metric), alone, rtol=0, atol=1e-13)
 
@@ -166,19 +150,18 @@ def test_what_is_found_in_passes_is_what_sorting_finds(monkeypatch, metric, incl
     z = z / np.linalg.norm(z, axis=1, keepdims=True) if metric == "cosine" else z
     plain = pair_distances.mean_distances(z, sizes, fractions, metric, include_self)
     for held in (10**9, 300):  # all of a pair of clusters at once, then in passes
-        for name, value in (("BLOCK", 200), ("HELD", held), ("BITS", bits)):
+        for name, value in (("PAIRS", 200), ("HELD", held), ("BITS", bits)):
             monkeypatch.setattr(pair_distances, name, value)
         found = pair_distances.mean_distances(z, sizes, fractions, metric, include_self)
         np.testing.assert_allclose(found, plain, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(found, sorted_means(z, sizes, fractions, metric, include_self), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("include_self", [False, True])
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize(("metric", "include_self"), [("euclidean", False), ("cosine", True)])
 def test_memory_does_not_grow_with_the_pairs(monkeypatch, metric, include_self):
     z, sizes = np.random.default_rng(0).normal(size=(2500, 3)), np.array([1800, 700])
     expected = pair_distances.mean_distances(z, sizes, (0.2, 0.7), metric, include_self)
-    for name, value in (("BLOCK", 2**14), ("HELD", 2**16), ("BITS", 9)):
+    for name, value in (("PAIRS", 2**14), ("HELD", 2**16), ("BITS", 9)):
         monkeypatch.setattr(pair_distances, name, value)
     tracemalloc.start()
     found = pair_distances.mean_distances(z, sizes, (0.2, 0.7), metric, include_self)
@@ -208,7 +191,7 @@ def test_duplicates_are_at_distance_zero():
     rng = np.random.default_rng(0)
     place = rng.normal(size=(2, 2048)) + 7
     z, y = np.repeat(place, [6, 3], axis=0), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    for metric in separation.METRICS:
+    for metric in separation.PAIR_METRICS:
         for fraction in (0.5, 1.0):
             np.testing.assert_array_equal(global_separation(z, y, fraction, metric), [0, 0, 1])
             np.testing.assert_array_equal(global_separation(z, y, fraction, metric, include_self=True), [0, 0, 1])
@@ -270,48 +253,14 @@ def test_local_purity_is_the_plain_loop(n_neighbors):
     assert local_purity(z * 1e-5 + 1000, y, n_neighbors) == pytest.approx(expected, abs=1e-14)
 
 
-def test_local_purity_counted_by_hand():
-    # nearest of 0 is 1, of 1 is 0, of 3 is 1, of 10 is 3: shares 1, 1, 1/2, 1
-    assert local_purity([[0.0], [1], [3], [10]], [0, 0, 1, 1], n_neighbors=1) == 3.5 / 4
-
-
 def test_local_purity_counts_the_point_itself_among_its_duplicates():
     # whichever duplicates are its neighbours, the last is with one of the other class, and others may be with it
     assert local_purity(np.ones((5, 3)), [0, 0, 0, 0, 1], n_neighbors=1) <= (4 + 1 / 2) / 5
     assert local_purity(np.ones((5, 3)), [0, 1, 2, 3, 4], n_neighbors=4) == pytest.approx(1 / 5)
 
 
-def test_local_purity_of_a_sample_looks_among_all():
-    z, y = blobs(2000)
-    assert local_purity(z, y, max_samples=800) == pytest.approx(local_purity(z, y), abs=0.02)
-
-
-def test_agreement_and_indices_are_scikit_learns():
-    z, assignments = blobs()
-    y = np.random.default_rng(1).integers(0, 3, len(z))
-    agreement = partition_agreement(assignments, y)
-    assert agreement["nmi"] == pytest.approx(metrics.normalized_mutual_info_score(y, assignments), abs=1e-14)
-    assert agreement["ari"] == pytest.approx(metrics.adjusted_rand_score(y, assignments), abs=1e-14)
-    assert partition_agreement(y, 5 * y + 1) == pytest.approx({"nmi": 1, "ari": 1})
-    for scale, shift in ((1, 0), (1e-12, 0), (1e3, 1000)):  # scikit-learn's own Davies-Bouldin is 0 at 1e-12
-        moved = z * scale + shift
-        assert silhouette(moved, assignments) == pytest.approx(metrics.silhouette_score(z, assignments), rel=1e-9)
-        assert davies_bouldin(moved, assignments) == pytest.approx(metrics.davies_bouldin_score(z, assignments))
-        expected = metrics.calinski_harabasz_score(z, assignments)
-        assert calinski_harabasz(moved, assignments) == pytest.approx(expected, rel=1e-9)
-
-
-def test_silhouette_of_a_sample_is_seeded_and_close():
-    z, assignments = blobs(2000)
-    sampled = silhouette(z, assignments, max_samples=700, seed=3)
-    assert sampled == silhouette(z, assignments, max_samples=700, seed=3)
-    assert sampled == pytest.approx(silhouette(z, assignments), abs=0.03)
-
-
-@pytest.mark.parametrize("index", [silhouette, davies_bouldin, calinski_harabasz])
-@pytest.mark.parametrize("assignments", [[2, 2, 2, 2], [0, 1, 2, 3]])
-def test_indices_are_nan_for_one_cluster_and_for_clusters_of_one(index, assignments):
-    assert math.isnan(index(LINE, assignments))
+def values_of(rows, cluster="all"):
+    return {row["measure"]: row["value"] for row in rows if row["cluster"] == cluster}
 
 
 def test_cluster_quality_has_a_row_a_cluster_and_a_row_overall():
@@ -320,29 +269,40 @@ def test_cluster_quality_has_a_row_a_cluster_and_a_row_overall():
     rows = cluster_quality(z, assignments, y)
     assert all(list(row) == ["cluster", "size", "measure", "value"] for row in rows)
     assert all(type(row["size"]) is int and type(row["value"]) is float for row in rows)
-    per_cluster = [row for row in rows if row["cluster"] != "all"]
-    assert [row["cluster"] for row in per_cluster] == [3, 7, 8, 20] * 3
-    assert [row["size"] for row in per_cluster[:4]] == np.unique(assignments, return_counts=True)[1].tolist()
-    found = {name: [row["value"] for row in per_cluster if row["measure"] == name] for name in column(per_cluster)}
-    assert found == {
-        "global_separation": global_separation(z, assignments).tolist(),
-        "global_separation_cosine": global_separation(z, assignments, metric="cosine").tolist(),
-        "cluster_purity": cluster_purity(assignments, y).tolist(),
-    }
-    overall = {row["measure"]: row["value"] for row in rows if row["cluster"] == "all"}
-    assert {row["size"] for row in rows if row["cluster"] == "all"} == {90}
+    for cluster, size, *expected in zip(
+        *np.unique(assignments, return_counts=True),
+        global_separation(z, assignments),
+        global_separation(z, assignments, metric="cosine"),
+        cluster_purity(assignments, y),
+        strict=True,
+    ):
+        assert {row["size"] for row in rows if row["cluster"] == cluster} == {size}
+        names = ("global_separation", "global_separation_cosine", "cluster_purity")
+        assert values_of(rows, cluster) == dict(zip(names, expected, strict=True))
+    overall = values_of(rows)
     assert list(overall) == OVERALL + ["nmi", "ari"]
-    assert overall["silhouette"] == silhouette(z, assignments)
-    assert overall["nmi"] == partition_agreement(assignments, y)["nmi"]
+    assert overall["nmi"] == pytest.approx(metrics.normalized_mutual_info_score(y, assignments), abs=1e-14)
+    assert overall["ari"] == pytest.approx(metrics.adjusted_rand_score(y, assignments), abs=1e-14)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e-12, 0), (1e3, 1000)])
+def test_indices_are_scikit_learns_in_any_unit(scale, shift):
+    z, assignments = blobs()
+    found = values_of(cluster_quality(z * scale + shift, assignments))
+    for name in INDICES:  # scikit-learn's own Davies-Bouldin is 0 at 1e-12
+        assert found[name] == pytest.approx(getattr(metrics, f"{name}_score")(z, assignments), rel=1e-9)
+
+
+def test_a_silhouette_of_a_sample_is_close():
+    z, assignments = blobs(1500)
+    sampled, whole = (values_of(cluster_quality(z, assignments, max_samples=n)) for n in (600, None))
+    assert sampled["silhouette"] == pytest.approx(whole["silhouette"], abs=0.03)
+    assert sampled["davies_bouldin"] == whole["davies_bouldin"]
+    assert all(math.isnan(values_of(cluster_quality(LINE, [0, 1, 2, 3]))[name]) for name in INDICES)  # clusters of one
 
 
 def column(rows):
     return dict.fromkeys(row["measure"] for row in rows)
-
-
-def test_cluster_quality_without_labels_leaves_out_what_needs_them():
-    z, assignments = blobs()
-    assert list(column(cluster_quality(z, assignments))) == ["global_separation", "global_separation_cosine", *OVERALL]
 
 
 def test_cluster_quality_of_a_single_cluster_is_nan_where_clusters_are_compared():
@@ -373,7 +333,7 @@ def test_embedding_quality_has_three_overall_rows():
         ({"fraction": 1.5}, r"a fraction must lie in \(0, 1\], got 1.5"),
         ({"max_samples": 0}, "max_samples must be at least 1, or None for all, got 0"),
         ({"z": LINE[:, 0]}, r"z must have shape \(n, d\) with n, d >= 1, got \(4,\)"),
-        ({"z": LINE * [np.nan]}, "z must be finite, got 4 of 4 rows that are not"),
+        ({"z": LINE * [np.nan]}, "z must be finite, got 4 of 4 rows with NaN or infinity"),
         ({"z": LINE.astype(str)}, "z must be real numbers"),
         ({"assignments": [0, 1, 1]}, r"assignments must have shape \(n,\), one label a row, with n = 4, got \(3,\)"),
         ({"assignments": [0.0, 0, 1, 1]}, "assignments must be integers, got dtype float64"),

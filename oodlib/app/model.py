@@ -22,9 +22,10 @@ from oodlib.data.decoding import photo_square, reason_of
 from oodlib.encoders.encoder import Encoder, load_encoder
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
-from oodlib.scoring.detectors import load_detector
 from oodlib.scoring.distances import DISTANCES, Distance
-from oodlib.scoring.references import KNNDetector, ViMDetector
+from oodlib.scoring.knn import KNNDetector
+from oodlib.scoring.loading import load_detector
+from oodlib.scoring.vim import ViMDetector
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -33,8 +33,8 @@ from oodlib.files import resolve
 from oodlib.scoring.choices import OF_NOTEBOOK, choose_candidate, rank_candidates
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector, check_alpha
+from oodlib.scoring.knn import KNNDetector
 from oodlib.scoring.product import Embedded, RunEmbeddings
-from oodlib.scoring.references import KNNDetector
 from oodlib.scoring.thresholds import images_needed, rate_band
 from oodlib.separation import cluster_purity, global_separation
 

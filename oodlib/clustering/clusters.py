@@ -1,8 +1,8 @@
-"""Clustering: training embeddings, and labels where there are any, in; a cluster for each embedding, and centres, out.
+"""Clustering: the groups of training embeddings, by their labels or without any, and the centres of the groups.
 
 Every clustering is a function (z, y, n_clusters, seed) -> assignments in CLUSTERINGS; one that rests on a mixture of
-Gaussians may return (assignments, mixture). Centres are the means of the
-members, unit vectors where the clustering works on directions; OOD data has no part in any choice.
+Gaussians may return (assignments, mixture). Centres are the means of the members, unit vectors where the clustering
+works on directions; OOD data has no part in any choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib.arrays import as_array, check_matrix, check_rows, sample_rows, to_unit_norm
+from oodlib.arrays import as_array, check_labels, check_matrix, check_rows, sample_rows, to_unit_norm
 from oodlib.clustering.gaussians import Gaussians
-from oodlib.clustering.kmeans import (
-    assign,
-    check_distinct,
-    check_n_clusters,
-    count_distinct,
-    kmeans,
-    standardize,
-)
+from oodlib.clustering.kmeans import assign, check_distinct, check_n_clusters, count_distinct, kmeans, standardize
 from oodlib.clustering.mixture import fit_mixture
 from oodlib.clustering.moments import cluster_means
 
@@ -50,7 +43,8 @@ def cluster(
     `n_clusters` is K; None takes the number of classes in y, "auto" what `choose_n_clusters` finds. "labels" (classes
     in increasing order) and "one" have a K of their own. Where labels are not needed, their values are not looked at.
     Raises ValueError for an unknown method, NaN or infinity, labels that are missing, of another length or not
-    integers >= 0, and K larger than the number of distinct embeddings (directions, if the method works on those).
+    integers >= 0 (-1 marks OOD data), and K larger than the number of distinct embeddings (directions, if the method
+    works on those).
     """
     if method not in CLUSTERINGS:
         raise ValueError(f"unknown clustering {method!r}; known: {', '.join(CLUSTERINGS)}")
@@ -61,7 +55,7 @@ def cluster(
     if method not in OWN_SIZE:
         if n_clusters is None and y is None:
             raise ValueError(f"clustering {method!r} needs n_clusters, or labels y to count the classes of")
-        n_clusters = len(_classes(y)[0]) if n_clusters is None else n_clusters
+        n_clusters = len(check_labels("labels y", y, len(z))[0]) if n_clusters is None else n_clusters
         if n_clusters == "auto":
             n_clusters = choose_n_clusters(z, method, seed=seed)
         check_n_clusters(n_clusters, len(z))
@@ -113,18 +107,10 @@ def _silhouette_of(z: np.ndarray, x: np.ndarray, method: str, seed: int) -> Call
     return silhouette
 
 
-def _classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes in increasing order, and the position (n,) of each label among them."""
-    wrong = y[y < 0] if y.dtype.kind in "iu" else y
-    if len(wrong):
-        raise ValueError(f"labels y must be integers >= 0 (-1 marks OOD data), got {wrong[0]} ({y.dtype})")
-    return np.unique(y, return_inverse=True)
-
-
 def _labels(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
     if y is None:
         raise ValueError("clustering 'labels' needs labels y")
-    return _classes(y)[1]
+    return check_labels("labels y", y, len(z))[1]
 
 
 def _one(z: np.ndarray, y: np.ndarray | None, n_clusters: int | None, seed: int) -> np.ndarray:
@@ -163,16 +149,14 @@ def _agglomerative(z: np.ndarray, y: np.ndarray | None, n_clusters: int, seed: i
     return assignments
 
 
+MIXTURES = {"gmm": "full", "gmm-tied": "tied", "gmm-diag": "diag"}  # their covariances
 CLUSTERINGS = {
     "labels": _labels,
     "one": _one,
     "kmeans": _kmeans,
     "spherical-kmeans": _spherical_kmeans,
-    "gmm": _mixture("full"),
-    "gmm-tied": _mixture("tied"),
-    "gmm-diag": _mixture("diag"),
+    **{name: _mixture(covariance) for name, covariance in MIXTURES.items()},
     "agglomerative": _agglomerative,
 }
-MIXTURES = {"gmm": "full", "gmm-tied": "tied", "gmm-diag": "diag"}
 OWN_SIZE = ("labels", "one")
 ON_DIRECTIONS = ("spherical-kmeans",)

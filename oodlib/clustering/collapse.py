@@ -1,52 +1,23 @@
-"""Embeddings and their classes in; the shape of the classes out: variance against distance, neural collapse, angles.
+"""Shape of the classes in embeddings: variance against distance, neural collapse, angles, dimensions in use.
 
-Nothing is searched or fitted here: every measure is a closed form of class means and of the embeddings around them, in
-float64. Angles are between directions from the origin, in degrees; a row of zeros stays zero and so stands at 90° from
-everything. A measure that compares classes is nan for a single class. Labels are integers >= 0: -1 means unknown.
+z is (n, d), y (n,) int: labels >= 0, -1 means unknown. Every measure is a closed form of class means and of the
+embeddings around them, in float64. Angles are between directions from the origin, in degrees; a row of zeros stays zero
+and so stands at 90° from everything. A measure that compares classes is nan for a single class. Embeddings and labels
+of another shape, and NaN, raise ValueError.
 """
 
 import numpy as np
 
-from oodlib.arrays import as_array, to_unit_norm
+from oodlib.arrays import check_labels, check_rows, to_unit_norm
 from oodlib.clustering.moments import cluster_means
 
-BLOCK = 2**20  # pairs in one block of a product over all pairs
-
-
-def check_embeddings(name: str, z) -> np.ndarray:
-    """Return z as float64 (n, d); raise ValueError, with the name, if it is not 2-d, empty or not finite."""
-    z = np.asarray(as_array(z))
-    if z.ndim != 2 or z.size == 0:
-        raise ValueError(f"{name} must have shape (n, d) with n, d >= 1, got {z.shape}")
-    if z.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be real numbers (float or int), got dtype {z.dtype}")
-    z = z.astype(np.float64, copy=False)
-    if not np.isfinite(z).all():
-        raise ValueError(
-            f"{name} must be finite, got {(~np.isfinite(z).all(axis=1)).sum()} of {len(z)} rows that are not"
-        )
-    return z
-
-
-def check_labels(name: str, y, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct labels (C,) in increasing order and the index (n,) of each row's label among them.
-
-    Raises ValueError, with the name, if y is not (n,) integers or holds a negative label, which means unknown.
-    """
-    y = np.asarray(as_array(y))
-    if y.shape != (n,) or n == 0:
-        raise ValueError(f"{name} must have shape (n,), one label a row, with n = {n or 'at least 1'}, got {y.shape}")
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got dtype {y.dtype}")
-    if y.min() < 0:
-        raise ValueError(f"{name} must be >= 0 (-1 means unknown), got {(y < 0).sum()} negative labels")
-    return np.unique(y, return_inverse=True)
+PAIRS = 2**20  # in one block of a product over all pairs
 
 
 def cdnv(z, y) -> float:
     """Return the class-distance normalised variance, the mean over class pairs of (Var_i + Var_j) / (2 |μ_i - μ_j|²).
 
-    z (n, d), y (n,) int. At least 0, smaller is better, inf where two class means coincide. Galanti et al. 2022.
+    At least 0, smaller is better, inf where two class means coincide. Galanti et al. 2022.
     """
     z, codes, means = _with_class_means(z, y)
     variances = np.bincount(codes, ((z - means[codes]) ** 2).sum(axis=1)) / np.bincount(codes)  # (C,)
@@ -63,7 +34,7 @@ def cdnv(z, y) -> float:
 def neural_collapse(z, y) -> dict[str, float]:
     """Return nc1, nc2_norms and nc2_angles, each at least 0 and 0 at full collapse (Papyan et al. 2020).
 
-    z (n, d), y (n,) int. nc1 = tr(Σ_W Σ_B⁺) / C with Σ_W the mean over samples, Σ_B the mean over classes and μ_G the
+    nc1 = tr(Σ_W Σ_B⁺) / C with Σ_W the mean over samples, Σ_B the mean over classes and μ_G the
     mean of the class means; directions in which the means spread by less than 1e-6 of their largest spread are left
     out, inf if the means coincide. nc2_norms = sd / mean of |μ_c - μ_G|; nc2_angles = mean over class pairs of
     |cos(μ_c - μ_G, μ_c' - μ_G) + 1 / (C - 1)|, nan where a class mean lies on μ_G.
@@ -92,7 +63,7 @@ def neural_collapse(z, y) -> dict[str, float]:
 def dispersion(z, y) -> float:
     """Return the mean angle between two class means of the unit-norm embeddings, in degrees.
 
-    z (n, d), y (n,) int. In [0, 180], larger is better. Ming et al. 2023; the angles, not the cosines, are averaged.
+    In [0, 180], larger is better. Ming et al. 2023; the angles, not the cosines, are averaged.
     """
     directions, _, _ = _class_directions("z", z, "y", y)
     pairs = np.triu_indices(len(directions), k=1)
@@ -102,7 +73,7 @@ def dispersion(z, y) -> float:
 def compactness(z, y) -> float:
     """Return the mean angle between a sample and its class mean of the unit-norm embeddings, in degrees.
 
-    z (n, d), y (n,) int. In [0, 180], smaller is better. Ming et al. 2023; the angles, not the cosines, are averaged.
+    In [0, 180], smaller is better. Ming et al. 2023; the angles, not the cosines, are averaged.
     """
     directions, z, codes = _class_directions("z", z, "y", y)
     return float(_degrees((z * directions[codes]).sum(axis=1)).mean())
@@ -115,7 +86,7 @@ def id_ood_separation(z_id, y_id, z_ood) -> float:
     the same for z_id. In [-180, 180], larger is better. The separability of Ming et al. 2023, in angles.
     """
     directions, z_id, _ = _class_directions("z_id", z_id, "y_id", y_id)
-    z_ood = to_unit_norm(check_embeddings("z_ood", z_ood))
+    z_ood = to_unit_norm(_as_float64("z_ood", z_ood))
     if z_ood.shape[1] != z_id.shape[1]:
         raise ValueError(f"z_id and z_ood must have the same d, got {z_id.shape[1]} and {z_ood.shape[1]}")
     nearest_id, nearest_ood = (_degrees((z @ directions.T).max(axis=1)) for z in (z_id, z_ood))
@@ -127,7 +98,7 @@ def alignment(z_a, z_b) -> float:
 
     z_a and z_b (n, d), row i the same image. In [0, 4], smaller is better. Wang and Isola 2020.
     """
-    z_a, z_b = check_embeddings("z_a", z_a), check_embeddings("z_b", z_b)
+    z_a, z_b = _as_float64("z_a", z_a), _as_float64("z_b", z_b)
     if z_a.shape != z_b.shape:
         raise ValueError(f"z_a and z_b must have one shape, row i the same image, got {z_a.shape} and {z_b.shape}")
     return float(((to_unit_norm(z_a) - to_unit_norm(z_b)) ** 2).sum(axis=1).mean())
@@ -136,14 +107,14 @@ def alignment(z_a, z_b) -> float:
 def uniformity(z) -> float:
     """Return log of the mean of exp(-2 |x - x'|²) over pairs of distinct rows, at unit norm.
 
-    z (n, d), n >= 2. In [-8, 0], smaller is better: 0 when all embeddings are one direction. Wang and Isola 2020.
+    n >= 2. In [-8, 0], smaller is better: 0 when all embeddings are one direction. Wang and Isola 2020.
     """
-    z = to_unit_norm(check_embeddings("z", z))
+    z = to_unit_norm(_as_float64("z", z))
     n = len(z)
     if n < 2:
         raise ValueError(f"uniformity needs at least 2 rows, got {n}")
     total = 0.0
-    rows = max(1, BLOCK // n)
+    rows = max(1, PAIRS // n)
     for start in range(0, n, rows):
         kernel = np.exp(4 * (z[start : start + rows] @ z[start:].T - 1))  # (rows, n - start), |x - x'|² = 2 - 2 x·x'
         total += np.triu(kernel, k=1).sum()
@@ -153,9 +124,9 @@ def uniformity(z) -> float:
 def rankme(z) -> float:
     """Return the effective rank exp(-Σ p log p) with p = σ / Σσ + 1e-7, σ the singular values of z, not centred.
 
-    z (n, d). From 1 to min(n, d), larger is better; 0 if all of z is zero. Garrido et al. 2023.
+    From 1 to min(n, d), larger is better; 0 if all of z is zero. Garrido et al. 2023.
     """
-    sigma = np.linalg.svd(check_embeddings("z", z), compute_uv=False)
+    sigma = np.linalg.svd(_as_float64("z", z), compute_uv=False)
     if sigma[0] == 0:
         return 0.0
     p = sigma / sigma.sum() + 1e-7
@@ -164,17 +135,21 @@ def rankme(z) -> float:
 
 def _with_class_means(z, y):
     """Return z (n, d) as float64, the class index (n,) of each row and the class means (C, d)."""
-    z = check_embeddings("z", z)
+    z = _as_float64("z", z)
     labels, codes = check_labels("y", y, len(z))
     return z, codes, cluster_means(z, codes, len(labels))
 
 
 def _class_directions(z_name, z, y_name, y):
     """Return the class means at unit length (C, d), z at unit length (n, d) and the class index (n,) of each row."""
-    z = to_unit_norm(check_embeddings(z_name, z))
+    z = to_unit_norm(_as_float64(z_name, z))
     labels, codes = check_labels(y_name, y, len(z))
     return to_unit_norm(cluster_means(z, codes, len(labels))), z, codes
 
 
 def _degrees(cosines):
     return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+
+
+def _as_float64(name: str, z) -> np.ndarray:
+    return check_rows(name, z).astype(np.float64, copy=False)

@@ -1,6 +1,6 @@
-"""E step of a Gaussian mixture: white coordinates (n, d) float32 in, log(weight × density) of K components (n, K) out.
+"""E step of a Gaussian mixture: log(weight × density) of K components at points x (n, d) float32, and its parts.
 
-The coordinates are those of `oodlib.clustering.mixture`: centred, and of variance about one in every direction, where
+Coordinates are those of `oodlib.clustering.mixture`: centred, and of variance about one in every direction, where
 float32 is enough for the large products even if covariances are nearly singular. Factorisations and results
 are float64.
 """
@@ -10,7 +10,8 @@ from scipy.linalg import cholesky
 from scipy.linalg.lapack import dtrtri
 from threadpoolctl import threadpool_limits
 
-BLOCK = 2048  # rows at a time
+from oodlib.arrays import slices
+
 FIRST, PANEL = 32, 128  # coordinates that are looked at for all components; at a time for those that are left
 
 
@@ -37,7 +38,7 @@ def log_joint(
     if covariance == "full":
         return _log_joint_full(x, peaks, means.astype(np.float32), factors.astype(np.float32), margin)
     squared_distances = {"tied": _distances_tied, "diag": _distances_diag}[covariance]
-    blocks = (x[i : i + BLOCK] for i in range(0, len(x), BLOCK))
+    blocks = (x[part] for part in slices(len(x)))
     return np.concatenate([peaks - squared_distances(block, means, factors) / 2 for block in blocks])
 
 
@@ -64,10 +65,10 @@ def _log_joint_full(
     sum of their squares only grows with further ones.
     """
     values = np.empty((len(x), len(means)))
-    for i in range(0, len(x), BLOCK):
+    for part in slices(len(x)):
         for k, (mean, factor) in enumerate(zip(means, factors, strict=True)):
-            gaps = x[i : i + BLOCK, :FIRST] - mean[:FIRST]
-            values[i : i + BLOCK, k] = peaks[k] - _half_squares(gaps @ factor[:FIRST, :FIRST])
+            gaps = x[part, :FIRST] - mean[:FIRST]
+            values[part, k] = peaks[k] - _half_squares(gaps @ factor[:FIRST, :FIRST])
     likely = np.eye(len(means), dtype=bool)[values.argmax(axis=1)]  # (n, K) one a row, which sets the floor
     _complete(values, likely, np.full(len(x), -np.inf), x, means, factors)
     _complete(values, ~likely, values[likely] - margin, x, means, factors)
@@ -81,8 +82,8 @@ def _complete(
     """Bring the chosen values (n, K) from the first coordinates to all of them, unless they fall below the floor."""
     for k, (mean, factor) in enumerate(zip(means, factors, strict=True)):
         rows = np.flatnonzero(chosen[:, k] & (values[:, k] > floors))
-        for i in range(0, len(rows), BLOCK):
-            some = rows[i : i + BLOCK]
+        for part in slices(len(rows)):
+            some = rows[part]
             limits = values[some, k] - floors[some]
             values[some, k] -= _half_distances(x, some, mean, factor, limits)
 

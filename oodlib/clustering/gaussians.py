@@ -1,4 +1,4 @@
-"""Gaussians: weights, means and covariances in; log densities, and coordinates in which they are white, out.
+"""Weighted Gaussians: their log densities, and coordinates in which they are white.
 
 In white coordinates x = (z - origin) enter the likelihood is the same up to a constant, and float32 is enough for large
 products even where covariances are nearly singular.
@@ -11,9 +11,8 @@ import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
-from oodlib.arrays import check_matrix
+from oodlib.arrays import check_matrix, slices
 from oodlib.clustering import e_step as expectation
-from oodlib.clustering.e_step import BLOCK
 
 RIDGE = 1e-6  # added to every variance, in units of the mean variance of the data
 
@@ -108,8 +107,8 @@ def frame_of(origin: np.ndarray, total: np.ndarray) -> Frame:
 def enter_frame(z: np.ndarray, frame: Frame) -> np.ndarray:
     """Return the coordinates (n, d) float32 of z (n, d) in a frame, a block at a time."""
     x = np.empty(z.shape, np.float32)
-    for i in range(0, len(z), BLOCK):
-        x[i : i + BLOCK] = (z[i : i + BLOCK] - frame.origin) @ frame.enter
+    for part in slices(len(z)):
+        x[part] = (z[part] - frame.origin) @ frame.enter
     return x
 
 

@@ -1,4 +1,4 @@
-"""k-means: embeddings (n, d) in, K centres and each point's cluster out; Euclidean and spherical in one implementation.
+"""k-means, Euclidean and spherical.
 
 Lloyd's algorithm from greedy k-means++ seeds, with several starts that race. Euclidean data is centred and brought to
 unit scale first, so neither a shift nor the unit changes the result; products are float32, sums of points float64.
@@ -8,9 +8,8 @@ import numbers
 
 import numpy as np
 
-from oodlib.arrays import check_matrix, to_unit_norm
+from oodlib.arrays import check_matrix, slices, to_unit_norm
 
-BLOCK = 2048  # rows whose scores against all centres stay in the processor's cache
 MAX_ITERATIONS = 300
 FIRST_LEG = 4  # Lloyd iterations before the starts are first compared; every next leg is twice as long
 
@@ -47,23 +46,16 @@ def kmeans(
     return assignments, (centers * scale + origin).astype(np.float32), inertia
 
 
-def assign(z: np.ndarray, centers: np.ndarray, metric: str = "euclidean") -> np.ndarray:
+def assign(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Return the index (n,) int64 of the centre (K, d) nearest to each row of z (n, d), the first of equally near ones.
 
-    metric is "euclidean" or "cosine" (a zero vector goes to centre 0). Raises ValueError for another metric, for widths
-    that differ and as `check_matrix`.
+    Raises ValueError for widths that differ and as `check_matrix`.
     """
     z, centers = check_matrix("z", z), check_matrix("centers", centers)
     if z.shape[1] != centers.shape[1]:
         raise ValueError(f"z and centers must have the same width, got {z.shape[1]} and {centers.shape[1]}")
-    if metric == "cosine":
-        unit = to_unit_norm(z).astype(np.float32, copy=False)
-        nearest = _nearest(unit, to_unit_norm(centers).astype(np.float32, copy=False))
-        return np.where(unit.any(axis=1), nearest, 0)
-    if metric != "euclidean":
-        raise ValueError(f"unknown metric {metric!r}; known: euclidean, cosine")
     centers, origin, scale = standardize(centers)
-    blocks = (z[i : i + BLOCK] for i in range(0, len(z), BLOCK))
+    blocks = (z[part] for part in slices(len(z)))
     return np.concatenate([_nearest(((block - origin) / scale).astype(np.float32), centers) for block in blocks])
 
 
@@ -99,10 +91,10 @@ def standardize(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """
     origin = z.mean(axis=0, dtype=np.float64)
     x, total = np.empty(z.shape, np.float32), 0.0
-    for i in range(0, len(z), BLOCK):
-        block = z[i : i + BLOCK] - origin  # float64: cast once the shift is gone
+    for part in slices(len(z)):
+        block = z[part] - origin  # float64: cast once the shift is gone
         total += np.vdot(block, block)
-        x[i : i + BLOCK] = block
+        x[part] = block
     scale = np.sqrt(total / len(z)) or 1.0
     x /= np.float32(scale)
     return x, origin, float(scale)
@@ -147,9 +139,9 @@ def _scores_with(x: np.ndarray, tried: np.ndarray, half_norms: np.ndarray, best:
     """Return the score (starts, trials, n) of the nearest seed if each point tried were added to the seeds."""
     candidates, offsets = x[tried.ravel()], half_norms[tried.ravel(), None]
     scores = np.empty((*tried.shape, len(x)), np.float32)
-    for i in range(0, len(x), BLOCK):
-        block = candidates @ x[i : i + BLOCK].T - offsets
-        np.maximum(block.reshape(*tried.shape, -1), best[:, None, i : i + BLOCK], out=scores[:, :, i : i + BLOCK])
+    for part in slices(len(x)):
+        block = candidates @ x[part].T - offsets
+        np.maximum(block.reshape(*tried.shape, -1), best[:, None, part], out=scores[:, :, part])
     return scores
 
 
@@ -176,10 +168,10 @@ def _lloyd(
 def _nearest(x: np.ndarray, centers: np.ndarray) -> np.ndarray:
     half_norms = np.einsum("kd,kd->k", centers, centers) / 2
     nearest = np.empty(len(x), np.int64)
-    for i in range(0, len(x), BLOCK):
-        scores = x[i : i + BLOCK] @ centers.T  # (b, K)
+    for part in slices(len(x)):
+        scores = x[part] @ centers.T  # (b, K)
         scores -= half_norms
-        nearest[i : i + BLOCK] = scores.argmax(axis=1)
+        nearest[part] = scores.argmax(axis=1)
     return nearest
 
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures: embeddings (n, d) in; weights, means, covariances and natural log densities out.
+"""Gaussian mixtures fitted to embeddings.
 
 Expectation maximisation (Dempster, Laird and Rubin 1977) from k-means clusters. It runs in coordinates x in which the
 data is white: the likelihood is the same up to a constant, and there float32 is enough for the large products of the E
@@ -11,9 +11,8 @@ import numpy as np
 from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
-from oodlib.arrays import check_matrix
+from oodlib.arrays import check_matrix, slices
 from oodlib.clustering import e_step as expectation
-from oodlib.clustering.e_step import BLOCK
 from oodlib.clustering.gaussians import Frame, Gaussians, enter_frame, frame_of, map_covariances, total_covariance
 from oodlib.clustering.kmeans import assign, check_n_clusters, count_distinct, kmeans
 
@@ -33,8 +32,6 @@ class Mixture(Gaussians):
 
     log_likelihood: float
     bic: float
-    n_iterations: int
-    converged: bool
 
 
 def fit_mixture(
@@ -61,12 +58,11 @@ def fit_mixture(
     frame, weights, means, covariances = _start(z, _clusters(z, n_components, seed), covariance)
     x = enter_frame(z, frame)  # (n, d) float32
     mean_density = -np.inf
-    for n_iterations in range(1, max_iterations + 1):
+    for iteration in range(max_iterations):
         values = expectation.log_joint(x, weights, means, covariances, covariance, margin=NEGLIGIBLE)  # (n, K)
         log_densities = expectation.log_sum(values)  # (n,)
         before, mean_density = mean_density, float(log_densities.mean())
-        converged = abs(mean_density - before) < tolerance
-        if converged or n_iterations == max_iterations:
+        if abs(mean_density - before) < tolerance or iteration == max_iterations - 1:
             break
         responsibilities = np.exp(values - log_densities[:, None])
         weights, means, covariances = _maximize(x, responsibilities, covariance, frame.ridge)
@@ -78,8 +74,6 @@ def fit_mixture(
         covariances=map_covariances(covariances, frame.leave, covariance),
         log_likelihood=log_likelihood,
         bic=_n_parameters(covariance, *means.shape) * float(np.log(len(z))) - 2 * len(z) * log_likelihood,
-        n_iterations=n_iterations,
-        converged=converged,
     )
 
 
@@ -107,12 +101,8 @@ def _start(z: np.ndarray, assignments: np.ndarray, covariance: str) -> tuple[Fra
     frame = frame_of(origin, total_covariance(weights, means - origin, covariances, covariance))
     if covariance == "full":
         frame = _turn(frame, weights, covariances)
-    return (
-        frame,
-        weights,
-        (means - origin) @ frame.enter,
-        map_covariances(covariances, frame.enter, covariance) + frame.ridge,
-    )
+    inside = map_covariances(covariances, frame.enter, covariance) + frame.ridge
+    return frame, weights, (means - origin) @ frame.enter, inside
 
 
 def _moments(z: np.ndarray, assignments: np.ndarray, covariance: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,7 +110,7 @@ def _moments(z: np.ndarray, assignments: np.ndarray, covariance: str) -> tuple[n
     sizes, means, scatters = np.bincount(assignments), [], []
     for k in range(len(sizes)):
         rows = np.flatnonzero(assignments == k)
-        blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+        blocks = [rows[part] for part in slices(len(rows))]
         mean = sum(z[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
         gaps = (z[block] - mean for block in blocks)  # (b, d) each
         scatters.append(sum((part**2).sum(axis=0) if covariance == "diag" else part.T @ part for part in gaps))
@@ -160,16 +150,17 @@ def _maximize(
 
 def _weighted_sums(x: np.ndarray, responsibilities: np.ndarray, power: int = 1) -> np.ndarray:
     """Return the sums (K, d) of responsibility × x to a power, over the samples."""
-    blocks = range(0, len(x), BLOCK)
-    return sum(responsibilities[i : i + BLOCK].T @ x[i : i + BLOCK].astype(np.float64) ** power for i in blocks)
+    parts = slices(len(x))
+    return sum(responsibilities[part].T @ x[part].astype(np.float64) ** power for part in parts)
 
 
 def _scatter(x: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the sum (d, d) of weight × (x - mean) (x - mean)ᵀ over the samples."""
     rows = np.flatnonzero(weights)
     total = np.zeros((x.shape[1], x.shape[1]))
-    for i in range(0, len(rows), BLOCK):
-        gaps = x[rows[i : i + BLOCK]] - mean  # float64: a covariance may be nearly singular where that of all is not
-        gaps *= np.sqrt(weights[rows[i : i + BLOCK], None])
+    for part in slices(len(rows)):
+        # float64: a covariance may be nearly singular where that of all is not
+        gaps = x[rows[part]] - mean
+        gaps *= np.sqrt(weights[rows[part], None])
         total += gaps.T @ gaps
     return total

@@ -1,4 +1,4 @@
-"""Moments: embeddings and their cluster assignments in; means, covariances and whitenings out.
+"""Moments of embeddings in clusters: means, covariances, and the whitenings that these give.
 
 Means are summed in float64. Covariances are sums of float32 products of blocks, which is twice as fast, unless
 directions differ so much in variance that float32 would blur the smallest: then the products are float64, too.

@@ -1,4 +1,4 @@
-"""Clusters of embeddings in; the mean distance between the members of every two clusters out, all or the nearest pairs.
+"""Mean distances between the members of every two clusters, of all pairs or of the nearest.
 
 No n × n matrix is held: distances come in blocks of matrix products, in float64. z (n, d) is sorted by cluster, the
 first sizes[0] rows are cluster 0 and so on; for the metric "cosine", whose distance is 1 - cos, at unit norm (a row of
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-BLOCK = 2**20  # distances in one block
+PAIRS = 2**20  # in one block of distances
 HELD = 3 * 2**23  # distances of two clusters that are held at once, 200 MB; of more, the smallest are found in passes
 BITS = 21  # of the 63 of a distance that one pass looks at
 RESOLUTION = 1e-14  # squared distances below this share of the squared norms are rounding, and count as zero
@@ -60,9 +60,9 @@ def _smallest_means(z, sizes, fractions, metric, include_self) -> np.ndarray:
     for c, (start, end) in enumerate(zip(starts, ends, strict=True)):
         first = c
         while first < len(sizes):  # as many clusters at once as fit in a block: few large products, not many small
-            last = max(first + 1, np.searchsorted(ends, starts[first] + BLOCK // sizes[c], side="right"))
+            last = max(first + 1, np.searchsorted(ends, starts[first] + PAIRS // sizes[c], side="right"))
             columns = z[starts[first] : ends[last - 1]]
-            if sizes[c] * len(columns) > BLOCK:
+            if sizes[c] * len(columns) > PAIRS:
                 found = _means_of_many(z[start:end], columns, fractions, metric, first == c, include_self)
                 means[:, c, first] = means[:, first, c] = found
             else:
@@ -140,7 +140,7 @@ def _means_in_passes(pairs: Callable[[], Iterator[np.ndarray]], kept: list[int])
 
 def _distance_blocks(a, b, metric) -> Iterator[np.ndarray]:
     """Yield the distances of the rows of a to all rows of b, a block of rows at a time: (rows, n_b) each."""
-    rows, ones = max(1, BLOCK // len(b)), np.ones((len(b), 1))
+    rows, ones = max(1, PAIRS // len(b)), np.ones((len(b), 1))
     if metric == "cosine":
         right, noise = np.hstack([b, ones]), RESOLUTION
     else:
@@ -163,6 +163,6 @@ def _distance_blocks(a, b, metric) -> Iterator[np.ndarray]:
 
 def _squares(z, origin) -> np.ndarray:
     """Return the squared distance (n, 1) of every row from a point."""
-    rows = max(1, BLOCK // z.shape[1])
+    rows = max(1, PAIRS // z.shape[1])
     parts = (z[start : start + rows] - origin for start in range(0, len(z), rows))
     return np.concatenate([(part**2).sum(axis=1, keepdims=True) for part in parts])

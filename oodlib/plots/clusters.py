@@ -22,7 +22,7 @@ from oodlib.plots.style import (
     panel_grid,
 )
 from oodlib.report.results import Results, of_classes
-from oodlib.separation import METRICS, separation_curve
+from oodlib.separation import PAIR_METRICS, separation_curve
 from oodlib.study.artefacts import id_embeddings
 from oodlib.study.run import Run
 
@@ -119,8 +119,8 @@ def separation_curves_figure(run: Run, fractions: tuple[float, ...] = (0.05, 0.1
     A panel a metric, a line a class. Small fractions look at the nearest members of two clusters, 1 at all of them.
     """
     data = id_embeddings(run)["train"]
-    figure, axes = panel_grid(len(METRICS), width=4, sharey=True)
-    for axis, metric in zip(axes, METRICS, strict=True):
+    figure, axes = panel_grid(len(PAIR_METRICS), width=4, sharey=True)
+    for axis, metric in zip(axes, PAIR_METRICS, strict=True):
         curves = separation_curve(data["z"], data["y"], fractions, metric, max_samples=N_JUDGED)  # (fractions, C)
         axis.set_prop_cycle(color=sns.color_palette("viridis", curves.shape[1]))
         axis.plot(fractions, curves)

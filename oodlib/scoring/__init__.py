@@ -1,43 +1,27 @@
-"""Scoring: distances to clusters become scores, scores become decisions. Higher scores are more normal."""
+"""Scoring: distances to clusters become scores, scores become decisions. Higher scores are more normal.
 
-from oodlib.scoring.classifier_scores import activation_limit, ash, fdbd, nci, nnguide, react, scale
-from oodlib.scoring.detectors import (
-    DETECTORS,
-    ClusterDetector,
-    Detector,
-    KNNDetector,
-    OutlierExposureDetector,
-    ViMDetector,
-    load_detector,
-)
-from oodlib.scoring.distances import DISTANCES, Distance, nearest_cluster, nearest_clusters
-from oodlib.scoring.logit_scores import LOGIT_SCORES, energy, gen, max_logit, msp
-from oodlib.scoring.thresholds import THRESHOLDS, Threshold
+A name is imported when it is first asked for: detectors need scikit-learn, whose import takes a second, scores do not.
+"""
 
-__all__ = [
-    "DETECTORS",
-    "DISTANCES",
-    "LOGIT_SCORES",
-    "THRESHOLDS",
-    "ClusterDetector",
-    "Detector",
-    "Distance",
-    "KNNDetector",
-    "OutlierExposureDetector",
-    "Threshold",
-    "ViMDetector",
-    "activation_limit",
-    "ash",
-    "energy",
-    "fdbd",
-    "gen",
-    "load_detector",
-    "max_logit",
-    "msp",
-    "nci",
-    "nearest_cluster",
-    "nearest_clusters",
-    "nnguide",
-    "react",
-    "scale",
-]
+from importlib import import_module
+
+_NAMES = {
+    "classifier_scores": ("activation_limit", "ash", "fdbd", "nci", "nnguide", "react", "scale"),
+    "cluster_detector": ("ClusterDetector",),
+    "detector": ("Detector",),
+    "distances": ("DISTANCES", "Distance", "nearest_cluster", "nearest_clusters"),
+    "knn": ("KNNDetector",),
+    "loading": ("DETECTORS", "load_detector"),
+    "logit_scores": ("LOGIT_SCORES", "energy", "gen", "max_logit", "msp"),
+    "outlier_exposure": ("OutlierExposureDetector",),
+    "thresholds": ("THRESHOLDS", "Threshold"),
+    "vim": ("ViMDetector",),
+}
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+
+
+def __getattr__(name: str):
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

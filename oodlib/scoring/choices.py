@@ -1,6 +1,6 @@
-"""Choices: the ID embeddings of a run in; how well each detector tells unknowns that were made of ID data alone, out.
+"""Choice of a detector by ID data alone: how well each tells unknowns that were made without any OOD image.
 
-Whoever must choose a detector has no OOD images. Two stand-ins are made without any: classes that are left out of the
+Two stand-ins for OOD images are made: classes that are left out of the
 fit in turn and play the unknown, and virtual outliers drawn around the clusters at a controlled distance. Known images
 are the calibration images, which no training has seen; test images are not touched.
 """
@@ -16,17 +16,14 @@ from oodlib.arrays import sample_rows
 from oodlib.clustering.clusters import OWN_SIZE, cluster
 from oodlib.metrics import auroc
 from oodlib.scoring.distances import fit_distances, nearest_cluster
-from oodlib.scoring.product import Embedded, Key, RunEmbeddings, Scored, all_scores
+from oodlib.scoring.evaluation import Scored
+from oodlib.scoring.product import Embedded, Key, RunEmbeddings, all_scores
 
 MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
 MAX_FOLDS = 5  # parts that the classes are left out in
 MAX_TURNS = 20  # the same where there are few candidates: up to so many classes each has its turn
-CANDIDATE_DISTANCES = (
-    "mahalanobis",
-    "relative-mahalanobis",
-    "cosine",
-    "euclidean",
-)  # others need many images a cluster
+# other distances need many images a cluster
+CANDIDATE_DISTANCES = ("mahalanobis", "relative-mahalanobis", "cosine", "euclidean")
 CANDIDATES = [*((c, d) for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES), ("none", "knn")]  # of notebook 06
 FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise; it assumes least of the clusters
 OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
@@ -42,17 +39,12 @@ def check_rules(rules: list[str]) -> None:
 
 
 def choice_table(
-    data: RunEmbeddings,
-    rules: list[str],
-    clusterings: list[Key],
-    distances: list[str],
-    n_neighbors: int,
-    seed: int = 0,
+    data: RunEmbeddings, rules: list[str], clusterings: list[Key], distances: list[str], n_neighbors: int, seed: int = 0
 ) -> pd.DataFrame:
     """Return the AUROC of every detector against the unknowns of each rule of RULES, a mean over the left-out parts.
 
-    `clusterings` are (method, K), found again where classes are left out. Higher is better. Of OF_NOTEBOOK there
-    is one row, its choice, whatever the clusterings and distances are.
+    `clusterings` are (method, K), found again where classes are left out. Higher is better. OF_NOTEBOOK has one row,
+    its choice, whatever the clusterings and distances are.
     """
     rows = []
     for rule in rules:

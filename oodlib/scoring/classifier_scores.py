@@ -1,21 +1,21 @@
-"""Scores of a classifier: embeddings and the linear classifier behind them in; normality (n,) float64 out.
+"""Scores of a classifier: normality (n,) float64 of embeddings z (n, d), by the linear classifier behind them.
 
 Higher is more normal. Embeddings are arrays, read in blocks, or tensors. The classifier's weight (C, d) and bias (C,)
 are arrays or tensors, such as the parameters of a layer; the logits of z are z weightᵀ + bias. What a score needs of
-the training embeddings besides is found once, by the functions that EMBEDDING_SCORES names with it.
+the training embeddings besides is found once, by the functions that EMBEDDING_SCORES names with it. Shapes that do not
+fit each other, no rows, NaN and infinity raise ValueError.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from scipy.special import logsumexp
 
-from oodlib.arrays import as_array, read_blocks, sample_rows, to_unit_norm, working_dtype
+from oodlib.arrays import as_array, check_rows, read_blocks, sample_rows, to_unit_norm, working_dtype
 from oodlib.clustering.moments import mean_of
-from oodlib.scoring.logit_scores import LOGIT_SCORES
 
-ALPHA = 1e-4  # of NCI: the weight of the norm
-NEIGHBORS = 10  # of NNGuide
+NCI_ALPHA = 1e-4  # the weight of the norm
+NNGUIDE_NEIGHBORS = 10
 STEEPEST = 99  # the largest percentile of ASH and SCALE: beyond, a factor may leave the range of float64
 
 
@@ -38,44 +38,39 @@ def logits_of(z: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray
 
 
 def fdbd(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the fast decision boundary score (n,) of embeddings z (n, d); higher is more normal (Liu and Qin 2024).
+    """Return the fast decision boundary score (n,): how far z is from other classes (Liu and Qin 2024).
 
     The mean distance to the boundaries between the predicted class and each other class, over the distance of z to
-    the training mean (d,); weight (C, d), bias (C,) are the classifier's. An embedding at the mean scores infinity.
-    Raises ValueError where weight, bias, mean and z do not fit each other, for NaN, and for less than two classes.
+    the training mean (d,). An embedding at the mean scores infinity. Raises ValueError for less than two classes.
     """
-    z = _as_rows("z", z)
-    weight, bias = check_classifier(weight, bias, z.shape[1])
+    z, weight, bias = _check(z, weight, bias)
     mean = _check_mean(mean, z.shape[1])
     if len(weight) < 2:
         raise ValueError("fdbd needs a classifier of at least two classes")
     squares = (weight**2).sum(axis=1)
     normals = np.sqrt(np.maximum(squares[:, None] + squares - 2 * weight @ weight.T, 0))  # (C, C) |w_i - w_j|
     scores = np.empty(len(z))
-    for part, block in _finite_blocks("z", z):
+    for part, block in read_blocks(z):
         logits = logits_of(block, weight, bias)
-        predicted = logits.argmax(axis=1)
         gaps = logits.max(axis=1, keepdims=True) - logits  # (b, C), 0 for the predicted class
-        normal = normals[predicted]  # 0 to itself, and where two classes differ by their biases alone: no boundary
+        normal = normals[logits.argmax(axis=1)]  # 0 to itself, and where classes differ by their biases alone
         boundary = np.divide(gaps, normal, out=np.zeros_like(gaps), where=normal > 0).sum(axis=1)
         radius = np.linalg.norm(block - mean, axis=1) * (len(weight) - 1)
         scores[part] = np.divide(boundary, radius, out=np.full(len(block), np.inf), where=radius > 0)
     return scores
 
 
-def nci(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
-    """Return the neural collapse score (n,) of embeddings z (n, d); higher is more normal (Liu and Qin 2025, NCI).
+def nci(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, alpha: float = NCI_ALPHA) -> np.ndarray:
+    """Return the neural collapse score (n,): how far z points along the weight of its class (Liu and Qin 2025, NCI).
 
     w · (z - μ) / |z - μ| + α |z|₁, w the weight of the predicted class, μ the training mean (d,), |·|₁ the sum of
-    absolute values. OpenOOD, whose code for it is the authors', tunes α with OOD images; without any, its default is
-    ALPHA. Of an embedding at the mean, which has no direction, the first term is 0. Raises ValueError where weight,
-    bias, mean and z do not fit each other, and for NaN.
+    absolute values. OpenOOD, whose code for it is the authors', tunes α with OOD images; NCI_ALPHA needs none. An
+    embedding at the mean has no direction: its first term is 0.
     """
-    z = _as_rows("z", z)
-    weight, bias = check_classifier(weight, bias, z.shape[1])
+    z, weight, bias = _check(z, weight, bias)
     mean = _check_mean(mean, z.shape[1])
     scores = np.empty(len(z))
-    for part, block in _finite_blocks("z", z):
+    for part, block in read_blocks(z):
         own = weight[logits_of(block, weight, bias).argmax(axis=1)]  # (b, d)
         centred = block - mean  # float64
         along, radius = np.einsum("nd,nd->n", own, centred), np.linalg.norm(centred, axis=1)
@@ -89,29 +84,29 @@ def nnguide(
     weight: np.ndarray,
     bias: np.ndarray,
     train: np.ndarray,
-    n_neighbors: int = NEIGHBORS,
+    n_neighbors: int = NNGUIDE_NEIGHBORS,
     own: bool = False,
 ) -> np.ndarray:
-    """Return the guided energy (n,) of embeddings z (n, d); higher is more normal (Park et al. 2023, NNGuide).
+    """Return the guided energy (n,): energy, times that of similar training embeddings (Park et al. 2023, NNGuide).
 
     The energy E(z), logsumexp of the logits, times the guidance: the mean of the n_neighbors (10 in the authors' code)
     largest E(t) cos(z, t) over the training embeddings t. The paper takes a sample of these; here all of train (m, d)
     take part. It is made for energies above 0: below, the guidance comes from what is unlike z. A zero row has the
-    cosine 0 with all. own: z are rows of train, and none counts among its own neighbours. Raises ValueError where
-    weight, bias, train and z do not fit each other, for NaN, and unless 1 <= n_neighbors <= m (m - 1 of its own).
+    cosine 0 with all. own: z are rows of train, and none counts among its own neighbours. Raises ValueError unless
+    1 <= n_neighbors <= m (m - 1 of its own).
     """
     import torch
 
-    z, train = _as_rows("z", z), _as_rows("train", train)
-    weight, bias = check_classifier(weight, bias, z.shape[1])
+    z, weight, bias = _check(z, weight, bias)
+    train = check_rows("train", train)
     if train.shape[1] != z.shape[1]:
         raise ValueError(f"train must be (m, {z.shape[1]}) as z is, got shape {train.shape}")
     if not 1 <= n_neighbors <= len(train) - own:
         raise ValueError(f"n_neighbors must be between 1 and {len(train) - own}, got {n_neighbors}")
     k, scores = n_neighbors + own, np.empty(len(z))
-    for part, block in _finite_blocks("z", z):
+    for part, block in read_blocks(z):
         unit, best = to_unit_norm(block), torch.empty(len(block), 0)
-        for _, others in _finite_blocks("train", train):
+        for _, others in read_blocks(train):
             scaled = to_unit_norm(others) * _energy_of(others, weight, bias)[:, None].astype(others.dtype)
             products = torch.from_numpy(unit @ scaled.T)
             best = torch.cat([best, products.topk(min(k, len(others))).values], dim=1)
@@ -128,24 +123,22 @@ def activation_limit(train: np.ndarray, percentile: float = 90) -> float:
     """Return the value that a percentage of all numbers in the training embeddings (m, d) do not exceed, for `react`.
 
     The 90th percentile is the paper's. Of many rows a seeded sample stands for all, as `oodlib.arrays.sample_rows`
-    draws it. Raises ValueError for no rows, NaN and a percentile outside 0 to 100.
+    draws it. Raises ValueError for a percentile outside 0 to 100.
     """
-    train = _as_rows("train", train)
+    train = check_rows("train", train)
     _check_percentile(percentile, 100)
-    if not train.size:
-        raise ValueError(f"train must have embeddings, got shape {train.shape}")
     rows = sample_rows(len(train))
     values = np.empty((len(rows), train.shape[1]), dtype=working_dtype(train))
-    for part, block in _finite_blocks("train", train, rows):
+    for part, block in read_blocks(train, rows):
         values[part] = block
     return float(np.percentile(values, percentile))
 
 
 def react(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, limit: float) -> np.ndarray:
-    """Return the energy (n,) of rectified embeddings z (n, d); higher is more normal (Sun et al. 2021, ReAct).
+    """Return the energy (n,) of rectified embeddings (Sun et al. 2021, ReAct).
 
     logsumexp of the logits of min(z, limit); the paper's limit is that of `activation_limit`. Values below 0 stay what
-    they are. Raises ValueError where weight, bias and z do not fit each other, for NaN, and a limit that is not finite.
+    they are.
     """
     limit = float(limit)
     if not np.isfinite(limit):
@@ -154,14 +147,14 @@ def react(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, limit: float) -> 
 
 
 def ash(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, percentile: float = 90) -> np.ndarray:
-    """Return the energy (n,) of shaped embeddings z (n, d); higher is more normal (Djurisic et al. 2023, ASH-S).
+    """Return the energy (n,) of pruned and sharpened embeddings (Djurisic et al. 2023, ASH-S).
 
     In each row the percentage of smallest values becomes 0, and the others are multiplied by exp(S / T): S is the sum
     of all of the row, T that of the largest that are kept. Then logsumexp of the logits. 90 is what the authors'
     settings for CIFAR and ImageNet say, and OpenOOD's default. One value at least is kept, and all that equal the
     smallest kept one. The method is made for values above 0, as they are behind a ReLU: of others S and T take the
     positive parts, and the smallest are pruned first. A row without positive values has the factor e, that of S = T.
-    Raises ValueError where weight, bias and z do not fit each other, for NaN, and a percentile outside 0 to STEEPEST.
+    Raises ValueError for a percentile outside 0 to STEEPEST.
     """
     _check_percentile(percentile, STEEPEST)
 
@@ -173,10 +166,10 @@ def ash(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, percentile: float =
 
 
 def scale(z: np.ndarray, weight: np.ndarray, bias: np.ndarray, percentile: float = 85) -> np.ndarray:
-    """Return the energy (n,) of scaled embeddings z (n, d); higher is more normal (Xu et al. 2024, SCALE).
+    """Return the energy (n,) of scaled embeddings (Xu et al. 2024, SCALE).
 
-    As `ash`, with the same factor, values below 0 and errors, but nothing is pruned: the whole row is multiplied by
-    exp(S / T). 85 is the percentile in the authors' settings and in OpenOOD's.
+    As `ash`, with the same factor and errors, but nothing is pruned: the whole row is multiplied by exp(S / T). 85 is
+    the percentile in the authors' settings and in OpenOOD's.
     """
     _check_percentile(percentile, STEEPEST)
     return _shaped_energy(z, weight, bias, lambda block: block * _factor(block, _largest(block, percentile)))
@@ -199,10 +192,9 @@ def _shaped_energy(
     z: np.ndarray, weight: np.ndarray, bias: np.ndarray, shape: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Return the energy (n,) of embeddings z (n, d), each block of them in another shape."""
-    z = _as_rows("z", z)
-    weight, bias = check_classifier(weight, bias, z.shape[1])
+    z, weight, bias = _check(z, weight, bias)
     scores = np.empty(len(z))
-    for part, block in _finite_blocks("z", z):
+    for part, block in read_blocks(z):
         scores[part] = _energy_of(shape(block), weight, bias)
     return scores
 
@@ -211,21 +203,9 @@ def _energy_of(block: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
     return logsumexp(logits_of(block, weight, bias), axis=1)
 
 
-def _as_rows(name: str, values) -> np.ndarray:
-    """Return embeddings as an array (n, d): arrays stay what and where they are."""
-    rows = np.asanyarray(as_array(values))
-    rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"{name} must be (n, d), got shape {rows.shape}")
-    return rows
-
-
-def _finite_blocks(name: str, rows: np.ndarray, places: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield what `read_blocks` does; raise ValueError for NaN and infinity."""
-    for part, block in read_blocks(rows, places):
-        if not np.isfinite(block).all():
-            raise ValueError(f"{name} contains NaN or infinity")
-        yield part, block
+def _check(z, weight, bias) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    z = check_rows("z", z)
+    return z, *check_classifier(weight, bias, z.shape[1])
 
 
 def _check_mean(mean: np.ndarray, d: int) -> np.ndarray:
@@ -247,4 +227,3 @@ EMBEDDING_SCORES = {  # function of z, weight, bias and of what other functions 
     "ash": (ash, []),
     "scale": (scale, []),
 }
-WITH_CLASSIFIER = ("nnguide", *EMBEDDING_SCORES, *LOGIT_SCORES)  # all that need one

@@ -1,4 +1,4 @@
-"""Cluster detectors: embeddings in; by their distance to clusters a normality score, and a decision, for each out.
+"""The detector of the four factors: clusters of the training embeddings, a distance to them, and a threshold.
 
 Embeddings are taken as the encoder gives them; a distance that works on unit vectors normalises by itself.
 """
@@ -117,8 +117,6 @@ def _hold_out(z: np.ndarray, y: np.ndarray | None, seed: int) -> tuple[np.ndarra
         members = (order[y[order] == c] for c in np.unique(y))
         held = np.concatenate([own[: len(own) // 5] for own in members])
     if not len(held):
-        raise ValueError(
-            f"a held-out threshold needs z_calibration, or 5 embeddings (of some class), got {len(z)} embeddings"
-        )
+        raise ValueError(f"a held-out threshold needs z_calibration, or 5 embeddings (of some class), got {len(z)}")
     kept = np.setdiff1d(order, held)
     return z[kept], None if y is None else y[kept], z[held]

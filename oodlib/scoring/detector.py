@@ -1,6 +1,6 @@
-"""What all detectors share: checked embeddings in; scores, p-values and decisions by a threshold out.
+"""What all detectors share: checks of embeddings, scores, p-values, and decisions by a threshold.
 
-The detectors follow scikit-learn's outlier detectors: `fit`, `score_samples`, `decision_function` (below 0 means
+They follow scikit-learn's outlier detectors: `fit`, `score_samples`, `decision_function` (below 0 means
 out-of-distribution) and `predict` (+1 in-distribution, -1 out-of-distribution). Higher scores are more normal.
 Embeddings and labels may be arrays or torch tensors; what comes out is an array.
 """

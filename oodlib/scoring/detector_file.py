@@ -1,11 +1,10 @@
-"""Detector files: a fitted detector in, one safetensors file out; and back again, scoring the same to the last bit.
+"""Detector files: a fitted detector in one safetensors file, from which it scores the same to the last bit.
 
 A file holds arrays and JSON, which cannot run code. The JSON says which of `oodlib.scoring.DETECTORS` it is, with which
 parameters, of which encoder's embeddings and which classes, and whether its reference scores are held out; the arrays
-are those that the detector's `layout` names.
-
-A layout gives the dtype and shape of every array, as in "float k d". A letter stands for one size and "float" for one
-of float32 and float64, the same wherever it stands. A name with a dot is that of an entry of a dictionary.
+are those that the detector's `layout` names. A layout gives the dtype and shape of every array, as in "float k d": a
+letter stands for one size and "float" for one of float32 and float64, the same wherever it stands. A name with a dot is
+that of an entry of a dictionary.
 """
 
 import inspect
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # it brings torch and timm
     from oodlib.encoders.encoder import Encoder
 
 FORMAT = "oodlib-detector-3"
-KINDS = ("ClusterDetector", "KNNDetector", "ViMDetector", "OutlierExposureDetector")  # what a file can hold
 HEADER = {
     "class": str, "parameters": dict, "fortran_order": list, "encoder": str, "held_out": bool, "classes": list
 }  # fmt: skip
@@ -43,8 +41,8 @@ def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder |
     from safetensors.numpy import save_file
 
     kind = type(detector)
-    if kind.__name__ not in KINDS or kind.__module__.partition(".")[0] != __name__.partition(".")[0]:
-        raise TypeError(f"a file can hold one of {', '.join(KINDS)}, got {kind.__name__}")
+    if not kind.__module__.startswith(__package__):  # what is loaded is made of these classes alone
+        raise TypeError(f"a file can hold a detector of {__package__}, got {kind.__name__} of {kind.__module__}")
     check_is_fitted(detector, "reference_")
     arrays = {name: np.asarray(_get(detector, name)) for name in detector.layout()}
     _check_arrays(arrays, detector.layout())
@@ -64,13 +62,7 @@ def save_detector(detector: BaseEstimator, path: str | Path, encoder: "Encoder |
 def read_detector(
     path: str | Path, detectors: dict[str, type[BaseEstimator]], encoder: "Encoder | str | None" = None
 ) -> BaseEstimator:
-    """Return the detector that `save` wrote: its scores, p-values and decisions are the same to the last bit.
-
-    encoder: the `oodlib.encoders.Encoder` whose embeddings it shall score, or its fingerprint, which has to be that of
-    the file; by default nothing is compared. The fingerprint in the file, or "", is the detector's `encoder_`.
-    Raises FileNotFoundError, or ValueError when the file is cut short, foreign, of another format, does not hold what
-    a fit leaves, or comes from another encoder. The file cannot run code.
-    """
+    """Return the detector of a file, one of `detectors` by name, as `oodlib.scoring.load_detector` describes it."""
     path, given = Path(path), _fingerprint_of(encoder)
     text, arrays = _read(path)
     try:
@@ -109,9 +101,8 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
-                raise ValueError(
-                    f"{path} is not a detector of this version: {FORMAT!r} is not in its metadata {list(metadata)}"
-                )
+                found = list(metadata)
+                raise ValueError(f"{path} is not a detector of this version: {FORMAT!r} is not in its metadata {found}")
             return metadata[FORMAT], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a dtype that NumPy does not have
         raise ValueError(f"{path} is no safetensors file of NumPy's dtypes, or is cut short: {error}") from error
@@ -135,14 +126,10 @@ def _restore(text: str, arrays: dict[str, np.ndarray], detectors: dict[str, type
     for letter in ATTRIBUTES.keys() & sizes:
         setattr(detector, ATTRIBUTES[letter], sizes[letter])
     detector.encoder_, detector.held_out_ = _fingerprint_of(header["encoder"] or None), header["held_out"]
-    detector.class_names_ = _class_names(header["classes"])
-    return detector
-
-
-def _class_names(names: list) -> tuple[str, ...]:
-    if wrong := [name for name in names if not isinstance(name, str)]:
+    if wrong := [name for name in header["classes"] if not isinstance(name, str)]:
         raise ValueError(f"classes must be names, got {wrong[0]!r}")
-    return tuple(names)
+    detector.class_names_ = tuple(header["classes"])
+    return detector
 
 
 def _as_json(name: str, value):

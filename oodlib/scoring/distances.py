@@ -1,4 +1,4 @@
-"""Distances to clusters: embeddings and their cluster assignments in; arrays that hold the fit, then distances, out.
+"""Distances to clusters of embeddings: Euclidean, cosine, Mahalanobis and its relatives.
 
 Every distance is fitted to a state, a dictionary of arrays (so that a detector is arrays and nothing else), and
 measured to (n, K) distances, smaller is closer. Differences are taken in float64, so that classes may be as tight and
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import logsumexp
 
-from oodlib.arrays import array_module, read_blocks, to_float64, to_unit_norm, working_dtype
+from oodlib.arrays import read_blocks, squared_distances, to_float64, to_unit_norm, working_dtype
 from oodlib.clustering.gaussians import Gaussians
 from oodlib.clustering.moments import Moments, spectrum
 
@@ -25,10 +25,10 @@ class Distance:
     """A distance: how it is fitted and measured, and how distances make a score.
 
     `fit(moments)` returns the state; where the clusters are the components of a mixture and `of_mixture` is given,
-    `of_mixture(mixture)` does. `base(z, state)` the (n, K) distances, which `finish(distances,
-    state)` turns into others where it is given. `unit`: of embeddings at unit norm. `joint`: the distances are minus
-    log densities, and a score is the log of the sum of all, not that of the largest alone. `state`: dtype and shape of
-    each array of the state, as in the layout of `oodlib.scoring.detector_file`; without it a detector cannot be saved.
+    `of_mixture(mixture)` does. `base(z, state)` returns the (n, K) distances, which `finish(distances, state)` turns
+    into others where it is given. `unit`: the embeddings are taken at unit norm. `joint`: the distances are minus log
+    densities, and a score is the log of the sum of all, not that of the largest alone. `state`: dtype and shape of each
+    array of the state, as in the layout of `oodlib.scoring.detector_file`; without it a detector cannot be saved.
     """
 
     fit: Callable[[Moments], State]
@@ -73,15 +73,6 @@ def fit_distances(
             large = [part for part, kind in distance.state.items() if kind.startswith("float ")]
             states[key] = state | {part: state[part].astype(working_dtype(z)) for part in large}
     return {name: states[keys[name]] for name in names}
-
-
-def squared_distances(z: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """Return the squared Euclidean distances (n, K) float64 of z (n, d) to centers (K, d) float64."""
-    xp, z = array_module(z), to_float64(z)
-    distances = z @ (-2 * centers.T)
-    distances += xp.einsum("nd,nd->n", z, z)[:, None]
-    distances += (centers**2).sum(axis=1)
-    return xp.clip(distances, 0, None, out=distances)
 
 
 def fit_euclidean(moments: Moments) -> State:

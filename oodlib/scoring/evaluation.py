@@ -1,4 +1,4 @@
-"""Scores of one detector in; one row of metrics for every threshold and OOD set, and intervals, out.
+"""Evaluation: metrics of a detector for every threshold and OOD set, and their intervals.
 
 Everything that depends on the order of the scores alone comes from one sort. An ID input counts as right or wrong by
 the run's own classifier, an OOD input always as wrong: so the metrics of `oodlib.selective` ask whether the score
@@ -6,25 +6,36 @@ rejects the model's errors.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from oodlib import counts
-from oodlib.counts import METRICS, count_groups
-from oodlib.metrics import bootstrap_interval, check_scores
-from oodlib.scoring.product import Scored
-from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values, truncated_auroc
-from oodlib.selective import augrc_interval, aurc_interval
+from oodlib.arrays import check_scores
+from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, count_groups
+from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values
+from oodlib.selective import ERROR_METRICS, augrc_interval, aurc_interval, error_auroc_interval, oscr_interval
 
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The scores (n,) of one detector by the name of the set, and the nearest cluster (n,) where it has clusters.
+
+    `seen` is how many images of each class of the OOD set the detector has seen; where there are some, it is another
+    detector for every OOD set, and its scores of ID images stand under "train NAME", "calibration NAME", "test NAME".
+    """
+
+    clustering: str
+    n_clusters: int
+    distance: str
+    scores: dict[str, np.ndarray]
+    nearest: dict[str, np.ndarray] | None = None
+    seen: int = 0
+
+
 def evaluate(
-    scored: Scored,
-    ood_sets: list[str],
-    correct: np.ndarray,
-    alpha: float,
-    thresholds: Sequence[str] = (),
+    scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float, thresholds: Sequence[str] = ()
 ) -> Iterator[dict]:
     """Yield one row for every OOD set and threshold of a detector.
 
@@ -42,27 +53,24 @@ def evaluate(
 def _by_threshold(
     scored: Scored, ood: str, correct: np.ndarray, alpha: float, thresholds: Sequence[str]
 ) -> dict[str, dict[str, float]]:
+    """Return the metrics and the rejected shares by threshold; a threshold a cluster ranks by p-values within it."""
     prefix = f" {ood}" if scored.seen else ""
     inside, outside = _with_nearest(scored, "test" + prefix), _with_nearest(scored, ood)
-    references = {held_out: _with_nearest(scored, split + prefix) for held_out, split in SPLITS.items()}
     n_clusters = 1 + max(int(nearest.max()) for nearest in (scored.nearest or {"": inside[1]}).values())
-    ranking = rank_metrics(inside[0], outside[0], correct)
-    rows = {}
+    ranking, rows = rank_metrics(inside[0], outside[0], correct), {}
     for name in thresholds or THRESHOLDS:
         threshold = THRESHOLDS[name]
         if threshold.by_cluster and scored.nearest is None:
             continue
-        reference = references[threshold.held_out]
+        reference = _with_nearest(scored, SPLITS[threshold.held_out] + prefix)
         limits = np.broadcast_to(threshold.set(*reference, n_clusters, alpha), n_clusters)
         rejected = [float((scores < limits[nearest]).mean()) for scores, nearest in (inside, outside)]
         if threshold.by_cluster:
-            p_values = [cluster_p_values(*part, *reference) for part in (inside, outside)]
-        of_cluster = rank_metrics(*p_values, correct) if threshold.by_cluster else ranking
-        rows[name] = of_cluster | {"id_rejected": rejected[0], "ood_rejected": rejected[1], "auroc_101": np.nan}
-        if name == "per-cluster":
-            nearest = (inside[1], outside[1])
-            shares = (_shares(p, own, reference[1]) for p, own in zip(p_values, nearest, strict=True))
-            rows[name]["auroc_101"] = truncated_auroc(*shares)
+            p_values = (cluster_p_values(*part, *reference) for part in (inside, outside))
+            rows[name] = rank_metrics(*p_values, correct)
+        else:
+            rows[name] = ranking
+        rows[name] = rows[name] | {"id_rejected": rejected[0], "ood_rejected": rejected[1]}
     return rows
 
 
@@ -72,27 +80,13 @@ def _with_nearest(scored: Scored, name: str) -> tuple[np.ndarray, np.ndarray]:
     return scores, np.zeros(len(scores), dtype=np.int64) if scored.nearest is None else scored.nearest[name]
 
 
-def _shares(p_values: np.ndarray, nearest: np.ndarray, reference_nearest: np.ndarray) -> np.ndarray:
-    """Return the share (n,) of its cluster's m reference images that each image is as normal as, from its p-value.
-
-    p = (1 + m share) / (m + 1); in a cluster without reference images the share is 1.
-    """
-    m = np.bincount(reference_nearest, minlength=nearest.max() + 1)[nearest]
-    return np.divide(p_values * (m + 1) - 1, m, out=np.ones(len(m)), where=m > 0)
-
-
 def rank_metrics(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> dict[str, float]:
     """Return what the order of ID scores (n,) and OOD scores (m,) decides; correct (n,) bool. NaN raises ValueError."""
-    return _of_counts(*_count(inside, outside, correct))
-
-
-def _of_counts(right: np.ndarray, wrong: np.ndarray, ood: np.ndarray) -> dict[str, float]:
-    id_ = right + wrong
-    values = {name: metric(id_, ood) for name, metric in METRICS.items()}
-    values |= {"n_id": int(id_.sum()), "n_ood": int(ood.sum())}
-    values |= {"error_auroc": counts.auroc(right, wrong + ood) if right.any() else np.nan}
-    values |= {"aurc": counts.aurc(right, wrong + ood), "augrc": counts.augrc(right, wrong + ood)}
-    return values | {"oscr": counts.oscr(right, wrong, ood)}
+    inside, outside = check_scores("ID scores", inside), check_scores("OOD scores", outside)
+    right, wrong, ood = count_groups(inside[correct], inside[~correct], outside)
+    values = {name: metric(right + wrong, ood) for name, metric in METRICS.items()}
+    values |= {"n_id": len(inside), "n_ood": len(outside)}
+    return values | {name: metric(right, wrong, ood) for name, metric in ERROR_METRICS.items()}
 
 
 def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:
@@ -100,22 +94,16 @@ def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, 
 
     Those that count pairs have DeLong's, none where a group has less than two scores; the others a bootstrap's.
     """
-    right, wrong, ood = _count(inside, outside, correct)
-    values, intervals = _of_counts(right, wrong, ood), {}
+    values, intervals = rank_metrics(inside, outside, correct), {}
+    scores, answers = np.concatenate([inside, outside]), np.concatenate([correct, np.zeros(len(outside), dtype=bool)])
     if min(len(inside), len(outside)) > 1:
-        intervals["auroc"] = counts.auroc_interval(right + wrong, ood)
-        intervals["oscr"] = counts.oscr_interval(right, wrong, ood)
-        if right.sum() > 1:
-            intervals["error_auroc"] = counts.auroc_interval(right, wrong + ood)
-    for name in ("aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive"):
+        intervals["auroc"] = auroc_interval(inside, outside)
+        intervals["oscr"] = oscr_interval(inside, correct, outside)
+        if correct.sum() > 1:
+            intervals["error_auroc"] = error_auroc_interval(scores, answers)
+    for name in list(METRICS)[1:]:  # all but the AUROC
         intervals[name] = bootstrap_interval(name, inside, outside, n_resamples)
-    answers = np.concatenate([correct, np.zeros(len(outside), dtype=bool)])
-    for name, interval in (("aurc", aurc_interval), ("augrc", augrc_interval)):
-        intervals[name] = interval(np.concatenate([inside, outside]), answers, n_resamples)
+    intervals["aurc"] = aurc_interval(scores, answers, n_resamples)
+    intervals["augrc"] = augrc_interval(scores, answers, n_resamples)
     for name, (low, high) in intervals.items():
         yield {"measure": name, "value": values[name], "low": low, "high": high}
-
-
-def _count(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -> list[np.ndarray]:
-    inside, outside = check_scores("ID scores", inside), check_scores("OOD scores", outside)
-    return count_groups(inside[correct], inside[~correct], outside)

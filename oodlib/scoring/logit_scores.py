@@ -1,11 +1,11 @@
-"""Scores of logits: the logits (n, C) of a classifier in; normality (n,) float64 out, higher is more normal."""
+"""Scores of logits: normality (n,) float64 of the logits (n, C) of a classifier; higher is more normal."""
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp, softmax
 
 from oodlib.arrays import as_array
 
-GAMMA, LARGEST = 0.1, 100  # of GEN: the power, and how many of the largest probabilities take part
+GEN_GAMMA, GEN_LARGEST = 0.1, 100  # the power, and how many of the largest probabilities take part
 
 
 def msp(logits: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def energy(logits: np.ndarray) -> np.ndarray:
 def gen(logits: np.ndarray) -> np.ndarray:
     """Return minus the generalised entropy (n,) of logits (n, C), Σ p^γ (1 - p)^γ over their softmax p.
 
-    Larger is more normal. γ is GAMMA, and of more than LARGEST classes the likeliest take part (Liu et al. 2023, GEN).
+    Larger is more normal. γ is GEN_GAMMA; of more classes than GEN_LARGEST the likeliest take part (Liu et al. 2023).
     """
     log_p = log_softmax(_check_logits(logits), axis=1)
     largest = log_p == log_p.max(axis=1, keepdims=True)
@@ -34,9 +34,9 @@ def gen(logits: np.ndarray) -> np.ndarray:
     smaller = np.where(largest, -np.inf, log_p)
     # of the largest, 1 - p is what the others have together: 1 minus a p near 1 would have no digits left
     log_others = np.where(largest, logsumexp(smaller, axis=1, keepdims=True), np.log1p(-np.exp(smaller)))
-    terms = np.exp(GAMMA * (log_p + log_others))
-    if terms.shape[1] > LARGEST:
-        terms = np.take_along_axis(terms, np.argpartition(log_p, -LARGEST, axis=1)[:, -LARGEST:], axis=1)
+    terms = np.exp(GEN_GAMMA * (log_p + log_others))
+    if terms.shape[1] > GEN_LARGEST:
+        terms = np.take_along_axis(terms, np.argpartition(log_p, -GEN_LARGEST, axis=1)[:, -GEN_LARGEST:], axis=1)
     return -terms.sum(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Queries and reference embeddings in; Euclidean distances to the k nearest reference rows, and their places, out.
+"""Nearest neighbours: the k reference rows nearest to each query, and their Euclidean distances.
 
 The rows are kept in groups around centres. A query looks into the group of its nearest centre, then into those that can
 hold a nearer row: the plane half-way between two centres is a bound. Trained encoders make groups, and most of the
@@ -15,12 +15,11 @@ from functools import cached_property
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from oodlib.arrays import as_array, release, sample_rows
+from oodlib.arrays import as_array, release, sample_rows, squared_distances
 from oodlib.clustering.kmeans import assign, count_distinct, kmeans
-from oodlib.scoring.distances import squared_distances
 
 IN_MEMORY = 2**30  # bytes that the rows may take
-BLOCK = 2**24  # numbers in a block of a larger reference, and of queries
+NUMBERS = 2**24  # in a block of a larger reference, and of queries
 LARGEST = 1e15  # sums of squares stay far from the limits of float32
 SAMPLE = 2048  # rows that the centres are found with
 PROBE = 64  # queries that show whether groups pay
@@ -132,7 +131,7 @@ class NeighborIndex:
         if not 1 <= k <= n:
             raise ValueError(f"k must lie in [1, {n}], the number of reference rows, got {k}")
         distances, ids = np.full((len(queries), k), np.inf, np.float32), np.zeros((len(queries), k), np.int64)
-        size = max(1, BLOCK // d)
+        size = max(1, NUMBERS // d)
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
             block = _as_float32(queries[part], "queries")
@@ -144,7 +143,7 @@ class NeighborIndex:
         if self.table is not None:
             yield self.table
             return
-        size = max(1, BLOCK // self.shape[1])
+        size = max(1, NUMBERS // self.shape[1])
         for start in range(0, self.shape[0], size):
             yield Table(_as_float32(self.reference[start : start + size], "reference"), start)
             release(self.reference)
@@ -203,7 +202,7 @@ def _search_group(
     squares, places = faiss.knn(x, group.rows, min(k, len(group.rows)))
     found = np.sqrt(np.maximum(squares, 0))
     row, column = np.nonzero(squares < RESOLVED * (_squares(x)[:, None] + group.radius**2))
-    for part in np.array_split(np.arange(len(row)), 1 + len(row) * x.shape[1] // BLOCK):
+    for part in np.array_split(np.arange(len(row)), 1 + len(row) * x.shape[1] // NUMBERS):
         differences = x[row[part]] - group.rows[places[row[part], column[part]]]
         found[row[part], column[part]] = np.sqrt(_squares(differences))
     again = np.unique(row)

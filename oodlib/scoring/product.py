@@ -1,7 +1,7 @@
-"""The product: embeddings of a run in; the scores of every detector for every set out, one detector at a time.
+"""The product of the factors: the scores of every detector for every set of a run, one detector at a time.
 
-A detector is a distance to the clusters of one clustering, or a reference that needs no clusters. What detectors share
-is done once: a fit for all distances that use it, a measurement for all that rest on it. Embeddings are read in blocks.
+A detector is a distance to the clusters of one clustering, or one that needs no clusters. What detectors share is done
+once: a fit for all distances that use it, a measurement for all that rest on it. Embeddings are read in blocks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,17 @@ import numpy as np
 
 from oodlib.arrays import sample_rows
 from oodlib.clustering.gaussians import Gaussians
-from oodlib.scoring.classifier_scores import EMBEDDING_SCORES, NEIGHBORS, WITH_CLASSIFIER, nnguide
+from oodlib.scoring.classifier_scores import EMBEDDING_SCORES, NNGUIDE_NEIGHBORS, nnguide
 from oodlib.scoring.distances import DISTANCES, fit_distances, fit_relative, nearest_clusters
+from oodlib.scoring.evaluation import Scored
+from oodlib.scoring.knn import KNNDetector
 from oodlib.scoring.logit_scores import LOGIT_SCORES
-from oodlib.scoring.references import KNNDetector, OutlierExposureDetector, ViMDetector
+from oodlib.scoring.outlier_exposure import OutlierExposureDetector
+from oodlib.scoring.vim import ViMDetector
 
 Key = tuple[str, int]  # clustering, number of clusters
+WITH_CLASSIFIER = ("knn", "vim", "nnguide", *EMBEDDING_SCORES, *LOGIT_SCORES)  # detectors without clusters, by name
+WITHOUT_CLASSIFIER = ("knn", "residual")  # those of a run that has no classifier
 
 
 @dataclass(frozen=True)
@@ -45,25 +50,10 @@ class RunEmbeddings:
         return {"train": self.train, "calibration": self.calibration, "test": self.test, **self.ood}
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The scores (n,) of one detector by the name of the set, and the nearest cluster (n,) where it has clusters.
-
-    `seen` is how many images of each class of the OOD set the detector has seen.
-    """
-
-    clustering: str
-    n_clusters: int
-    distance: str
-    scores: dict[str, np.ndarray]
-    nearest: dict[str, np.ndarray] | None = None
-    seen: int = 0
-
-
 def n_detectors(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], known: list[int]) -> int:
     """Return how many detectors `all_scores` gives."""
     n_fitting = sum(len(_fitting(distances, assigned)) for assigned in assignments.values())
-    return n_fitting + 2 + (0 if data.weight is None else len(WITH_CLASSIFIER)) + len(known)
+    return n_fitting + len(WITHOUT_CLASSIFIER if data.weight is None else WITH_CLASSIFIER) + len(known)
 
 
 def check_detectors(distances: list[str], n_neighbors: int, known: list[int]) -> None:
@@ -83,14 +73,15 @@ def all_scores(
     known: list[int],
     mixtures: Mapping[Key, Gaussians] = MappingProxyType({}),
 ) -> Iterator[Scored]:
-    """Yield the scores of every detector: `cluster_scores`, then the references.
+    """Yield the scores of every detector: `cluster_scores`, `clusterless_scores`, then `exposed_scores`.
 
     n_neighbors: k of KNN. known: numbers of OOD images a class that the outlier-exposed heads see. mixtures: as of
     `cluster_scores`. Raises ValueError as `check_detectors`, before anything is computed.
     """
     check_detectors(distances, n_neighbors, known)
     yield from cluster_scores(data, assignments, distances, mixtures)
-    yield from reference_scores(data, n_neighbors)
+    for name, scores in clusterless_scores(data, n_neighbors):
+        yield Scored("none", 0, name, scores)
     for n_known in known:
         yield exposed_scores(data, n_known)
 
@@ -120,32 +111,28 @@ def _fitting(distances: list[str], assigned: np.ndarray) -> list[str]:
     return [name for name in distances if DISTANCES[name].fit is not fit_relative or assigned.max() > 0]
 
 
-def reference_scores(data: RunEmbeddings, n_neighbors: int) -> Iterator[Scored]:
-    """Yield the scores of the detectors that need no clusters and have seen no outliers."""
+def clusterless_scores(data: RunEmbeddings, n_neighbors: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield the name and the scores, by set, of every detector that needs no clusters and has seen no outliers.
+
+    KNN's and NNGuide's of the training embeddings, each without itself, are those of a sample where they are many.
+    """
     train, sets = data.train.z, data.sets()
+    others = {name: embedded.z for name, embedded in sets.items() if name != "train"}
     knn = KNNDetector(min(n_neighbors, len(train) - 1)).fit(train)
-    scores = {name: knn.score_samples(embedded.z) for name, embedded in sets.items() if name != "train"}
-    yield _reference("knn", scores | {"train": knn.reference_})
+    yield "knn", {name: knn.score_samples(z) for name, z in others.items()} | {"train": knn.reference_}
     vim = ViMDetector(data.weight, data.bias).fit(train)
-    scores = {name: vim.score_samples(embedded.z) for name, embedded in sets.items()}
-    yield _reference("residual" if data.weight is None else "vim", scores)
-    if data.weight is not None:
-        yield from _classifier_scores(data)
-
-
-def _classifier_scores(data: RunEmbeddings) -> Iterator[Scored]:
-    """Yield the scores of WITH_CLASSIFIER; NNGuide's of the training embeddings, as KNN's, are those of a sample."""
-    train, sets, classifier = data.train.z, data.sets(), (data.weight, data.bias)
-    k = min(NEIGHBORS, len(train) - 1)
-    guided = {name: nnguide(s.z, *classifier, train, k) for name, s in sets.items() if name != "train"}
-    guided["train"] = nnguide(train[sample_rows(len(train))], *classifier, train, k, own=True)
-    yield _reference("nnguide", guided)
+    name = "residual" if data.weight is None else "vim"
+    yield name, {name: vim.score_samples(embedded.z) for name, embedded in sets.items()}
+    if data.weight is None:
+        return
+    classifier, k = (data.weight, data.bias), min(NNGUIDE_NEIGHBORS, len(train) - 1)
+    guided = nnguide(train[sample_rows(len(train))], *classifier, train, k, own=True)
+    yield "nnguide", {name: nnguide(z, *classifier, train, k) for name, z in others.items()} | {"train": guided}
     for name, (score, statistics) in EMBEDDING_SCORES.items():
         fitted = [statistic(train) for statistic in statistics]
-        scores = {split: score(embedded.z, *classifier, *fitted) for split, embedded in sets.items()}
-        yield _reference(name, scores)
+        yield name, {split: score(embedded.z, *classifier, *fitted) for split, embedded in sets.items()}
     for name, score in LOGIT_SCORES.items():
-        yield _reference(name, {split: score(embedded.logits) for split, embedded in sets.items()})
+        yield name, {split: score(embedded.logits) for split, embedded in sets.items()}
 
 
 def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
@@ -165,8 +152,4 @@ def exposed_scores(data: RunEmbeddings, n_known: int) -> Scored:
             own = {"train": data.train.z, "calibration": data.calibration.z, "test": data.test.z}
             scores |= {f"{split} {name}": head.score_samples(z) for split, z in own.items()}
             scores[name] = head.score_samples(embedded.z[rest])
-    return _reference(f"outlier-exposure-{n_known}", scores, seen=n_known)
-
-
-def _reference(name: str, scores: dict[str, np.ndarray], seen: int = 0) -> Scored:
-    return Scored("none", 0, name, scores, seen=seen)
+    return Scored("none", 0, f"outlier-exposure-{n_known}", scores, seen=n_known)

@@ -1,4 +1,4 @@
-"""Thresholds: scores of in-distribution images in; p-values of new images, and the score below which one is rejected.
+"""Thresholds and p-values: below which score an image is rejected, and how often that is a false alarm.
 
 All rest on one rule. With m scores of reference images, the p-value of a new score is (1 + number of reference scores
 at most as high) / (m + 1), and an image is rejected where p <= alpha: one that is exchangeable with the reference is
@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from oodlib.metrics import check_scores
+from oodlib.arrays import check_scores
 
 N_SPLITS = 200  # of held-out images
 
@@ -44,32 +44,23 @@ def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
     return float(np.partition(scores, j - 1)[j - 1]) if j else float("-inf")
 
 
-def images_needed(alpha: float) -> int:
-    """Return the least number of reference images with which anything is rejected at a false-alarm rate of alpha."""
-    return math.ceil((1 - 1e-9) / alpha - 1)  # rounded as in `_rank`
+def per_cluster_thresholds(
+    scores: np.ndarray, nearest: np.ndarray, n_clusters: int, alpha: float, borrow: bool = True
+) -> np.ndarray:
+    """Return one threshold (K,) a cluster, from the scores (m,) of the images nearest to it (m,).
 
-
-def warn_of_too_few(sizes: np.ndarray, thresholds: float | np.ndarray, alpha: float) -> None:
-    """Warn that a threshold is -inf for want of calibration images, of which there are sizes (1,) or, by cluster, (K,).
-
-    With -inf nothing is rejected; what is finite, by whatever rule, needs no warning.
+    A cluster that is nearest to too few images for a threshold of its own takes the one of all images, which promises
+    nothing for the cluster; without `borrow` it takes -inf, which keeps the promise and rejects nothing.
     """
-    least = images_needed(alpha)
-    few = sizes[(sizes < least) & np.isneginf(thresholds)]
-    if len(few) and len(sizes) == 1:
-        said = f"nothing is rejected: there are {few[0]} calibration images, and alpha = {alpha:g} takes {least}"
-        warnings.warn(said, stacklevel=3)
-    elif len(few):
-        which = f"{len(few)} of {len(sizes)} clusters"
-        has = f"there are {sizes.sum()} calibration images, and alpha = {alpha:g} takes {least} in each cluster"
-        warnings.warn(f"nothing is rejected in {which}: {has}", stacklevel=3)
+    overall = conformal_threshold(scores, alpha) if borrow else -np.inf
+    own = np.array([conformal_threshold(scores[nearest == k], alpha) for k in range(n_clusters)])
+    return np.where(np.isfinite(own), own, overall)
 
 
 def conformal_p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return the p-value (n,) of each score (n,) in (0, 1]: small means unlike the reference scores (m,).
 
-    p = (1 + number of reference scores at most as high) / (m + 1); p <= alpha exactly where the score is below
-    `conformal_threshold(reference, alpha)`, but for ties.
+    p <= alpha exactly where the score is below `conformal_threshold(reference, alpha)`, but for ties.
     """
     rank = np.searchsorted(np.sort(reference), scores, side="right")
     return (1 + rank) / (len(reference) + 1)
@@ -90,33 +81,25 @@ def cluster_p_values(
     return p_values
 
 
-def per_cluster_thresholds(
-    scores: np.ndarray, nearest: np.ndarray, n_clusters: int, alpha: float, borrow: bool = True
-) -> np.ndarray:
-    """Return one threshold (K,) a cluster, from the scores (m,) of the images nearest to it (m,).
+def images_needed(alpha: float) -> int:
+    """Return the least number of reference images with which anything is rejected at a false-alarm rate of alpha."""
+    return math.ceil((1 - 1e-9) / alpha - 1)  # rounded as in `_rank`
 
-    A cluster that is nearest to too few images for a threshold of its own takes the one of all images, which promises
-    nothing for the cluster; without `borrow` it takes -inf, which keeps the promise and rejects nothing.
+
+def warn_of_too_few(sizes: np.ndarray, thresholds: float | np.ndarray, alpha: float) -> None:
+    """Warn that a threshold is -inf for want of calibration images, of which there are sizes (1,) or, by cluster, (K,).
+
+    With -inf nothing is rejected; what is finite, by whatever rule, needs no warning.
     """
-    overall = conformal_threshold(scores, alpha) if borrow else -np.inf
-    own = np.array([conformal_threshold(scores[nearest == k], alpha) for k in range(n_clusters)])
-    return np.where(np.isfinite(own), own, overall)
-
-
-def truncated_auroc(id_shares: np.ndarray, ood_shares: np.ndarray) -> float:
-    """Return the area under the 101-point curve of earlier code, kept to reproduce its figures.
-
-    id_shares (n,), ood_shares (m,): the share of its cluster's training images that are at most as normal as each,
-    in [0, 1]. The thresholds are the clusters' percentiles 0, 1, …, 100 and the curve gets no end points: an image less
-    normal than all its cluster's, of share 0, is never accepted, and the area beyond is left out. `auroc` of the shares
-    is the right figure.
-    """
-    least = np.maximum(np.linspace(0, 1, 101)[::-1] - 1e-12, 1e-12)  # to pass percentile 0 an image beats one at least
-    accepted = [
-        1 - np.searchsorted(np.sort(check_scores("shares", shares)), least) / len(shares)
-        for shares in (id_shares, ood_shares)
-    ]
-    return float(np.trapezoid(accepted[0], accepted[1]))
+    least = images_needed(alpha)
+    few = sizes[(sizes < least) & np.isneginf(thresholds)]
+    if len(few) and len(sizes) == 1:
+        said = f"nothing is rejected: there are {few[0]} calibration images, and alpha = {alpha:g} takes {least}"
+        warnings.warn(said, stacklevel=3)
+    elif len(few):
+        which = f"{len(few)} of {len(sizes)} clusters"
+        has = f"there are {sizes.sum()} calibration images, and alpha = {alpha:g} takes {least} in each cluster"
+        warnings.warn(f"nothing is rejected in {which}: {has}", stacklevel=3)
 
 
 def realised_rates(
@@ -144,9 +127,10 @@ def realised_by_cluster(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what conformal p-values within clusters reach on held-out ID images, scores (n,) nearest to (n,) int.
 
-    Of `realised_rates`: the rates over all clusters (len(alphas), n_splits); as many that the theory draws for splits
-    with the same numbers of reference and new images in each cluster, where alarms are beta-binomial as `rate_band`
-    says; the rate of each cluster over all splits (len(alphas), K), which the promise is about.
+    Three arrays, of splits as in `realised_rates`: the rates over all clusters (len(alphas), n_splits); as many that
+    the theory draws for splits with the same numbers of reference and new images in each cluster, where alarms are
+    beta-binomial as `rate_band` says; the rate of each cluster over all splits (len(alphas), K), which the promise is
+    about.
     """
     rng = np.random.default_rng([seed, 1])
     alphas = np.asarray(alphas)[:, None]  # (A, 1)
@@ -162,20 +146,8 @@ def realised_by_cluster(
         expected.append(rng.binomial(n, chances).sum(axis=1) / n.sum())
         total += n
     alarms = np.array(alarms)  # (splits, A, K)
-    n_new = len(scores) - n_reference
     by_cluster = alarms.sum(axis=0) / np.maximum(total, 1)
-    return alarms.sum(axis=2).T / n_new, np.array(expected).T, by_cluster
-
-
-def _splits(scores: np.ndarray, n_reference: int, n_splits: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield row numbers of reference and of new scores, drawn anew for each split."""
-    scores = check_scores("scores", scores)
-    if not 1 <= n_reference < len(scores):
-        raise ValueError(f"n_reference must be between 1 and n - 1 = {len(scores) - 1}, got {n_reference}")
-    rng = np.random.default_rng(seed)
-    for _ in range(n_splits):
-        order = rng.permutation(len(scores))
-        yield order[:n_reference], order[n_reference:]
+    return alarms.sum(axis=2).T / (len(scores) - n_reference), np.array(expected).T, by_cluster
 
 
 def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -> tuple[float, float]:
@@ -193,6 +165,25 @@ def rate_band(alpha: float, n_reference: int, n_new: int, level: float = 0.95) -
     return float(alarms.ppf((1 - level) / 2)) / n_new, float(alarms.ppf((1 + level) / 2)) / n_new
 
 
+def check_thresholds(names: Sequence[str]) -> None:
+    """Raise ValueError for an unknown threshold, and for some without "global", by which detectors are compared."""
+    if unknown := [name for name in names if name not in THRESHOLDS]:
+        raise ValueError(f"unknown threshold {unknown[0]!r}; known: {', '.join(THRESHOLDS)}")
+    if names and "global" not in names:
+        raise ValueError(f"thresholds must have 'global' among them, got {', '.join(names)}")
+
+
+def _splits(scores: np.ndarray, n_reference: int, n_splits: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers of reference and of new scores, drawn anew for each split."""
+    n = len(check_scores("scores", scores))
+    if not 1 <= n_reference < n:
+        raise ValueError(f"n_reference must be between 1 and n - 1 = {n - 1}, got {n_reference}")
+    rng = np.random.default_rng(seed)
+    for _ in range(n_splits):
+        order = rng.permutation(n)
+        yield order[:n_reference], order[n_reference:]
+
+
 def _rank(alpha: float, m: int) -> int:
     """Return j = ⌊α (m + 1)⌋, which of the m smallest reference scores is the threshold; 0 where none is."""
     return int(np.floor(alpha * (m + 1) + 1e-9))  # 0.29 * 100 is a hair below 29
@@ -208,11 +199,3 @@ THRESHOLDS = {
     "per-cluster": Threshold(per_cluster_thresholds, by_cluster=True),
     "conformal-cluster": Threshold(partial(per_cluster_thresholds, borrow=False), held_out=True, by_cluster=True),
 }
-
-
-def check_thresholds(names: Sequence[str]) -> None:
-    """Raise ValueError for an unknown threshold, and for some without "global", by which detectors are compared."""
-    if unknown := [name for name in names if name not in THRESHOLDS]:
-        raise ValueError(f"unknown threshold {unknown[0]!r}; known: {', '.join(THRESHOLDS)}")
-    if names and "global" not in names:
-        raise ValueError(f"thresholds must have 'global' among them, got {', '.join(names)}")

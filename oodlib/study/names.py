@@ -5,8 +5,8 @@ from oodlib.data.bundled import BUNDLED
 from oodlib.data.sets import data_root, stored_names
 from oodlib.data.stored import TORCHVISION
 from oodlib.scoring.choices import RULES
-from oodlib.scoring.classifier_scores import WITH_CLASSIFIER
 from oodlib.scoring.distances import DISTANCES
+from oodlib.scoring.product import WITH_CLASSIFIER, WITHOUT_CLASSIFIER
 from oodlib.scoring.thresholds import THRESHOLDS
 from oodlib.study.studies import study_names
 
@@ -27,7 +27,7 @@ def names() -> dict[str, list[str]]:
         "clusterings": list(CLUSTERINGS),
         "distances": list(DISTANCES),
         "thresholds": list(THRESHOLDS),
-        "detectors without clusters": ["knn", "vim (residual without a classifier)", *WITH_CLASSIFIER],
+        "detectors without clusters": list(dict.fromkeys([*WITH_CLASSIFIER, *WITHOUT_CLASSIFIER])),
         "known_outliers": ["numbers of OOD images a class, each for a detector outlier-exposure-NUMBER"],
         "pool": [name for name in POOLS if name],
         "choice_rules": list(RULES),

@@ -23,13 +23,8 @@ from oodlib.files import ON_THE_WAY, slug
 from oodlib.scoring.choices import check_rules, choice_table
 from oodlib.scoring.detector import check_alpha
 from oodlib.scoring.distances import DISTANCES
-from oodlib.scoring.evaluation import evaluate
-from oodlib.scoring.product import (
-    Scored,
-    all_scores,
-    check_detectors,
-    n_detectors,
-)
+from oodlib.scoring.evaluation import Scored, evaluate
+from oodlib.scoring.product import all_scores, check_detectors, n_detectors
 from oodlib.scoring.thresholds import check_thresholds
 from oodlib.separation import cluster_quality, embedding_quality
 from oodlib.study.artefacts import (

@@ -6,8 +6,8 @@ import pandas as pd
 from oodlib.clustering.collapse import alignment
 from oodlib.encoders.embedding import linear_probe
 from oodlib.scoring.distances import fit_distances, nearest_cluster
-from oodlib.scoring.evaluation import interval_rows
-from oodlib.scoring.product import RunEmbeddings, Scored
+from oodlib.scoring.evaluation import Scored, interval_rows
+from oodlib.scoring.product import RunEmbeddings
 from oodlib.scoring.thresholds import conformal_threshold, rate_band, realised_by_cluster, realised_rates
 from oodlib.selective import risk_coverage
 from oodlib.study.artefacts import ID_SPLITS, load_view_embeddings, ood_groups, run_embeddings

@@ -55,12 +55,6 @@ def test_each_class_is_left_out_once_and_what_is_left_is_numbered_anew(data):
     assert sorted(left_out) == [0, 1, 2, 3]
 
 
-def test_many_classes_are_left_out_in_five_parts(data):
-    many = [Embedded(e.z, np.arange(len(e.z)) % 12) for e in (data.train, data.calibration)]
-    parts = list(left_out_classes(RunEmbeddings(many[0], many[1], many[1], {}), seed=0))
-    assert [len(np.unique(part.train.y)) for part in parts] == [9, 9, 10, 10, 10]
-
-
 def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
     part = next(virtual_outliers(replace(data, test=data.calibration), seed=0))
     z = part.ood["unknown"].z.astype(np.float64)

@@ -7,11 +7,10 @@ from scipy.stats import multivariate_normal, spearmanr
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from oodlib import arrays as blocks
-from oodlib.arrays import to_unit_norm
-from oodlib.clustering.moments import cluster_means, whitening
+from oodlib import arrays
+from oodlib.clustering.moments import cluster_means
 from oodlib.scoring import DISTANCES, nearest_cluster
-from oodlib.scoring.distances import fit_distances, squared_distances
+from oodlib.scoring.distances import fit_distances
 
 K = 4
 DTYPES = (np.float32, np.float64)
@@ -96,12 +95,8 @@ def test_distances_are_the_formula(distance, dtype):
 
 
 ODD = 3.0  # how far the odd twin of an image is from it, in a direction in which no training image varies
-IGNORES = (
-    "mahalanobis",
-    "mahalanobis-cluster",
-    "relative-mahalanobis",
-    "log-density",
-)  # the pseudo-inverse has no weight
+# the pseudo-inverse has no weight there
+IGNORES = ("mahalanobis", "mahalanobis-cluster", "relative-mahalanobis", "log-density")
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -143,7 +138,7 @@ def test_shrinking_sees_what_is_odd_in_no_direction_of_few_images():
     assert aurocs["mahalanobis-shrunk"] > 0.97 > aurocs["mahalanobis"] + 0.1
 
 
-SPREADS = (1e-1, 3e-3, 3e-4)  # of the classes, in units of the norm of their means
+SPREADS = (3e-3, 3e-4)  # of the classes, in units of the norm of their means
 
 
 @pytest.mark.parametrize("spread", SPREADS)
@@ -189,7 +184,7 @@ def test_a_cluster_without_members_enough_takes_the_tied_covariance():
 
 
 @pytest.mark.parametrize("distance", ["mahalanobis-cluster", "ssd", "log-density"])
-@pytest.mark.parametrize("n_members", [5, 20, 21, 25, 39, 40, 60])
+@pytest.mark.parametrize("n_members", [5, 21, 39, 40])
 def test_new_members_of_a_small_cluster_are_no_outliers(n_members, distance):
     """In 20 dimensions a covariance of 21 members is regular, and all new members are hundreds of sigma away."""
     rng = np.random.default_rng(0)
@@ -235,25 +230,25 @@ CHANGES = {
     "rotated": lambda z: z @ np.linalg.qr(np.random.default_rng(1).normal(size=(z.shape[1],) * 2))[0],
     "stretched": lambda z: z * np.geomspace(1e-2, 1e2, z.shape[1]),
 }
+OF_DIRECTIONS = ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"]
 INVARIANT = {
     "euclidean": [c for c in CHANGES if c != "stretched"],
-    "cosine": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
+    "cosine": OF_DIRECTIONS,
     "mahalanobis": list(CHANGES),
     "mahalanobis-cluster": list(CHANGES),
     "mahalanobis-shrunk": ["times 1e-5", "times 1e3", "plus 1000", "rotated"],
     "relative-mahalanobis": list(CHANGES),
-    "mahalanobis++": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
-    "relative-mahalanobis++": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
+    "mahalanobis++": OF_DIRECTIONS,
+    "relative-mahalanobis++": OF_DIRECTIONS,
     "log-density": list(CHANGES),
-    "ssd": ["times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice", "rotated"],
+    "ssd": OF_DIRECTIONS,
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("distance", "change"), [(d, c) for d, changes in INVARIANT.items() for c in changes])
-def test_scores_do_not_change_with(distance, change, dtype):
+def test_scores_do_not_change_with(distance, change):
     z, id_, ood, assignments = overlapping()
-    changed = [CHANGES[change](part).astype(dtype) for part in (z, id_, ood)]
+    changed = [CHANGES[change](part).astype(np.float32) for part in (z, id_, ood)]
     queries = np.concatenate([id_, ood])
     expected = reference(distance, z, assignments, queries).min(axis=1)
     found = measured(distance, changed[0], assignments, np.concatenate(changed[1:])).min(axis=1)
@@ -280,30 +275,6 @@ def test_fewer_embeddings_than_dimensions(dtype, shift):
     np.testing.assert_allclose(found, expected, rtol=0.02)
 
 
-def test_full_rank_with_fewer_embeddings_than_dimensions_is_the_pseudo_inverse():
-    z, id_, ood, assignments = overlapping(n=100, d=128)
-    queries = np.concatenate([id_, ood])
-    found = measured("mahalanobis", z, assignments, queries)
-    np.testing.assert_allclose(found, reference("mahalanobis", z, assignments, queries), rtol=1e-6)
-    single = measured("mahalanobis", z.astype(np.float32), assignments, queries.astype(np.float32))
-    assert spearmanr(single.min(axis=1), found.min(axis=1)).statistic >= 0.999
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_fewer_embeddings_than_dimensions_change_no_invariance(distance, dtype):
-    z, id_, ood, assignments = overlapping(n=100, d=128)
-    queries = np.concatenate([id_, ood])
-    expected = measured(distance, z, assignments, queries).min(axis=1)
-    assert np.isfinite(expected).all()
-    for change in ("times 1e-5", "times 1e3", "32 zero dimensions", "every dimension twice"):
-        if change not in INVARIANT[distance]:
-            continue
-        changed = [CHANGES[change](part).astype(dtype) for part in (z, queries)]
-        found = measured(distance, changed[0], assignments, changed[1]).min(axis=1)
-        assert spearmanr(found, expected).statistic >= 0.999
-
-
 # Degenerate clusters and rows
 
 
@@ -315,20 +286,6 @@ def test_zero_row_is_at_cosine_distance_one_of_everything(dtype):
     with_zero = np.concatenate([z, np.zeros((1, 24), dtype)])  # it has no say in a direction
     found = measured("cosine", with_zero, np.append(assignments, 2), queries)
     np.testing.assert_allclose(found, measured("cosine", z, assignments, queries), rtol=0, atol=1e-6)
-
-
-def test_directions_that_cancel_are_at_cosine_distance_one():
-    z = np.array([[1.0, 0], [-1, 0], [0, 1], [0, 2]])
-    assert measured("cosine", z, np.array([0, 0, 1, 1]), np.array([[3.0, 0]])).tolist() == [[1, 1]]
-
-
-@pytest.mark.parametrize("distance", ["euclidean", "cosine", "mahalanobis"])
-def test_cluster_of_one_member(distance):
-    z, id_, _, assignments = overlapping(n=80)
-    z, assignments = np.concatenate([z, z[:1] + 5]), np.append(assignments, K)
-    found = measured(distance, z, assignments, np.concatenate([id_, z[-1:]]))
-    np.testing.assert_allclose(found, reference(distance, z, assignments, np.concatenate([id_, z[-1:]])), atol=1e-9)
-    assert found[-1, K] == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -348,69 +305,15 @@ def test_mahalanobis_is_not_defined_where_clusters_do_not_vary(dtype, copies):
 # Parts
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_state_is_arrays(distance):
-    z, id_, _, assignments = overlapping()
-    state = fitted(distance, z.astype(np.float32), assignments)
-    for part, kind in DISTANCES[distance].state.items():
-        dtype, *letters = kind.split()
-        assert (state[part].dtype, state[part].ndim) == ("float32" if dtype == "float" else dtype, len(letters))
-    assert DISTANCES[distance].measure(id_.astype(np.float32), state).shape == (300, K)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1, 1e20, 1e30])
-def test_unit_norm_of_any_unit(unit, dtype):
-    z = np.random.default_rng(0).normal(size=(5, 7))
-    z[2] = 0
-    with np.errstate(all="ignore"):
-        found = to_unit_norm((z * unit).astype(dtype))
-    np.testing.assert_allclose(found, to_unit_norm(z), rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_unit_norm(dtype):
-    z = np.array([[3, 4], [0, 0], [-1e-12, 0]], dtype=dtype)
-    found = to_unit_norm(z)
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
-    assert z[0, 0] == 3  # not in place
-
-
 def test_means_are_summed_in_float64():
     z = np.full((200_000, 1), 0.1, dtype=np.float32)
     assert cluster_means(z, np.zeros(200_000, dtype=np.int64), 1)[0, 0] == pytest.approx(np.float32(0.1), rel=1e-12)
-
-
-@pytest.mark.parametrize("n", [40, 8])
-def test_whitening_is_a_root_of_the_pseudo_inverse(n):
-    rows = np.random.default_rng(0).normal(size=(n, 12)) @ np.diag(np.geomspace(1, 1e-3, 12))
-    rows -= rows.mean(axis=0)
-    whiten = whitening(*np.linalg.eigh(rows.T @ rows / n))
-    assert whiten.shape == (12, min(n - 1, 12))
-    np.testing.assert_allclose(
-        whiten @ whiten.T, np.linalg.pinv(rows.T @ rows / n, rcond=1e-10, hermitian=True), rtol=1e-6
-    )
-
-
-def test_whitening_leaves_out_what_the_input_cannot_resolve():
-    of_three = np.array([1e-8, 1e-4, 1]), np.eye(3)
-    assert whitening(*of_three).shape == (3, 3)
-    assert whitening(*of_three, 1e-6).shape == (3, 2)
-    with pytest.raises(ValueError, match="do not vary within clusters"):
-        whitening(*of_three, 10.0)
 
 
 def test_an_empty_cluster_is_refused():
     z, _, _, assignments = overlapping()
     with pytest.raises(ValueError, match="cluster 2 of 5 is empty"):
         fit_distances(["cosine"], z, np.where(assignments == 2, 4, assignments), 5)
-
-
-def test_unknown_distance_is_named_with_the_known_ones():
-    z, _, _, assignments = overlapping()
-    with pytest.raises(ValueError, match="unknown distance 'manhattan'; known: euclidean, cosine, mahalanobis"):
-        fit_distances(["cosine", "manhattan"], z, assignments, K)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -426,11 +329,11 @@ def test_fitted_together_is_fitted_alone(distance):
 def test_blocks_do_not_change_the_fit(distance, monkeypatch):
     z, id_, _, assignments = overlapping()
     whole = measured(distance, z, assignments, id_)
-    monkeypatch.setattr(blocks, "ROWS", 37)
+    monkeypatch.setattr(arrays, "ROWS", 37)
     np.testing.assert_allclose(measured(distance, z, assignments, id_), whole, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", ["cosine", "mahalanobis", "log-density"])
 def test_half_precision_in_a_file_is_computed_in_single(distance, tmp_path):
     z, id_, _, assignments = overlapping()
     np.save(tmp_path / "z.npy", z.astype(np.float16))
@@ -439,10 +342,3 @@ def test_half_precision_in_a_file_is_computed_in_single(distance, tmp_path):
     assert np.float16 not in {array.dtype for array in state.values()}
     expected = nearest_cluster(id_, distance, fitted(distance, z.astype(np.float16).astype(np.float32), assignments))
     np.testing.assert_allclose(nearest_cluster(id_, distance, state)[0], expected[0], rtol=1e-5)
-
-
-def test_squared_distances_are_never_negative():
-    centers = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
-    found = squared_distances(centers, centers)
-    assert (found >= 0).all()
-    assert np.diag(found).max() < 1e-4

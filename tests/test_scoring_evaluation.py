@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, ood_metrics
-from oodlib.scoring.evaluation import evaluate, interval_rows, rank_metrics
-from oodlib.scoring.product import Scored
+from oodlib.scoring.evaluation import Scored, evaluate, interval_rows, rank_metrics
 from oodlib.selective import (
     augrc,
     augrc_interval,
@@ -99,20 +98,6 @@ def test_by_hand():
     assert (found["n_id"], found["n_ood"]) == (3, 2)
 
 
-def test_a_score_of_minus_infinity_and_infinity_is_the_least_and_the_most_normal():
-    scores = np.array([np.inf, 1.0]), np.array([-np.inf, 2.0]), np.array([True, True])
-    assert rank_metrics(*scores)["auroc"] == 3 / 4
-    assert np.isfinite(intervals_of(*scores)["auroc"]).all()
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_nan_is_no_score(place):
-    scores = [np.array([2.0, 1.0]), np.array([0.0, 1.5])]
-    scores[place] = np.array([np.nan, 1.0])
-    with pytest.raises(ValueError, match="scores must not hold NaN, got 1 of 2"):
-        rank_metrics(*scores, np.array([True, True]))
-
-
 @pytest.mark.parametrize("right", [0, 1, 2, 3])
 def test_there_is_no_interval_where_there_is_no_variance_to_estimate(right):
     correct = np.arange(3) < right
@@ -133,27 +118,16 @@ def test_rows_and_columns():
     assert [(r["ood_dataset"], r["threshold"]) for r in rows] == [(o, t) for o in ("far", "near") for t in thresholds]
     for row in rows:
         assert [*row][: len(ABOUT + MEASURES)] == ABOUT + MEASURES
-        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, "id_rejected", "ood_rejected", "auroc_101"}
-        assert np.isfinite(row["auroc_101"]) == (row["threshold"] == "per-cluster")
+        assert set(row) == {*ABOUT, *MEASURES, *ERRORS, "id_rejected", "ood_rejected"}
         assert (row["clustering"], row["n_clusters"], row["distance"]) == ("kmeans", K, "euclidean")
         assert row["n_ood"] == {"near": 70, "far": 60}[row["ood_dataset"]]
         assert row["oscr"] <= row["auroc"]
 
 
-def test_thresholds_are_those_that_are_named():
-    scored = draw_scored()
-    some = list(evaluate(scored, ["near"], CORRECT, ALPHA, ["global", "conformal-cluster"]))
-    rows = rows_of(scored)
-    assert [row["threshold"] for row in some] == ["global", "conformal-cluster"]
-    for row in some:
-        np.testing.assert_equal(row, rows["near", row["threshold"]])
-
-
-def test_a_detector_without_clusters_has_two_thresholds_and_no_truncated_auroc():
+def test_a_detector_without_clusters_has_two_thresholds():
     scored = draw_scored()
     rows = list(evaluate(Scored("none", 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
     assert [row["threshold"] for row in rows] == ["global", "conformal"]
-    assert np.isnan([row["auroc_101"] for row in rows]).all()
 
 
 def jth_smallest(scores: np.ndarray) -> float:
@@ -173,19 +147,6 @@ def test_one_threshold_for_all_comes_from_training_or_calibration():
             assert row["ood_rejected"] == (scored.scores[ood] < limit).mean()
             assert row["auroc"] == ood_metrics(scored.scores["test"], scored.scores[ood])["auroc"]
     assert rows["near", "global"]["id_rejected"] > rows["near", "conformal"]["id_rejected"]
-
-
-def test_an_image_that_ties_with_the_threshold_is_kept():
-    nineteen = np.arange(1.0, 20)  # two of 20 may be rejected: the threshold is 2
-    scores = {
-        "train": nineteen,
-        "calibration": nineteen,
-        "test": np.array([1.0, 2, 3, 4]),
-        "near": np.array([2.0, 1.9]),
-    }
-    nearest = {name: np.zeros(len(s), dtype=int) for name, s in scores.items()}
-    rows = list(evaluate(Scored("one", 1, "euclidean", scores, nearest), ["near"], np.ones(4, dtype=bool), ALPHA))
-    assert [(row["id_rejected"], row["ood_rejected"]) for row in rows] == [(1 / 4, 1 / 2)] * 4
 
 
 def shares_below(scored: Scored, split: str, name: str) -> np.ndarray:
@@ -231,27 +192,6 @@ def test_a_cluster_without_reference_images_borrows_or_promises_nothing():
     assert rows["far", "conformal-cluster"]["ood_rejected"] == rows["far", "conformal"]["ood_rejected"] > 0
 
 
-def curve_101(scored: Scored, ood: str) -> float:
-    """Return the area under the curve of the percentiles of the clusters' training distances, without end points."""
-    limits = np.stack(
-        [np.percentile(-scored.scores["train"][scored.nearest["train"] == k], range(101)) for k in range(K)]
-    )
-    accepted = [
-        [(-scored.scores[name] <= limits[scored.nearest[name], percentile]).mean() for percentile in range(101)]
-        for name in ("test", ood)
-    ]
-    return np.trapezoid(*accepted)
-
-
-def test_truncated_auroc_is_that_of_the_101_percentiles_of_training_distances():
-    scored = draw_scored(per_cluster=101)  # so that every percentile is the score of an image
-    rows = rows_of(scored)
-    for ood in ("near", "far"):
-        row = rows[ood, "per-cluster"]
-        assert row["auroc_101"] == pytest.approx(curve_101(scored, ood), abs=1e-12)
-        assert row["auroc_101"] < row["auroc"] - 0.1  # what lies beyond the last percentile is left out
-
-
 @pytest.mark.parametrize("ood", ["near", "far"])
 def test_a_detector_that_has_seen_outliers_has_id_scores_of_its_own_for_each_set(ood):
     scored = draw_scored()
@@ -278,10 +218,3 @@ def test_resampled_intervals_are_the_bootstraps_of_metrics_and_of_aurc_and_augrc
         assert rows[name]["value"] == measure(scores, answers)
         assert (rows[name]["low"], rows[name]["high"]) == interval(scores, answers, 50)
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
-
-
-def test_one_ood_image_has_a_bootstrap():
-    inside, _, correct = draw_scores()
-    rows = list(interval_rows(inside, np.array([0.05]), correct, 20))
-    assert len(rows) == 6
-    assert all(0 <= row["low"] <= row["high"] <= 1 for row in rows)

@@ -1,10 +1,9 @@
 """Detector files: every detector is the same to the last bit after a file, and what is no detector is refused."""
 
 import hashlib
+import itertools
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from functools import cache
 
@@ -14,9 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 
-from oodlib.clustering import CLUSTERINGS, cluster
+from oodlib.clustering import cluster
 from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
 from oodlib.scoring import (
     DETECTORS,
@@ -107,22 +105,14 @@ def clusters_of(clustering, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_cluster_detector_is_the_same_to_the_last_bit(distance, threshold, dtype, tmp_path, monkeypatch):
+def test_cluster_detector_is_the_same_to_the_last_bit(distance, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "cluster", lambda z, y, clustering, *_: clusters_of(clustering, dtype))
-    for clustering in CLUSTERINGS:
-        if clustering != "one" or not distance.startswith("relative-"):
-            detector = ClusterDetector(clustering, 4, distance, threshold, 0.08)
-            detector.fit(Z.astype(dtype), Y, CALIBRATION.astype(dtype))
-            assert_same(detector, round_trip(detector, tmp_path), dtype)
-
-
-def test_a_cluster_that_rejects_nothing_does_so_after_a_file(tmp_path):
-    detector = ClusterDetector("labels", threshold="conformal-cluster", alpha=0.08).fit(Z, Y, CALIBRATION)
-    assert np.isneginf(detector.offset_).any()
-    assert np.isfinite(detector.offset_).any()
-    assert np.array_equal(round_trip(detector, tmp_path).offset_, detector.offset_)
+    for clustering, threshold in itertools.product(("labels", "gmm"), THRESHOLDS):
+        detector = ClusterDetector(clustering, 4, distance, threshold, 0.08)
+        detector.fit(Z.astype(dtype), Y, CALIBRATION.astype(dtype))
+        assert_same(detector, round_trip(detector, tmp_path), dtype)
+        assert np.isneginf(detector.offset_).any() == (threshold == "conformal-cluster")  # which rejects nothing
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -130,11 +120,6 @@ def test_a_cluster_that_rejects_nothing_does_so_after_a_file(tmp_path):
 def test_every_detector_is_the_same_to_the_last_bit(name, dtype, tmp_path):
     detector = fit(name, dtype)
     assert_same(detector, round_trip(detector, tmp_path), dtype)
-
-
-def test_every_distance_says_the_shapes_of_its_state():
-    for name, distance in DISTANCES.items():
-        assert ClusterDetector(distance=name).fit(Z, Y).state_.keys() == distance.state.keys()
 
 
 def test_a_distance_that_does_not_say_what_its_state_is(tmp_path, monkeypatch):
@@ -149,21 +134,6 @@ def test_parameters_of_numpy_and_those_that_are_looked_for(tmp_path):
     detector = ClusterDetector("kmeans", np.int64(3), alpha=np.float32(0.25), seed=np.int32(7)).fit(Z)
     assert round_trip(detector, tmp_path).get_params() == detector.get_params()
     assert round_trip(ClusterDetector("kmeans", "auto").fit(Z), tmp_path).n_clusters == "auto"
-
-
-def test_loaded_detector_can_be_fitted_again(tmp_path):
-    for name in EXAMPLES:
-        detector = fit(name)
-        again = clone(round_trip(detector, tmp_path)).fit(Z[1:], Y[1:])
-        assert_same(again, clone(detector).fit(Z[1:], Y[1:]))
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_loaded_detector_refuses_embeddings_of_another_width(name, tmp_path):
-    loaded = round_trip(fit(name), tmp_path)
-    for wrong in (QUERIES[:, 1:], np.pad(QUERIES, ((0, 0), (0, 1)))):
-        with pytest.raises(ValueError, match=f"X has {wrong.shape[1]} features, but .* is expecting 13 features"):
-            loaded.predict(wrong)
 
 
 # What is in a file
@@ -203,15 +173,6 @@ def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
     np.testing.assert_allclose(arrays["offset_"], 0, atol=1e-12)
 
 
-def test_matrix_that_is_in_memory_by_columns_is_in_the_file_by_rows(tmp_path):
-    detector = ClusterDetector().fit(Z, Y)
-    assert detector.state_["whiten"].flags.fnc
-    detector.save(tmp_path / "detector")
-    header, arrays = read(tmp_path / "detector")
-    assert header["fortran_order"] == ["state_.whiten"]
-    assert np.array_equal(arrays["state_.whiten"], detector.state_["whiten"].T)
-
-
 def test_classifier_of_vim_is_in_the_file_once(tmp_path):
     fit("vim").save(tmp_path / "detector")
     header, arrays = read(tmp_path / "detector")
@@ -241,21 +202,6 @@ def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monk
     assert loaded.score_samples(z[:1])[0] == pytest.approx(-nearest, abs=1e-6)
 
 
-def test_file_of_ten_clusters_is_no_larger_than_its_arrays(tmp_path):
-    z = np.random.default_rng(0).normal(size=(600, 64)).astype(np.float32)
-    ClusterDetector().fit(z, np.arange(600) % 10).save(tmp_path / "detector")
-    arrays = 4 * 64 * 64 + 8 * (64 + 10 * 64) + 16 * 600 + 8
-    assert 0 <= (tmp_path / "detector").stat().st_size - arrays < 1000
-
-
-def test_same_detector_same_bytes(tmp_path):
-    detector = fit("outlier-exposure")
-    paths = [tmp_path / str(i) for i in range(8)]
-    for path in paths:
-        detector.save(path)
-    assert len({path.read_bytes() for path in paths}) == 1
-
-
 def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
     detector = ClusterDetector().fit(Z, Y)
     detector.save(tmp_path / "detector")
@@ -272,30 +218,7 @@ def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
     assert (tmp_path / "detector").read_bytes() == before
 
 
-def test_detectors_can_be_imported_without_what_files_need():
-    code = "import sys, oodlib.scoring; print(sorted({'safetensors', 'torch', 'timm'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
 # What cannot be saved
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_detector_that_is_not_fitted(name, tmp_path):
-    detector = clone(EXAMPLES[name])
-    with pytest.raises(NotFittedError, match=f"This {type(detector).__name__} instance is not fitted yet"):
-        detector.save(tmp_path / "detector")
-    assert not list(tmp_path.iterdir())
-
-
-def test_detector_whose_fit_failed_half_way(tmp_path):
-    detector = ClusterDetector("labels")
-    with pytest.raises(ValueError, match="needs labels y"):
-        detector.fit(Z)
-    assert detector.n_features_in_ == 13
-    with pytest.raises(NotFittedError):
-        detector.save(tmp_path / "detector")
 
 
 def test_detector_of_another_class(tmp_path):
@@ -306,7 +229,7 @@ def test_detector_of_another_class(tmp_path):
         pass
 
     for kind in (KNNDetector, Own):
-        with pytest.raises(TypeError, match=f"one of ClusterDetector, KNNDetector, .*, got {kind.__name__}"):
+        with pytest.raises(TypeError, match=f"a detector of oodlib.scoring, got {kind.__name__} of "):
             kind().fit(Z, Y).save(tmp_path / "detector")
 
 
@@ -405,7 +328,7 @@ def test_another_encoder_is_refused(encoder, tmp_path):
     assert load_detector(path, other).encoder_.startswith(others)
 
 
-@pytest.mark.parametrize("given", ["encoder.safetensors", "", "A" * 64, 64 * "0" + "\n", 7, b"0" * 64])
+@pytest.mark.parametrize("given", ["", "A" * 64, 64 * "0" + "\n", 7])
 def test_what_is_no_encoder(given, tmp_path):
     detector = ClusterDetector().fit(Z, Y)
     with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal digits, got "):
@@ -445,27 +368,17 @@ def test_no_file(tmp_path):
             load_detector(path)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 8, 9, 200, 0.3, 0.9, 0.999, -8, -1])
+@pytest.mark.parametrize("kept", [0, 9, 0.3, 0.999, -1])
 def test_file_that_is_cut_short(path, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     refused(path, "is no safetensors file of NumPy's dtypes, or is cut short: ")
 
 
-@pytest.mark.parametrize("content", [pickle.dumps(KNNDetector()), b"PK\x03\x04 a zip file", b"{}", bytes(4096)])
+@pytest.mark.parametrize("content", [pickle.dumps(KNNDetector()), bytes(4096)])
 def test_file_of_another_kind(path, content):
     path.write_bytes(content)
     refused(path, "is no safetensors file")
-
-
-def test_pickle_is_not_run(path):
-    class Trap:
-        def __reduce__(self):
-            return open, (str(path) + ".run", "w")
-
-    path.write_bytes(pickle.dumps(Trap()))
-    refused(path, "is no safetensors file")
-    assert [file.name for file in path.parent.iterdir()] == ["detector"]
 
 
 def test_safetensors_file_of_another_format(path, encoder):
@@ -477,41 +390,37 @@ def test_safetensors_file_of_another_format(path, encoder):
     refused(path, "is not in its metadata ['oodlib-encoder-1']")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "[" * 100_000, '{"class": "KNNDetector"}', "NaN"])
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"class": "KNNDetector"}'])
 def test_json_that_is_none_or_no_header(path, text):
     save_file(load_file(path), path, {FORMAT: text})
     refused(path, "does not hold a detector and the arrays that fit it: ")
 
 
-@pytest.mark.parametrize(
-    "name", ["os.system", "builtins.eval", "Detector", "oodlib.scoring.cluster_detector.KNNDetector", ""]
-)
+@pytest.mark.parametrize("name", ["os.system", "Detector", ""])
 def test_class_of_another_name(path, name):
     rewrite(path, lambda header, arrays: header.update({"class": name}))
     refused(path, f"unknown class {name!r}; known: ClusterDetector, KNNDetector, ViMDetector, OutlierExposureDetector")
 
 
 @pytest.mark.parametrize(
-    "header",
-    [
-        {"class": ["KNNDetector"]},
-        {"parameters": []},
-        {"fortran_order": "state_.whiten"},
-        {"encoder": None},
-        {"run": 1},
-        {"held_out": 1},
-        {"classes": "cat"},
-    ],
-    ids=str,
+    "header", [{"class": ["KNNDetector"]}, {"fortran_order": "state_.whiten"}, {"run": 1}, {"held_out": 1}], ids=str
 )
 def test_header_of_other_parts(path, header):
     rewrite(path, lambda found, arrays: found.update(header))
     refused(path, "its JSON must be an object of class (str), parameters (dict), fortran_order (list), encoder (str), ")
 
 
-def test_classes_that_are_no_names(path):
-    rewrite(path, lambda header, arrays: header.update(classes=["cat", 3]))
-    refused(path, "classes must be names, got 3")
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"classes": ["cat", 3]}, "classes must be names, got 3"),
+        ({"encoder": "resnet20"}, "64 hexadecimal digits, got 'resnet20'"),
+        ({"parameters": {}}, "the parameters of ClusterDetector are clustering, n_clusters, distance, "),
+    ],
+)
+def test_header_of_other_values(path, header, said):
+    rewrite(path, lambda found, arrays: found.update(header))
+    refused(path, said)
 
 
 @pytest.mark.parametrize("calibration", [None, Z[:20]], ids=["none", "given"])
@@ -531,25 +440,14 @@ def test_whether_reference_scores_are_held_out_and_the_classes_go_through_the_fi
     assert detector.fit(Z, Y).class_names_ == ()
 
 
-def test_encoder_that_is_no_fingerprint(path):
-    rewrite(path, lambda header, arrays: header.update(encoder="resnet20"))
-    refused(path, "64 hexadecimal digits, got 'resnet20'")
-
-
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
         ({"alpha": "0.05"}, "alpha must be float, got '0.05'"),
-        ({"alpha": 1}, "alpha must be float, got 1"),
-        ({"alpha": None}, "alpha must be float, got None"),
         ({"alpha": float("nan")}, "alpha must be between 0 and 1, got nan"),
-        ({"alpha": 1.5}, "alpha must be between 0 and 1, got 1.5"),
-        ({"n_clusters": 4.0}, "n_clusters must be int | str | None, got 4.0"),
         ({"n_clusters": True}, "n_clusters must be int | str | None, got True"),
         ({"seed": [0]}, "seed must be int, got [0]"),
-        ({"distance": {"euclidean": 1}}, "distance must be str, got {'euclidean': 1}"),
         ({"distance": "distance_"}, "unknown distance 'distance_'; known: euclidean, "),
-        ({"clustering": "dbscan"}, "unknown clustering 'dbscan'; known: labels, "),
         ({"threshold": "os.system"}, "unknown threshold 'os.system'; known: global, "),
         ({"metric": "cosine"}, "the parameters of ClusterDetector are clustering, "),
         ({"distance": "mahalanobis"}, "its arrays must be reference_, offset_, "),
@@ -560,21 +458,6 @@ def test_encoder_that_is_no_fingerprint(path):
 def test_parameters_that_do_not_fit(path, parameters, said):
     rewrite(path, lambda header, arrays: header["parameters"].update(parameters))
     refused(path, said)
-
-
-def test_parameter_that_is_missing(path):
-    rewrite(path, lambda header, arrays: header["parameters"].pop("seed"))
-    refused(
-        path,
-        "the parameters of ClusterDetector are clustering, n_clusters, distance, threshold, alpha, seed, got ",
-    )
-
-
-@pytest.mark.parametrize("n_neighbors", [0, -1, 240])
-def test_number_of_neighbours_that_does_not_fit(path, n_neighbors):
-    fit("knn").save(path)
-    rewrite(path, lambda header, arrays: header["parameters"].update(n_neighbors=n_neighbors))
-    refused(path, f"n_neighbors must be between 1 and n - 1 = 239, got {n_neighbors}")
 
 
 KINDS = ("clusters", "knn", "vim", "outlier-exposure")
@@ -594,7 +477,7 @@ def test_every_array_is_checked(kind, name, path):
     refused(path, name)
     put(array, name + "x")
     refused(path, "its arrays must be ", name + "x")
-    for wrong in (array.astype(np.int32), array.astype(np.float16), array.astype(bool)):
+    for wrong in (array.astype(np.int32), array.astype(np.float16)):
         put(wrong)
         refused(path, f"{name} must be ", f"got {wrong.dtype} (")
     put(array[None])
@@ -614,16 +497,13 @@ def test_every_array_is_checked(kind, name, path):
         ("clusters", "offset_", (), "offset_ must be float64 k, got float64 ()"),
         ("clusters", "offset_", (5,), "centers must be float64 k r, k = 5, r = 12, got float64 (4, 12)"),
         ("clusters", "state_.origin", (12,), "whiten must be float d r, d = 12, r = 12, got float64 (13, 12)"),
-        ("clusters", "state_.whiten", (13, 11), "centers must be float64 k r, k = 4, r = 11, got float64 (4, 12)"),
         ("clusters", "state_.centers", (4, 13), "centers must be float64 k r, k = 4, r = 12, got float64 (4, 13)"),
         ("clusters", "state_.factors", (4, 12, 11), "factors must be float f r r, f = 4, r = 12, r = 12, got float64 "),
-        ("clusters", "state_.log_weights", (4, 1), "log_weights must be float64 k, k = 4, got float64 (4, 1)"),
         ("clusters", "reference_", (0,), "reference_ is empty, of shape (0,)"),
         ("knn", "embeddings_", (240, 0), "embeddings_ is empty, of shape (240, 0)"),
         ("vim", "bias_", (5,), "bias_ must be float64 c, c = 4, got float64 (5,)"),
         ("vim", "residual_", (14, 6), "residual_ must be float d r, d = 13, r = 6, got float64 (14, 6)"),
         ("outlier-exposure", "widths_", (2,), "widths_ must be float64 o, o = 1, got float64 (2,)"),
-        ("outlier-exposure", "whiten_", (13, 11), "centers_ must be float64 c r, c = 4, r = 11, got float64 (4, 12)"),
     ],
 )
 def test_array_of_another_shape(kind, name, shape, said, path):

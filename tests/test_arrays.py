@@ -1,4 +1,4 @@
-"""Blocks of arrays and of memory maps: what is read, in which dtype, and that maps give their memory back."""
+"""Arrays and memory maps in blocks and at unit norm; squared distances; maps give their memory back."""
 
 import re
 import subprocess
@@ -9,15 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib import arrays as blocks
-from oodlib.arrays import ROWS, UnitRows, as_array, read_blocks, release, to_unit_norm, working_dtype
+from oodlib import arrays
+from oodlib.arrays import (
+    ROWS,
+    UnitRows,
+    as_array,
+    read_blocks,
+    release,
+    sample_rows,
+    squared_distances,
+    to_unit_norm,
+    working_dtype,
+)
 
 Z = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float16)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(blocks, "ROWS", 8)
+    monkeypatch.setattr(arrays, "ROWS", 8)
 
 
 @pytest.fixture(params=["array", "file"])
@@ -36,10 +46,7 @@ def joined(z, rows=None):
     return [part for part, _ in parts], np.concatenate([block for _, block in parts])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "working"),
-    [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4"), (">f4", "f4")],
-)
+@pytest.mark.parametrize(("dtype", "working"), [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f4"), (">f4", "f4")])
 def test_blocks_hold_all_rows_in_the_working_dtype(small, stored, dtype, working):
     z = stored((10 * Z).astype(dtype))
     parts, read = joined(z)
@@ -55,11 +62,6 @@ def test_chosen_rows_come_in_their_order(small, stored):
     assert np.array_equal(read, Z[rows].astype(np.float32))
 
 
-def test_nothing_to_read():
-    assert list(read_blocks(Z[:0])) == []
-    assert list(read_blocks(Z, np.array([], dtype=np.int64))) == []
-
-
 def test_a_small_set_is_one_block_and_is_not_copied():
     z = Z.astype(np.float32)
     ((part, block),) = read_blocks(z)
@@ -68,13 +70,39 @@ def test_a_small_set_is_one_block_and_is_not_copied():
     assert len(list(read_blocks(np.zeros((ROWS + 1, 1))))) == 2
 
 
-# Unit rows
+# Unit rows, distances and samples
 
 
-def test_rows_at_unit_norm_and_zero_rows_as_they_are():
-    z = np.array([[3.0, 4], [0, 0], [-2, 0]])
-    assert to_unit_norm(z).tolist() == [[0.6, 0.8], [0, 0], [-1, 0]]
-    assert to_unit_norm(z.astype(np.float32)).dtype == np.float32
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1, 1e20, 1e30])
+def test_unit_norm_of_any_unit(unit, dtype):
+    z = np.random.default_rng(0).normal(size=(5, 7)) * unit
+    z[2], z[3] = 0, [3 * unit, 4 * unit, 0, 0, 0, 0, 0]
+    given = z.astype(dtype)
+    with np.errstate(all="ignore"):
+        found = to_unit_norm(given)
+    assert found.dtype == dtype
+    assert found[2].tolist() == [0] * 7
+    np.testing.assert_allclose(found[3], [0.6, 0.8, 0, 0, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found[[0, 1, 3, 4]], axis=1), 1, rtol=1e-6)
+    assert np.array_equal(given, z.astype(dtype))  # not in place
+
+
+def test_squared_distances_are_never_negative():
+    centers = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+    found = squared_distances(centers, centers.astype(np.float64))
+    assert (found >= 0).all()
+    assert np.diag(found).max() < 1e-12
+    by_tensor = squared_distances(torch.from_numpy(centers), torch.from_numpy(centers).double())
+    np.testing.assert_allclose(by_tensor.numpy(), found, rtol=1e-12, atol=1e-12)
+
+
+def test_a_sample_is_seeded_ascending_and_all_rows_where_they_are_few():
+    assert sample_rows(5, 7).tolist() == [0, 1, 2, 3, 4]
+    some = sample_rows(100, 30, seed=1)
+    assert (np.diff(some) > 0).all()
+    assert np.array_equal(some, sample_rows(100, 30, seed=1))
+    assert not np.array_equal(some, sample_rows(100, 30, seed=2))
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
@@ -159,7 +187,7 @@ import sys
 import numpy as np
 from oodlib.clustering.clusters import cluster
 from oodlib.metrics import auroc
-from oodlib.scoring.cluster_detector import ClusterDetector, ViMDetector
+from oodlib.scoring import ClusterDetector, ViMDetector
 from oodlib.separation import global_separation
 z, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
 auroc(ClusterDetector().fit(z, y).score_samples(z), ViMDetector().fit(z).score_samples(z))

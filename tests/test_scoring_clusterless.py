@@ -1,4 +1,4 @@
-"""Reference detectors against their formulas in float64: subspaces, Gaussians; and invariances."""
+"""KNN, ViM and outlier exposure against their formulas in float64, and what must not matter."""
 
 import math
 import warnings
@@ -8,9 +8,8 @@ import pytest
 import torch
 from scipy import special, stats
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 
-from oodlib import arrays as blocks
+from oodlib import arrays
 from oodlib.metrics import auroc
 from oodlib.scoring import KNNDetector, OutlierExposureDetector, ViMDetector, load_detector
 
@@ -67,7 +66,7 @@ def vim_by_formula(z, queries, weight, bias, kept):
     return special.logsumexp(queries @ weight.T + bias, axis=1) - alpha * residual(queries), alpha
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 12, 23])
+@pytest.mark.parametrize("kept", [0, 1, 12, 23])
 def test_vim_is_its_formula(kept):
     detector = ViMDetector(WEIGHT, BIAS, n_components=kept).fit(Z)
     expected, alpha = vim_by_formula(Z, BOTH, WEIGHT, BIAS, kept)
@@ -75,12 +74,6 @@ def test_vim_is_its_formula(kept):
     np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8)
     single = ViMDetector(WEIGHT.astype(np.float32), BIAS.astype(np.float32), kept).fit(Z.astype(np.float32))
     np.testing.assert_allclose(single.score_samples(BOTH.astype(np.float32)), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_vim_takes_half_of_the_dimensions():
-    detector = ViMDetector(WEIGHT, BIAS).fit(Z)
-    assert detector.residual_.shape == (24, 12)
-    assert np.array_equal(detector.score_samples(ID), ViMDetector(WEIGHT, BIAS, 12).fit(Z).score_samples(ID))
 
 
 def test_vim_in_the_plane_by_hand():
@@ -102,11 +95,8 @@ def test_without_a_classifier_the_score_is_minus_the_residual_around_the_mean():
         ViMDetector(n_components=0).fit(Z).score_samples(BOTH), -np.linalg.norm(centred, axis=1), rtol=1e-9
     )
     assert (ViMDetector(n_components=D).fit(Z).score_samples(BOTH) == 0).all()  # nothing is left
-
-
-def test_with_all_dimensions_vim_is_the_energy():
-    scores = ViMDetector(WEIGHT, BIAS, n_components=D).fit(Z).score_samples(BOTH)
-    np.testing.assert_allclose(scores, special.logsumexp(BOTH @ WEIGHT.T + BIAS, axis=1), rtol=1e-12)
+    energies = special.logsumexp(BOTH @ WEIGHT.T + BIAS, axis=1)  # of what is left with a classifier
+    np.testing.assert_allclose(ViMDetector(WEIGHT, BIAS, D).fit(Z).score_samples(BOTH), energies, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -123,7 +113,7 @@ def test_a_residual_that_only_rounding_makes_does_not_decide(dtype):
     assert away.max() < scores.min()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_vim_takes_the_parameters_of_a_layer(dtype, tmp_path):
     layer = torch.nn.Linear(D, C, dtype=dtype)
     arrays = [part.detach().double().numpy().copy() for part in (layer.weight, layer.bias)]
@@ -163,28 +153,12 @@ def exposed_by_formula(z, y, known, kinds, queries):
     return special.logsumexp(id_terms, axis=0) - special.logsumexp(ood_terms, axis=0) + np.log(len(ood_terms))
 
 
-@pytest.mark.parametrize("n_known", [1, 2, 7, 12])
+@pytest.mark.parametrize("n_known", [1, 12])
 def test_outlier_exposure_is_the_log_odds_of_gaussians(n_known):
     known, kinds, y = KNOWN[:n_known], 10 * KINDS[:n_known], np.where(Y == 3, 0, Y)  # classes of different size
     detector = OutlierExposureDetector().fit(Z, y, z_outliers=known, y_outliers=kinds)
     expected = exposed_by_formula(Z, y, known, kinds, BOTH)
     np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_one_class_of_each_without_labels():
-    detector = OutlierExposureDetector().fit(Z, z_outliers=KNOWN)
-    one, other = np.zeros(len(Z), int), np.zeros(len(KNOWN), int)
-    np.testing.assert_allclose(
-        detector.score_samples(BOTH), exposed_by_formula(Z, one, KNOWN, other, BOTH), rtol=1e-8, atol=1e-8
-    )
-
-
-def test_without_outliers_the_score_is_the_log_density_of_id_up_to_a_constant():
-    scores = OutlierExposureDetector().fit(Z, Y).score_samples(BOTH)
-    covariance = sum(np.cov(Z[c == Y], rowvar=False, bias=True) / C for c in range(C))
-    log_densities = [stats.multivariate_normal(Z[c == Y].mean(axis=0), covariance).logpdf(BOTH) for c in range(C)]
-    differences = scores - special.logsumexp(log_densities, axis=0)
-    np.testing.assert_allclose(differences, differences[0], rtol=1e-9)
 
 
 def test_seen_outliers_help_and_more_of_them_more():
@@ -228,7 +202,7 @@ def test_knn_threshold_and_p_values_rest_on_the_calibration_images():
 def test_knn_takes_its_threshold_from_a_sample_where_training_embeddings_are_many(monkeypatch):
     whole = KNNDetector(5, alpha=0.2).fit(Z)
     assert whole.reference_.shape == (300,)
-    monkeypatch.setattr(blocks, "SAMPLED", 200)
+    monkeypatch.setattr(arrays, "SAMPLED", 200)
     sampled = KNNDetector(5, alpha=0.2).fit(Z)
     assert sampled.reference_.shape == (200,)
     assert np.isin(sampled.reference_, whole.reference_).all()
@@ -278,32 +252,9 @@ def test_small_p_values_are_rejections(make, more, calibrated):
 
 
 @each
-def test_half_precision_in_a_file_is_single_precision_of_the_same_values(make, more, tmp_path):
-    half = {name: a.astype(np.float16) for name, a in (("z", Z), ("calibration", ID), ("new", BOTH))}
-    for name, array in half.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in half}
-    single = {name: a.astype(np.float32) for name, a in half.items()}
-    for calibrated in (False, True):
-        first, second = (
-            make().fit(a["z"], z_calibration=a["calibration"] if calibrated else None, **more) for a in (mapped, single)
-        )
-        np.testing.assert_allclose(
-            first.score_samples(mapped["new"]), second.score_samples(single["new"]), rtol=1e-6, atol=1e-6
-        )
-        np.testing.assert_allclose(first.offset_, second.offset_, rtol=1e-6)
-    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
-        first.score_samples(mapped["new"][:, :5])
-    for value in (math.nan, math.inf):
-        spoilt = np.where(np.arange(len(ID))[:, None] == 140, np.float16(value), half["calibration"])
-        with pytest.raises(ValueError, match="contains NaN or infinity"):
-            first.score_samples(spoilt)
-
-
-@each
 def test_blocks_do_not_matter(make, more, monkeypatch):
     whole = make().fit(Z, **more).score_samples(BOTH)
-    monkeypatch.setattr(blocks, "ROWS", 37)
+    monkeypatch.setattr(arrays, "ROWS", 37)
     np.testing.assert_allclose(make().fit(Z, **more).score_samples(BOTH), whole, rtol=1e-6, atol=1e-6)
 
 
@@ -388,39 +339,11 @@ def test_empty_and_double_dimensions_do_not_matter(embedded, dtype):
 # Refusals
 
 
-@each
-@pytest.mark.parametrize("alpha", [0, 1, -0.1, math.nan])
-def test_alpha_out_of_range(make, more, alpha):
-    with pytest.raises(ValueError, match=f"alpha must be between 0 and 1, got {alpha}"):
-        make().set_params(alpha=alpha).fit(Z, **more)
-
-
-@each
-@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "p_values"])
-def test_embeddings_that_do_not_fit(make, more, method):
-    with pytest.raises(NotFittedError):
-        getattr(make(), method)(ID)
-    fitted = make().fit(Z, **more)
-    for value, said in ((math.nan, "contains NaN"), (math.inf, "contains infinity")):
-        spoilt = np.where(np.arange(D) == 2, value, ID)
-        with pytest.raises(ValueError, match=said):
-            getattr(fitted, method)(spoilt)
-        with pytest.raises(ValueError, match=said):
-            make().fit(np.where(np.arange(D) == 2, value, Z), **more)
-        with pytest.raises(ValueError, match=said):
-            make().fit(Z, z_calibration=spoilt, **more)
-    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
-        getattr(fitted, method)(ID[:, :5])
-    with pytest.raises(ValueError, match="X has 5 features, but .* is expecting 24 features"):
-        make().fit(Z, z_calibration=ID[:, :5], **more)
-
-
 @pytest.mark.parametrize(
     ("weight", "bias", "shapes"),
     [
         (WEIGHT[:, :5], BIAS, r"\(5, 5\) and \(5,\)"),
         (WEIGHT, BIAS[:3], r"\(5, 24\) and \(3,\)"),
-        (WEIGHT[0], BIAS[0], r"\(24,\) and \(\)"),
         (WEIGHT, None, r"\(5, 24\) and \(\)"),
         (None, BIAS, r"\(\) and \(5,\)"),
     ],
@@ -431,34 +354,22 @@ def test_a_classifier_that_does_not_fit(weight, bias, shapes):
         ViMDetector(weight, bias).fit(Z)
 
 
-def test_a_classifier_that_is_not_finite():
+def test_parts_that_do_not_fit_each_other():
     for weight, bias in ((WEIGHT * math.nan, BIAS), (WEIGHT, BIAS + math.inf)):
         with pytest.raises(ValueError, match="weight and bias must be finite"):
             ViMDetector(weight, bias).fit(Z)
-
-
-@pytest.mark.parametrize("kept", [-1, 25])
-def test_components_out_of_range(kept):
-    with pytest.raises(ValueError, match=f"n_components must be between 0 and d = 24, got {kept}"):
-        ViMDetector(WEIGHT, BIAS, n_components=kept).fit(Z)
-
-
-def test_labels_of_another_length():
-    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[300, 299\]"):
-        OutlierExposureDetector().fit(Z, Y[:-1])
-    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[12, 11\]"):
-        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN, y_outliers=KINDS[:-1])
-
-
-def test_outliers_that_do_not_fit():
-    with pytest.raises(ValueError, match="X has 5 features"):
-        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN[:, :5])
-    with pytest.raises(ValueError, match="contains NaN"):
-        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN * math.nan)
-    with pytest.raises(ValueError, match="minimum of 1 is required"):
-        OutlierExposureDetector().fit(Z, Y, z_outliers=KNOWN[:0])
-
-
-def test_classes_without_any_spread():
+    with pytest.raises(ValueError, match="n_components must be between 0 and d = 24, got 25"):
+        ViMDetector(WEIGHT, BIAS, n_components=25).fit(Z)
+    for k in (0, 300):
+        with pytest.raises(ValueError, match=f"n_neighbors must be between 1 and n - 1 = 299, got {k}"):
+            KNNDetector(k).fit(Z)
+    for outliers, kinds, said in (
+        (KNOWN, KINDS[:-1], r"inconsistent numbers of samples: \[12, 11\]"),
+        (KNOWN[:, :5], None, "X has 5 features"),
+        (KNOWN * math.nan, None, "contains NaN"),
+        (KNOWN[:0], None, "minimum of 1 is required"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            OutlierExposureDetector().fit(Z, Y, z_outliers=outliers, y_outliers=kinds)
     with pytest.raises(ValueError, match="embeddings do not vary within clusters"):
         OutlierExposureDetector().fit(np.eye(C)[Y], Y)

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oodlib.metrics import auroc
-from oodlib.scoring import THRESHOLDS
 from oodlib.scoring.thresholds import (
     cluster_p_values,
     conformal_p_values,
@@ -17,7 +15,6 @@ from oodlib.scoring.thresholds import (
     rate_band,
     realised_by_cluster,
     realised_rates,
-    truncated_auroc,
 )
 
 NINETEEN = np.random.default_rng(0).permutation(19) + 1.0  # 1 … 19 in random order
@@ -60,19 +57,12 @@ def test_images_that_it_takes_to_reject_any():
         assert not np.isfinite(conformal_threshold(np.arange(least - 1), alpha))
 
 
-@pytest.mark.parametrize("m", [9, 19, 99, 199, 999, 9999])
+@pytest.mark.parametrize("m", [19, 99, 9999])
 def test_shares_that_binary_cannot_hold_are_counted_as_written(m):
     """0.07 · 100 is 7.000000000000001 and 0.29 · 100 is 28.999999999999996: both are whole."""
     for percent in range(1, 100):
         expected = percent * (m + 1) // 100
         assert conformal_threshold(np.arange(1.0, m + 1), percent / 100) == (expected or -math.inf), percent
-
-
-def test_order_does_not_matter_and_the_scores_are_left_alone():
-    scores = TIES.copy()
-    conformal_threshold(scores, 0.5)
-    assert np.array_equal(scores, TIES)
-    assert conformal_threshold(np.sort(TIES), 0.5) == conformal_threshold(TIES, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +72,7 @@ def test_p_values_counted_by_hand(score, expected):
     assert conformal_p_values(np.array([score]), TIES).tolist() == [expected / 10]
 
 
-def test_p_values_without_a_reference_say_nothing():
-    assert conformal_p_values(np.array([-5.0, 5.0]), np.array([])).tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("m", [1, 7, 19, 40, 99, 256])
+@pytest.mark.parametrize("m", [1, 19, 40, 256])
 def test_p_value_is_at_most_alpha_exactly_where_the_score_is_below_the_threshold(m):
     rng = np.random.default_rng(m)
     reference = rng.integers(0, 30, m).astype(np.float64)  # many ties
@@ -110,13 +96,6 @@ def test_false_alarms_over_many_splits_are_what_is_promised(m, alpha):
     assert low <= rejected <= high
 
 
-def test_ties_only_make_it_reject_less():
-    rng, m, alpha, n = np.random.default_rng(1), 39, 0.1, 5000
-    scores = rng.integers(0, 8, (n, m + 1)).astype(np.float64)
-    rejected = np.mean([row[m] < conformal_threshold(row[:m], alpha) for row in scores])
-    assert rejected < stats.binom(n, alpha).ppf(0.001) / n
-
-
 # One threshold a cluster
 
 
@@ -132,20 +111,6 @@ def test_thresholds_of_clusters_counted_by_hand():
     # without borrowing, what a cluster cannot promise is not promised
     assert per_cluster_thresholds(scores, nearest, 4, 0.1, borrow=False).tolist() == [101, -math.inf, 1, -math.inf]
     assert per_cluster_thresholds(scores, nearest, 4, 0.5, borrow=False).tolist() == [105, -math.inf, 5, 55]
-
-
-def test_every_cluster_keeps_the_promise_for_itself():
-    rng, n, alpha = np.random.default_rng(2), 4000, 0.05
-    cluster = rng.integers(0, 3, 2 * n)
-    scores = rng.normal(size=2 * n) * np.array([1.0, 5, 0.1])[cluster] + np.array([0.0, -20, 3])[cluster]
-    thresholds = per_cluster_thresholds(scores[:n], cluster[:n], 3, alpha)
-    for k in range(3):
-        members = scores[n:][cluster[n:] == k]
-        low, high = stats.betabinom(len(members), *_beta(int((cluster[:n] == k).sum()), alpha)).interval(0.999)
-        assert low <= (members < thresholds[k]).sum() <= high
-    # one threshold for all would reject one cluster only
-    overall = conformal_threshold(scores[:n], alpha)
-    assert [bool((scores[n:][cluster[n:] == k] < overall).any()) for k in range(3)] == [False, True, False]
 
 
 def p_values_by_loop(scores, nearest, reference, reference_nearest):
@@ -168,7 +133,7 @@ def test_p_values_of_clusters_are_those_of_a_plain_loop():
     assert np.array_equal(alone, conformal_p_values(scores, reference))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_p_value_in_a_cluster_is_at_most_alpha_exactly_where_the_score_is_below_its_threshold(seed):
     rng = np.random.default_rng(seed)
     reference, reference_nearest = rng.integers(0, 30, 120).astype(float), rng.choice([0, 0, 0, 0, 1, 3], 120)
@@ -177,21 +142,6 @@ def test_p_value_in_a_cluster_is_at_most_alpha_exactly_where_the_score_is_below_
     for alpha in [*np.arange(1, 100) / 100, *rng.uniform(0, 1, 50)]:
         limits = per_cluster_thresholds(reference, reference_nearest, 4, alpha, borrow=False)
         assert np.array_equal(p <= alpha, scores < limits[nearest]), alpha
-
-
-def _beta(m, alpha):
-    """Return the parameters of the distribution of the rate that m reference images leave (Vovk 2012)."""
-    j = math.floor(alpha * (m + 1))
-    return j, m + 1 - j
-
-
-def test_names():
-    assert list(THRESHOLDS) == ["global", "conformal", "per-cluster", "conformal-cluster"]
-    assert [name for name, threshold in THRESHOLDS.items() if threshold.held_out] == ["conformal", "conformal-cluster"]
-    assert [name for name, threshold in THRESHOLDS.items() if threshold.by_cluster] == [
-        "per-cluster",
-        "conformal-cluster",
-    ]
 
 
 # The rates that are reached
@@ -242,12 +192,6 @@ def test_mondrian_promises_hold_in_every_cluster_and_rates_in_their_band():
     assert max((scores[nearest == k] < limit).mean() for k in range(3)) > 0.4  # … and breaks the promise in one
 
 
-def test_a_cluster_without_reference_images_raises_no_alarm():
-    rates, expected, by_cluster = realised_by_cluster(np.arange(40.0), np.arange(40) // 39, 39, [0.5], n_splits=40)
-    assert by_cluster[0, 1] == 0  # its one image never has a reference
-    assert expected.max() <= 1
-
-
 @pytest.mark.parametrize(("alpha", "n_reference", "n_new"), [(0.05, 99, 400), (0.1, 60, 150), (0.2, 500, 100)])
 def test_realised_rates_lie_in_the_band(alpha, n_reference, n_new):
     scores = np.random.default_rng(0).normal(size=n_reference + n_new)
@@ -259,16 +203,6 @@ def test_realised_rates_lie_in_the_band(alpha, n_reference, n_new):
     counts = stats.betabinom(n_new, j, n_reference + 1 - j)
     assert rates.mean() == pytest.approx(j / (n_reference + 1), abs=3.3 * counts.std() / n_new / math.sqrt(2000))
     assert rates.std() * n_new == pytest.approx(counts.std(), rel=0.1)
-
-
-def test_scores_that_are_not_exchangeable_leave_the_band():
-    rng, alpha, outside = np.random.default_rng(1), 0.1, 0
-    for _ in range(50):
-        reference, new = rng.normal(size=200), rng.normal(size=300) - 0.5  # less normal than the reference
-        rate = (conformal_p_values(new, reference) <= alpha).mean()
-        low, high = rate_band(alpha, 200, 300)
-        outside += not low <= rate <= high
-    assert outside > 40
 
 
 @pytest.mark.parametrize(
@@ -293,50 +227,3 @@ def test_too_few_reference_images_have_a_band_of_nothing():
 def test_realised_rates_need_images_on_both_sides(n_reference):
     with pytest.raises(ValueError, match=f"n_reference must be between 1 and n - 1 = 9, got {n_reference}"):
         realised_rates(np.arange(10.0), n_reference, np.array([0.1]))
-
-
-def test_realised_rates_refuse_nan():
-    with pytest.raises(ValueError, match="scores must not hold NaN, got 1 of 10"):
-        realised_rates(np.where(np.arange(10) == 3, math.nan, 1.0), 5, np.array([0.1]))
-
-
-# The curve of earlier code
-
-
-def shares_of(scores, reference):
-    return np.array([(reference <= s).mean() for s in scores])
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (40, 60), (300, 200)])
-def test_truncated_area_is_that_of_a_loop_over_101_percentiles(n, m):
-    rng = np.random.default_rng(n)
-    reference, inside, outside = rng.normal(size=150), rng.normal(size=n), rng.normal(size=m) - 0.7
-    shown = []
-    for percent in range(100, -1, -1):
-        limit = np.sort(reference)[max(1, -(-percent * 150 // 100)) - 1]  # the lowest with this share at most as high
-        shown.append(((outside >= limit).mean(), (inside >= limit).mean()))
-    expected = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(shown[:-1], shown[1:], strict=True))
-    found = truncated_auroc(shares_of(inside, reference), shares_of(outside, reference))
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
-def test_truncated_area_by_hand():
-    assert truncated_auroc(np.array([1.0, 0.5]), np.array([0.5, 0.0])) == pytest.approx((0.5 + 1) / 2 * 0.5)
-    assert truncated_auroc(np.array([1.0, 0.5]), np.array([0.0, 0.0])) == 0  # right is 1, but no OOD image is accepted
-    assert truncated_auroc(np.array([1.0, 0.5]), np.array([1.0, 0.5])) == pytest.approx((0.5 + 1) / 2 * 0.5)
-
-
-def test_truncated_area_is_far_too_small_where_training_distances_are():
-    """Training distances 0.4 times those of test images: what is further than all training images is left out."""
-    rng = np.random.default_rng(0)
-    train, inside, outside = (by * rng.exponential(size=1000) for by in (0.4, 1, 4.5))
-    right = auroc(-inside, -outside)
-    assert right == pytest.approx(4.5 / 5.5, abs=0.02)
-    short, even = (truncated_auroc(*(shares_of(-d, -by * train) for d in (inside, outside))) for by in (1, 2.5))
-    assert short < right - 0.4
-    assert short < even < right - 0.1  # some is lost even where training images are as far as test images
-
-
-def test_truncated_area_refuses_nan():
-    with pytest.raises(ValueError, match="shares must not hold NaN"):
-        truncated_auroc(np.array([math.nan]), np.array([0.5]))
