@@ -18,7 +18,7 @@ from oodlib.plots.style import objective_color
 from oodlib.report import predictors
 from oodlib.report.ranks import ranking
 from oodlib.report.regret import regrets
-from oodlib.separation import METRICS, global_separation
+from oodlib.separation import PAIR_METRICS, global_separation
 from oodlib.study import Run
 from oodlib.study.artefacts import id_embeddings
 
@@ -398,7 +398,7 @@ def test_figures_of_a_run_are_drawn_from_its_files(studied, monkeypatch):
     figure = clusters.separation_curves_figure(run, fractions=(0.2, 0.6, 1.0))
     data = id_embeddings(run)["train"]
     kept = pd.read_csv(run.path / "clusters.csv").query("clustering == 'labels' and cluster != 'all'")
-    for axis, metric, name in zip(figure.axes, METRICS, ("", "_cosine"), strict=True):
+    for axis, metric, name in zip(figure.axes, PAIR_METRICS, ("", "_cosine"), strict=True):
         lines = [line.get_xydata() for line in axis.lines]
         expected = [global_separation(data["z"], data["y"], fraction, metric) for fraction in (0.2, 0.6, 1.0)]
         assert [list(line[:, 0]) for line in lines] == [[0.2, 0.6, 1.0]] * 7
