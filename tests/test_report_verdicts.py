@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.report import verdicts
+from oodlib.report import claims, verdicts
 from oodlib.report.estimates import best_of_others, estimate
 from oodlib.report.results import choose
 
@@ -205,7 +205,7 @@ def test_c5_is_about_the_best_dearer_objective(make_results, points, cost, expec
         cost=cost,
     )
     row = judged("C5", results).loc[("digits", "near")]
-    best = max((name for name in points if name in verdicts.DEARER), key=points.get)
+    best = max((name for name in points if name in claims.DEARER), key=points.get)
     assert (row.verdict, row.margin) == (expected, 2)
     assert row.number == f"AUROC points, {best} minus CE, {DETECTOR}"
     assert row.value == pytest.approx(points[best] - np.mean([100 * noise(seed) for seed in range(3)]))
@@ -221,7 +221,7 @@ def test_one_seed_decides_nothing_and_what_cannot_be_tested_is_said(make_results
         "C4": "undecided",
         "C5": "not tested",
     }
-    assert list(table) == verdicts.COLUMNS
+    assert list(table) == claims.COLUMNS
     readable = verdicts.reading_table(table)
     assert readable.shape == (5, 4)
     with pytest.raises(ValueError, match="unknown detector 'vim'; known: labels/mahalanobis, labels/cosine"):

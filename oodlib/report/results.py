@@ -1,4 +1,4 @@
-"""The report: the text artefacts of a study's runs in; tables, and the record of what they were made from, out.
+"""Results of a study: what its complete runs wrote, as tables, and the record of what a report was made from.
 
 Nothing here needs images, weights or embeddings, so a report can be made again from a fresh clone.
 """
