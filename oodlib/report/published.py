@@ -51,7 +51,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
     accuracy = accuracy.assign(own=[f"{cell}, n = {n}" for cell, n in zip(cells(accuracy), accuracy.n, strict=True)])
     both = theirs.merge(ours, on=KEYS).join(accuracy.own, on=[*KEYS[:2], "arch"])
     rows = {}
-    for row in both.itertuples():
+    for row in both.sort_values("id_dataset", kind="stable").itertuples():
         alone = "" if row.against.endswith(" mean") else f", {display_name(row.against)} alone"
         method = f"{row.objective}: {row.method}{alone}"
         source = f"{row.source}, {row.network}".removeprefix(", ")
