@@ -137,7 +137,7 @@ def embed_step(
     from oodlib.encoders.training import snapshots_of, split_calibration
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
-    _before(run, "train", data_root)
+    ready(run, "train", data_root)
     if run.is_done("embed", parameters):
         return run
     config = run.record["train"]["parameters"]
@@ -219,7 +219,7 @@ def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_r
     """
     parameters = {"clusterings": clusterings, "n_clusters": n_clusters}
     check_clusterings(**parameters)
-    _before(run, "embed", data_root)
+    ready(run, "embed", data_root)
     if run.is_done("cluster", parameters):
         return pd.read_csv(run.path / "clusters.csv")
     with run.doing("cluster", parameters):
@@ -282,7 +282,7 @@ def evaluate_step(
         "choice_rules": choice_rules,
     }
     check_evaluation(**parameters)
-    _before(run, "cluster", data_root)
+    ready(run, "cluster", data_root)
     if run.is_done("evaluate", parameters):
         return pd.read_csv(run.path / "metrics.csv")
     with run.doing("evaluate", parameters) as about:
@@ -329,8 +329,11 @@ def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: floa
         write_csv(pd.concat(parts), run.path / f"{name}.csv")
 
 
-def _before(run: Run, step: str, data_root: str) -> None:
-    """Make sure that a step is done, doing it as recorded, or reported, where its artefacts are not there."""
+def ready(run: Run, step: str, data_root: str = "") -> Run:
+    """Return a run whose step is done; where its artefacts are not there, it is done as recorded, or reported.
+
+    Raises FileNotFoundError for a step that is neither on record nor reported.
+    """
     record = run.record if step in run.record else reported_record(run)
     if step not in record:
         raise FileNotFoundError(
@@ -338,9 +341,9 @@ def _before(run: Run, step: str, data_root: str) -> None:
         )
     parameters = record[step]["parameters"]
     if step != "train":
-        _before(run, {"embed": "train", "cluster": "embed"}[step], data_root)
+        ready(run, {"embed": "train", "cluster": "embed"}[step], data_root)
     if run.is_done(step, parameters):
-        return
+        return run
     print(f"{run.name}: step {step!r} is done first, its artefacts are not there")
     if step == "train":
         from oodlib.encoders.settings import TrainingConfig
@@ -350,3 +353,4 @@ def _before(run: Run, step: str, data_root: str) -> None:
         embed_step(run, **parameters, data_root=data_root)
     else:
         cluster_step(run, **parameters, data_root=data_root)
+    return run
