@@ -249,7 +249,7 @@ def test_where_oodlib_is_not_installed_the_first_cell_installs_it(tmp_path, kern
     assert {path.name for path in folder.iterdir()} == {"config.json", "history.csv", "encoder.safetensors"}
     assert "history.csv" in printed
     assert len((folder / "history.csv").read_text().splitlines()) == 2
-    assert list((tmp_path / "venv").glob("lib/python*/site-packages/oodlib/steps.py"))
+    assert list((tmp_path / "venv").glob("lib/python*/site-packages/oodlib/study/steps.py"))
 
 
 def test_an_executed_notebook_tells_no_path_of_the_machine_it_ran_on(studied):
