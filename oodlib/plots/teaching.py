@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from oodlib.arrays import sample_rows, to_unit_norm
 from oodlib.data.sets import ImageSet, load_images, take
+from oodlib.plots.images import show_images
 from oodlib.plots.style import nothing_figure
-from oodlib.plots.thumbnails import show_images
 from oodlib.study.run import Run
 
 GRID, LEVELS = 120, 9  # points a side, and levels, of contours
