@@ -6,6 +6,7 @@ Nothing here needs images, weights or embeddings, so a report can be made again 
 import fnmatch
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def collect(study: str) -> Results:
         found[name] = found[name].assign(base=detector_names(found[name]))
     found["metrics"] = ranked(found["metrics"])
     return Results(runs=runs, records=tuple(records), incomplete=tuple(run_folders(study)[1]), **found)
+
+
+def collect_those_there(studies: Sequence[str]) -> dict[str, Results]:
+    """Return, by study, the results of those studies that have any, their own or reported."""
+    found = {}
+    for study in studies:
+        with suppress(FileNotFoundError):
+            found[study] = collect(study)
+    return found
 
 
 def choose(results: Results, detectors: list[str], otherwise: Sequence[str] = SHOWN) -> Results:
