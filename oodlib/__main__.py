@@ -1,4 +1,6 @@
-"""The command line: python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, list shows names."""
+"""The command line: python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, publish STUDY writes
+its results to outputs/reported, list shows names.
+"""
 
 import argparse
 import math
@@ -25,10 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["list"]:
         return list_names()
-    training = arguments[:1] == ["train"]
-    parser = argparse.ArgumentParser("python -m oodlib" + " train" * training, description=__doc__)
-    if training:
+    command = arguments[0] if arguments[:1] in (["train"], ["publish"]) else ""
+    training = command == "train"
+    parser = argparse.ArgumentParser(f"python -m oodlib {command}".rstrip(), description=__doc__)
+    if command:
         parser.add_argument("study", help="name of a file in notebooks/studies, without .yaml")
+    if training:
         parser.add_argument(
             "--run",
             help="train this run only, ID-ARCH-OBJECTIVE-sSEED; in several processes: "
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             "--minutes", type=float, default=math.inf, help="stop by itself after so long; the next call goes on"
         )
-    else:
+    elif not command:
         parser.add_argument(
             "study", nargs="?", default="digits", help="name of a file in notebooks/studies, without .yaml"
         )
@@ -45,10 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             "--dask", metavar="ADDRESS", help="run on the dask cluster whose scheduler is at tcp://HOST:PORT"
         )
-    options = parser.parse_args(arguments[1:] if training else arguments)
+    options = parser.parse_args(arguments[1:] if command else arguments)
     try:
         if training:
             return train_only(options.study, options.run, options.minutes)
+        if command == "publish":
+            return publish_results(options.study)
         return run(options.study, options.jobs, options.dask)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         _complain(f"oodlib: {error}")
@@ -64,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(study: str, jobs: int, dask: str | None) -> int:
     """Run a study, print its main table and where the report is."""
-    from oodlib.report.results import main_table_text, run_folders
+    from oodlib.report.auroc_tables import main_table_text
+    from oodlib.study.reported import run_folders
     from oodlib.study.run import study_folder
     from oodlib.study.runner import run_study
 
@@ -101,6 +108,16 @@ def _end_kernels() -> None:
 
     _complain("\nstopping: encoders in training write their checkpoints")
     end_kernels()
+
+
+def publish_results(study: str) -> int:
+    """Write a study's results to outputs/reported, and say where and which runs are left out."""
+    from oodlib.study.reported import publish, run_folders
+
+    folder = publish(study)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB; incomplete, and left out: {', '.join(run_folders(study)[1]) or 'none'}")
+    return 0
 
 
 def list_names() -> int:

@@ -1,9 +1,12 @@
-"""What this machine computes on: the device, and whether bfloat16 pays on it."""
+"""Device: what this machine computes on, and whether bfloat16 pays there."""
 
 import os
 import platform
+from importlib.metadata import version
 
 import torch
+
+from oodlib import __version__
 
 
 def default_device() -> torch.device:
@@ -12,7 +15,7 @@ def default_device() -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Return whether bfloat16 products are done by the hardware; emulated ones are slower than float32."""
+    """Return whether the hardware multiplies bfloat16 itself; emulated products are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # which ATEN_CPU_CAPABILITY may lower
@@ -22,11 +25,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Return what a table must say of the machine: device, processor, threads and the versions that matter."""
-    from importlib.metadata import version
-
-    from oodlib import __version__
-
+    """Return what a table says about the machine it was measured on: device, processor, threads and versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
         "device": gpu or device.type,

@@ -1,10 +1,15 @@
-"""Paths and whole files: a path as the user wrote it goes in, an absolute path or a complete file on disk comes out."""
+"""Files: paths relative to the project, files that are written whole or not at all, tensors with JSON about them."""
 
+import json
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ON_THE_WAY = ("checkpoint_epochs", "snapshot_epochs")  # what training keeps on its way decides nothing
 
@@ -29,11 +34,11 @@ def resolve(path: str | Path) -> Path:
 def write_atomically(path: str | Path, writer: Callable[[Path], object], what: str = "the file") -> None:
     """Write a file so that `path` always holds the old content or the whole new one, never a part.
 
-    `writer(temporary)` writes to a temporary name in the same folder (made if missing), which is then renamed; the
-    content is on the disk before its name is, so that also a power cut leaves the one or the other. The name
-    differs between processes, also of several machines on one file system, so the last to finish wins whole. It keeps
-    the suffix, because numpy and matplotlib choose by it. If the writer fails the temporary file is removed and its
-    error passes on, an OSError as one that names `path` and says that the last `what` is kept.
+    `writer(temporary)` writes to a temporary name in the same folder (made if missing), which is then renamed. The
+    content is on the disk before its name is, so that a power cut, too, leaves the one or the other. The temporary name
+    differs between processes, also of several machines on one file system, so the last to finish wins whole; it keeps
+    the suffix, because numpy and matplotlib choose by it. If the writer fails, the temporary file is removed and its
+    error passes on, an OSError as one that names `path` and says whether the last `what` is kept.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.stem}.partial-{uuid.uuid4().hex[:12]}{path.suffix}")
@@ -72,6 +77,36 @@ def remove_partial_files(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left of the files `name`, without suffix, in a folder; none may be writing them."""
     for left in folder.glob(f"{name}.partial-*"):
         left.unlink(missing_ok=True)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], kind: str, about: object, what: str) -> None:
+    """Write tensors by name, and JSON about them under the name of their format, `kind`, to one safetensors file.
+
+    The same tensors give the same bytes. Raises OSError as `write_atomically`.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    content = save(tensors, {kind: json.dumps(about)})  # one entry: safetensors writes several in any order
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), what)
+
+
+def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, "torch.Tensor"], object]:
+    """Return the tensors by name, on the CPU, and the JSON that `write_tensors` wrote under `kind`. Runs no code.
+
+    Raises ValueError for a file that is cut short, foreign or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if kind not in metadata:
+            raise ValueError(f"{path} is no file of format {kind!r}, which its metadata {list(metadata)} lacks")
+        return tensors, json.loads(metadata[kind])
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
 
 
 def write_text(path: Path, text: str) -> Path:

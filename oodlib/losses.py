@@ -1,4 +1,4 @@
-"""Losses: embeddings of a batch, and its labels, in; one differentiable scalar out.
+"""Losses of embeddings: SupCon, SimCLR's NT-Xent, LogitNorm and the two parts of CIDER, each a differentiable scalar.
 
 Pure functions, no state. A contrastive batch is two views of the same n images, stacked: z = [a; b], (2n, d), and
 `y` repeats the n labels twice. Embeddings are brought to unit norm here; a row of zeros has no direction: it is at a
@@ -52,24 +52,24 @@ def nt_xent_loss(z: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
 
 
 def logitnorm_loss(
-    logits: torch.Tensor, y: torch.Tensor, temperature: float = 0.04, label_smoothing: float = 0.0
+    logits: torch.Tensor, y: torch.Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Return the cross-entropy of logits at unit norm over a temperature, a scalar ≥ 0 (Wei et al. 2022, eq. 6).
 
-    logits (m, C) floats, y (m,) int labels. How sure the network is then shows in the direction of its logits alone;
-    their norm is free. Raises ValueError when the temperature is not positive.
+    logits (m, C) floats, y (m,) int labels. The network can then show how sure it is by the direction of its logits
+    alone. Raises ValueError when the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return F.cross_entropy(_unit(logits) / temperature, y, label_smoothing=label_smoothing)
 
 
-def update_prototypes(prototypes: torch.Tensor, z: torch.Tensor, y: torch.Tensor, decay: float = 0.95) -> torch.Tensor:
+def update_prototypes(prototypes: torch.Tensor, z: torch.Tensor, y: torch.Tensor, decay: float) -> torch.Tensor:
     """Return the prototypes (C, d), each moved towards the embeddings of its class (Ming et al. 2023, eq. 6).
 
-    prototypes (C, d) of unit norm, zero for a class that was never seen; z (m, d), y (m,) int labels below C. One
-    after another, each embedding at unit norm draws its prototype: μ ← (decay · μ + (1 - decay) · z) / norm; where the
-    sum is zero, μ stays. Gradients flow to z. Raises ValueError when shapes do not fit.
+    prototypes (C, d) of unit norm, zero for a class that was never seen; z (m, d), y (m,) int labels below C; decay in
+    [0, 1). One after another, each embedding at unit norm draws its prototype: μ ← decay · μ + (1 - decay) · z,
+    at unit norm; where the sum is zero, μ stays. Gradients flow to z. Raises ValueError when shapes do not fit.
     """
     _check_shapes("update_prototypes", z, y, prototypes)
     z = _unit(z)
@@ -84,7 +84,7 @@ def update_prototypes(prototypes: torch.Tensor, z: torch.Tensor, y: torch.Tensor
     return prototypes
 
 
-def dispersion_loss(prototypes: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+def dispersion_loss(prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the log of the mean of exp(μ_i·μ_j/τ) over j ≠ i, averaged over i: low when prototypes are far apart.
 
     prototypes (C, d) of unit norm; rows of zeros are classes never seen and are left out. With fewer than two classes
@@ -98,9 +98,7 @@ def dispersion_loss(prototypes: torch.Tensor, temperature: float = 0.1) -> torch
     return (logits.logsumexp(dim=1) - math.log(len(seen) - 1)).mean()
 
 
-def compactness_loss(
-    z: torch.Tensor, y: torch.Tensor, prototypes: torch.Tensor, temperature: float = 0.1
-) -> torch.Tensor:
+def compactness_loss(z: torch.Tensor, y: torch.Tensor, prototypes: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the mean of -log softmax of z·μ/τ at the own prototype: low when embeddings are close to it.
 
     z (m, d), y (m,) int labels, prototypes (C, d) as in `update_prototypes`, taken as constants; classes never seen

@@ -1,18 +1,14 @@
 """The airbench network: its sizes counted by hand, its whitening and its identities on images with known statistics."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from oodlib.data import ImageSet, load_images
-from oodlib.encoders import Encoder, EncoderSpec, TrainingConfig, load_encoder, save_encoder
+from oodlib.data import load_images
+from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
 from oodlib.encoders.airbench import SCALE, Airbench, airbench_widths
-from oodlib.encoders.training import make_trainer, train
 
 SPEC = EncoderSpec("airbench_4_6_8", ("a", "b"), ("classifier",), 32, 3, 32, (0.5,) * 3, (0.25,) * 3)
 
@@ -46,14 +42,11 @@ def test_an_embedding_is_the_largest_of_each_map_scaled():
     net = Airbench((4, 6, 8)).eval()
     x = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(net(x), net.forward_features(x).flatten(2).max(2).values * SCALE)
-
-
-def test_first_filters_are_the_identity():
-    net = Airbench((32, 40, 50))
-    for group in net.groups:
+    for group in net.groups:  # whose first filters start as the identity
         for conv in (group.conv1, group.conv2):
             x = torch.rand(1, conv.in_channels, 5, 5)
-            torch.testing.assert_close(conv(x)[:, : conv.in_channels], x)
+            n = min(conv.in_channels, conv.out_channels)
+            torch.testing.assert_close(conv(x)[:, :n], x[:, :n])
 
 
 def test_whitened_patches_have_unit_second_moments_and_no_correlations():
@@ -78,43 +71,6 @@ def test_grey_images_have_four_directions_thrice():
     assert torch.equal(filters[:4], filters[8:])
     z = F.conv2d(x, net.whitening[:4]).transpose(0, 1).flatten(1)
     assert (z.square().mean(1) > 0.5).all()
-
-
-def test_what_is_not_trained_stays(monkeypatch):
-    digits = load_images("digits", "train")
-    few = ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
-    config = TrainingConfig(arch="airbench_4_8_8", epochs=2, batch_size=32, warmup_epochs=1)
-    before = {n: t.clone() for n, t in make_trainer(config, few).state.encoder.state_dict().items()}
-    after = train(config, few)[0].state_dict()
-    still = {name for name in before if torch.equal(before[name], after[name])}
-    scales = {f"backbone.groups.{g}.norm{k}.weight" for g in range(3) for k in (1, 2)}
-    assert still == {"mean", "std", "backbone.whitening", *scales}
-
-
-def test_it_is_whitened_for_its_own_images():
-    digits = load_images("digits", "train")
-    few = ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
-    trainer = make_trainer(TrainingConfig(arch="airbench_4_8_8"), few)
-    encoder = trainer.state.encoder
-    x = (trainer.x / 255 - encoder.mean) / encoder.std
-    z = F.conv2d(x, encoder.backbone.whitening[:4]).transpose(0, 1).flatten(1)
-    assert z.square().mean(1).numpy() == pytest.approx(np.ones(4), abs=0.05)
-
-
-@pytest.mark.parametrize("side", [1, 8, 15])
-def test_too_small_an_image_is_refused(side):
-    with pytest.raises(
-        ValueError, match=f"^arch 'airbench_4_6_8' needs images of side 16 or more: input_size is {side}$"
-    ):
-        Encoder(replace(SPEC, input_size=side))
-
-
-def test_saved_and_loaded_it_gives_the_same_bits(tmp_path):
-    torch.manual_seed(0)
-    encoder, x = Encoder(SPEC).eval(), torch.rand(4, 3, 32, 32)
-    encoder.backbone.whiten(photographs())
-    save_encoder(encoder, tmp_path / "encoder.safetensors")
-    assert torch.equal(load_encoder(tmp_path / "encoder.safetensors")(x), encoder(x))
 
 
 def test_kept_in_half_precision_it_takes_half_the_room_and_gives_nearly_the_same(tmp_path):
@@ -142,9 +98,3 @@ def test_mirrored_embeds_an_image_and_its_mirror_image_alike():
     torch.testing.assert_close(mirrored(x), mirrored(x.flip(3)))
     plain.train(), mirrored.train()
     torch.testing.assert_close(mirrored(x), plain(x))  # while it is trained, an image is an image
-
-
-def test_it_needs_no_timm_whose_import_takes_seconds():
-    code = "import sys; from oodlib.encoders import TrainingConfig, training; TrainingConfig(); "
-    done = subprocess.run([sys.executable, "-c", code + "print('timm' in sys.modules)"], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr

@@ -63,7 +63,7 @@ def fast(project, monkeypatch):
 
     for module in (execution, runner):
         monkeypatch.setattr(module, "execute", execute)
-    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: False)
+    monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: False)
     project.write_study("fast", "parameters: {seed: [0, 1]}")
     return made
 
@@ -248,7 +248,7 @@ def worker_of(address: str, run: str) -> str:
 def test_a_run_survives_its_worker_and_gives_the_bytes_of_a_local_study(
     studied, project, processes, monkeypatch, capsys
 ):
-    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: True)  # it is the caller's
+    monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: True)  # it is the caller's
     project.write_study("small", studied.read_study("small").replace("[ce, supcon]", "ce"))
     run = Run("small", RUNS[0])
     with ThreadPoolExecutor(1) as pool:

@@ -13,15 +13,31 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from oodlib.data import ImageSet, load_images
-from oodlib.encoders import TrainingConfig, distributed
+from oodlib.encoders import ARCHITECTURES, TrainingConfig, distributed
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.training import make_trainer, train
 
-# no batch normalisation, so that two processes can do to the last digits what one does
-VIT = {"arch": "vit_tiny_patch16_224", "patch_size": 8, "input_size": 16, "batch_size": 32}
-RESNET = {"arch": "resnet20", "input_size": 8, "batch_size": 32, "epochs": 2}
-CONFIGS = {name: TrainingConfig(objective=name, **VIT) for name in ("ce", "simclr", "supcon", "joint", "cider")}
-CONFIGS["clipped"] = TrainingConfig(clip_norm=0.1, **VIT)
+
+class Plain(nn.Sequential):
+    """A backbone without batch normalisation, so that two processes can do to the last digits what one does."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+ARCHITECTURES["plain"] = Plain  # in this process and, as they import this file, in the others
+PLAIN = {"arch": "plain", "input_size": 8, "batch_size": 32}
+SMALL = {"arch": "airbench_4_8_8", "batch_size": 32, "epochs": 2}
+CONFIGS = {name: TrainingConfig(objective=name, **PLAIN) for name in ("ce", "simclr", "supcon", "joint", "cider")}
+CONFIGS["clipped"] = TrainingConfig(clip_norm=0.1, **PLAIN)
+del ARCHITECTURES["plain"]
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "plain", Plain)
 
 
 def few_digits():
@@ -56,10 +72,10 @@ def first_step(config):
 def running_mean(batch):
     """Return the mean that the first batch normalisation of a fresh network keeps of a step on these images."""
     with fixed_views():
-        trainer = make_trainer(TrainingConfig(**RESNET), few_digits())
+        trainer = make_trainer(TrainingConfig(**SMALL), few_digits())
         trainer.state.encoder.train()
         trainer.step(batch, trainer.x[distributed.share(batch)])
-    return trainer.state.encoder.backbone.bn1.running_mean
+    return trainer.state.encoder.backbone.groups[0].norm1.running_mean
 
 
 def gathered():
@@ -98,7 +114,7 @@ def on_first():
 
 def steps_until_rank_1_stops():
     """Return seed and images of every step, the number of steps and whether it was the epoch's end."""
-    trainer, stop, steps = make_trainer(TrainingConfig(**VIT), few_digits()), threading.Event(), []
+    trainer, stop, steps = make_trainer(CONFIGS["ce"], few_digits()), threading.Event(), []
     step = trainer.step
     trainer.step = lambda batch, x: steps.append((trainer.generator.initial_seed(), batch.tolist())) or step(batch, x)
     if distributed.rank() == 1:
@@ -109,12 +125,12 @@ def steps_until_rank_1_stops():
 
 def refused():
     with pytest.raises(ValueError, match="evenly") as error:
-        make_trainer(TrainingConfig(arch="resnet20", batch_size=33), few_digits())
+        make_trainer(TrainingConfig(arch="airbench_4_8_8", batch_size=33), few_digits())
     return str(error.value)
 
 
 def parameters():
-    encoder, _ = train(TrainingConfig(**RESNET), few_digits())
+    encoder, _ = train(TrainingConfig(**SMALL), few_digits())
     return torch.cat([p.detach().flatten() for p in encoder.parameters()])
 
 
@@ -142,6 +158,7 @@ def one_of_two(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with open(folder / f"printed{rank}", "w") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", file)
+        patch.setitem(ARCHITECTURES, "plain", Plain)
         with distributed.process_group():
             seen = observe()
     assert not dist.is_initialized()
@@ -156,7 +173,7 @@ def folder(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oodlib.encoders.training"])
+    context.set_forkserver_preload(["oodlib.encoders.training", "sklearn.datasets", "torch._dynamo", "pytest"])
     processes = [context.Process(target=one_of_two, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:
         process.start()
@@ -175,9 +192,22 @@ def seen(folder):
 # Two processes
 
 
-def test_each_process_has_its_rank_and_its_share_of_a_batch(seen):
+def test_what_one_decides_or_raises_all_do(seen):
     assert [of["rank"] for of in seen] == [(0, 2), (1, 2)]
     assert [of["share"] for of in seen] == [[0, 1, 2], [3, 4, 5]]
+    assert [of["anywhere"] for of in seen] == [[False, True, True, True]] * 2
+    full = [f"[Errno 28] disk {rank} is full: 'a/path'" for rank in range(2)]
+    assert [of["raised"] for of in seen] == [[None, full[0], full[1], full[0]]] * 2
+    assert [of["on_first"] for of in seen] == [["enters", "given", "leaves"], ["other"]]
+    assert [of["refused"] for of in seen] == ["2 processes cannot share a batch of 33 evenly"] * 2
+
+
+def test_both_see_the_same_batches_in_other_views_and_end_with_the_same_weights(seen):
+    (seed, batch), (other_seed, other_batch) = (of["stopped"][0][0] for of in seen)
+    assert seed != other_seed
+    assert batch == other_batch
+    assert [of["stopped"][1:] for of in seen] == [(1, False)] * 2  # one asks to stop: after one step of two
+    assert torch.equal(*(of["parameters"] for of in seen))
 
 
 def test_gathered_views_are_first_all_first_ones_then_all_second_ones(seen):
@@ -204,34 +234,6 @@ def test_on_the_cpu_batch_normalisation_sees_the_share_of_its_process(seen):
     for mean, own in zip(means, (torch.arange(16), torch.arange(16, 32)), strict=True):
         torch.testing.assert_close(mean, running_mean(own), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(*means, rtol=1e-3)
-
-
-def test_both_end_with_the_same_weights(seen):
-    assert torch.equal(*(of["parameters"] for of in seen))
-
-
-def test_views_differ_between_processes_and_batches_do_not(seen):
-    (seed, batch), (other_seed, other_batch) = (of["stopped"][0][0] for of in seen)
-    assert seed != other_seed
-    assert batch == other_batch
-
-
-def test_what_one_decides_all_do(seen):
-    assert [of["anywhere"] for of in seen] == [[False, True, True, True]] * 2
-    assert [of["stopped"][1:] for of in seen] == [(1, False)] * 2  # after one step of two
-
-
-def test_what_one_raises_all_raise(seen):
-    full = [f"[Errno 28] disk {rank} is full: 'a/path'" for rank in range(2)]
-    assert [of["raised"] for of in seen] == [[None, full[0], full[1], full[0]]] * 2
-
-
-def test_a_context_of_the_first_process_is_entered_by_it_alone(seen):
-    assert [of["on_first"] for of in seen] == [["enters", "given", "leaves"], ["other"]]
-
-
-def test_a_batch_that_cannot_be_shared_is_refused_by_both(seen):
-    assert [of["refused"] for of in seen] == ["2 processes cannot share a batch of 33 evenly"] * 2
 
 
 def test_the_first_process_alone_prints(folder):

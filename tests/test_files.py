@@ -1,3 +1,5 @@
+"""Files: paths of a project, whole files or none, tensors that come back as they were written."""
+
 import errno
 import os
 import stat
@@ -5,8 +7,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from oodlib.files import project_root, remove_partial_files, resolve, write_atomically
+from oodlib.files import (
+    differences,
+    project_root,
+    read_tensors,
+    remove_partial_files,
+    resolve,
+    write_atomically,
+    write_tensors,
+)
 
 
 @pytest.fixture
@@ -48,19 +60,13 @@ def test_resolve_keeps_absolute_paths_and_knows_the_home_folder(project, monkeyp
 
 def test_write_makes_the_folder_replaces_and_leaves_one_file(tmp_path):
     path = tmp_path / "new" / "folder" / "table.csv"
+    seen = []
     for text in ("old", "new"):
-        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+        write_atomically(path, lambda temporary, text=text: (seen.append(temporary), temporary.write_text(text)))
         assert path.read_text() == text
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
-
-
-def test_writer_gets_a_fresh_name_beside_the_file_with_its_suffix(tmp_path):
-    seen = []
-    for _ in range(2):
-        write_atomically(str(tmp_path / "z.tar.npz"), lambda temporary: (seen.append(temporary), temporary.touch()))
     assert seen[0] != seen[1]
-    assert {(p.parent, p.suffix) for p in seen} == {(tmp_path, ".npz")}
-    assert all(".partial" in p.name for p in seen)  # what .gitignore leaves out
+    assert {(p.parent, p.suffix, ".partial" in p.name) for p in seen} == {(path.parent, ".csv", True)}
 
 
 @pytest.mark.parametrize("error", [ValueError("half-way"), KeyboardInterrupt()])
@@ -93,18 +99,6 @@ def test_an_error_of_the_system_names_the_file_and_says_what_is_kept(tmp_path):
         write_atomically(path, fail, "the table")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
-
-
-def test_a_folder_that_may_not_be_written_to_is_said(tmp_path, monkeypatch):
-    def refuse(self, *arguments, **options):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-
-    monkeypatch.setattr(Path, "touch", refuse)  # a test that runs as root may write everywhere
-    with pytest.raises(
-        PermissionError, match=r"cannot write the file \(Permission denied\); there is none yet: '.*/new'"
-    ):
-        write_atomically(tmp_path / "new", Path.touch)
-    assert os.listdir(tmp_path) == []
 
 
 def test_content_is_on_the_disk_before_its_name_is_and_then_the_name(tmp_path, monkeypatch):
@@ -164,3 +158,41 @@ def test_what_a_killed_process_left_is_removed_and_no_other_file(tmp_path):
     remove_partial_files(tmp_path)
     remove_partial_files(tmp_path / "none")
     assert sorted(os.listdir(tmp_path)) == ["0001.safetensors", "encoder.safetensors"]
+
+
+def test_tensors_and_what_is_said_of_them_come_back(tmp_path):
+    path, about = tmp_path / "a.safetensors", {"epoch": 3, "names": ["a", "ü"]}
+    tensors = {"w": torch.randn(3, 2).T, "n": torch.tensor(7), "half": torch.ones(2, dtype=torch.float16)}
+    write_tensors(path, tensors, "kind-1", about, "the tensors")
+    found, said = read_tensors(path, "kind-1")
+    assert said == about
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+    content = path.read_bytes()
+    write_tensors(path, tensors, "kind-1", about, "the tensors")
+    assert path.read_bytes() == content
+    with pytest.raises(ValueError, match=r"a\.safetensors .*'kind-2'.*'kind-1'"):
+        read_tensors(path, "kind-2")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip file", bytes(64), b"{}" * 50, -1, 100])
+def test_a_file_without_whole_tensors_is_named(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"w": torch.zeros(9)}, "kind", {}, "the tensors")
+    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        read_tensors(path, "kind")
+
+
+def test_metadata_that_is_no_json_or_not_there_is_named(tmp_path):
+    for metadata in ({"kind": "{"}, {"format": "pt"}, None):
+        save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+        with pytest.raises(ValueError, match=r"a\.safetensors"):
+            read_tensors(tmp_path / "a.safetensors", "kind")
+
+
+def test_differences_are_named_but_not_those_of_what_is_kept_on_the_way():
+    before = {"epochs": 3, "seed": 0, "snapshot_epochs": 1}
+    assert differences(before, {"epochs": 4, "snapshot_epochs": 2}) == ["epochs=3, not 4", "seed=0, not None"]

@@ -9,8 +9,8 @@ import torch
 
 from oodlib.encoders import Encoder, EncoderSpec
 from oodlib.encoders import packaged_weights as pretrained
-from oodlib.encoders.encoder import pretrained_config
-from oodlib.encoders.freezing import frozen_modules, stages
+from oodlib.encoders.architectures import pretrained_config
+from oodlib.encoders.optimisation import frozen_modules, stages
 from oodlib.encoders.packaged_weights import MEAN, STD, load_packaged, packaged_weights
 
 ARCH = "tf_efficientnet_lite0"

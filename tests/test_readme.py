@@ -20,7 +20,7 @@ from oodlib.data import load_images
 from oodlib.encoders import ARCHITECTURES, OBJECTIVES, TrainingConfig
 from oodlib.encoders.training import train
 from oodlib.plots.style import OBJECTIVE_NAMES
-from oodlib.report.results import mean_sd
+from oodlib.report.means import mean_sd
 from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, load_detector
 from oodlib.scoring.evaluation import evaluate
 from oodlib.scoring.product import Embedded, RunEmbeddings, cluster_scores

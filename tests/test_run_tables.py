@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
 
 from oodlib.encoders import linear_probe, save_embeddings
@@ -11,17 +12,15 @@ from oodlib.scoring.product import Scored
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 from oodlib.selective import aurc, aurc_interval, risk_coverage
 from oodlib.study import Run
+from oodlib.study.artefacts import ID_SPLITS, id_embeddings, ood_groups, run_embeddings
 from oodlib.study.tables import (
     ALPHAS,
-    ID_SPLITS,
     SHOWN,
     describe_embeddings,
     extreme_table,
     false_alarm_table,
-    id_embeddings,
     interval_table,
     is_correct,
-    ood_groups,
     project_tests,
     quantile_table,
     risk_table,
@@ -44,7 +43,7 @@ def write_run(n_classes: int = 3, logits: bool = True, sizes: dict[str, int] = S
     run = Run("study", "digits-none-ce-s0")
     run.path.mkdir(parents=True, exist_ok=True)
     with run.doing("train", {"id_dataset": "digits", "arch": "none", "objective": "ce", "seed": 0}):
-        (run.path / "encoder.safetensors").write_bytes(b"weights")
+        save_file({"other": np.zeros(1)}, run.path / "encoder.safetensors")
     groups = {f"{group}_ood": [name for name in OOD if OOD[name] == group] for group in ("near", "far", "sanity")}
     (run.path / "embeddings").mkdir(exist_ok=True)
     with run.doing("embed", groups):
@@ -56,6 +55,10 @@ def write_run(n_classes: int = 3, logits: bool = True, sizes: dict[str, int] = S
             z, y = draw(n_ood, 2, 10 + seed, shift=4)
             save_embeddings(run.embeddings_path(name, "test"), z, np.full(n_ood, -1), None, y)
     return run
+
+
+def projected(run: Run) -> pd.DataFrame:
+    return project_tests(run_embeddings(run), "digits")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +94,7 @@ def test_description_of_the_embeddings():
 def test_correct_is_what_the_classifier_says():
     run = write_run()
     test = id_embeddings(run)["test"]
-    correct, accuracy = is_correct(run)
+    correct, accuracy = is_correct(run_embeddings(run))
     np.testing.assert_array_equal(correct, test["logits"].argmax(axis=1) == test["y"])
     assert accuracy["classifier"] == correct.mean()
     assert 0 < correct.mean() < 1
@@ -105,31 +108,31 @@ def test_nearest_class_mean_is_by_cosine():
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     expected = (units["test"] @ means.T).argmax(axis=1) == data["test"]["y"]
     assert 0.5 < expected.mean() < 1
-    assert is_correct(run)[1]["nearest_class_mean"] == expected.mean()
-    assert is_correct(write_run(logits=False))[1]["nearest_class_mean"] == expected.mean()
+    assert is_correct(run_embeddings(run))[1]["nearest_class_mean"] == expected.mean()
+    assert is_correct(run_embeddings(write_run(logits=False)))[1]["nearest_class_mean"] == expected.mean()
 
 
 def test_without_a_classifier_correct_is_what_a_linear_probe_says():
     run = write_run(logits=False)
     train, test = (id_embeddings(run)[split] for split in ("train", "test"))
-    correct, accuracy = is_correct(run)
+    correct, accuracy = is_correct(run_embeddings(run))
     np.testing.assert_array_equal(correct, linear_probe(train["z"], train["y"], test["z"]) == test["y"])
     assert accuracy["classifier"] == correct.mean()
     assert 0.5 < correct.mean() < 1
 
 
 def test_projection_holds_some_images_of_every_set():
-    table = project_tests(write_run())
+    table = projected(write_run())
     assert list(table) == ["dataset", "label", "x", "y"]
     assert table.groupby("dataset").size().to_dict() == {"digits": 250} | dict.fromkeys(OOD, 50)
     assert set(table[table.dataset == "digits"].label) == {0, 1, 2}
     assert set(table[table.dataset != "digits"].label) == {-1}
     assert np.isfinite(table[["x", "y"]].to_numpy()).all()
-    pd.testing.assert_frame_equal(project_tests(write_run()), table)
+    pd.testing.assert_frame_equal(projected(write_run()), table)
 
 
 def test_projection_separates_the_classes():
-    table = project_tests(write_run())
+    table = projected(write_run())
     classes = table[table.dataset == "digits"].groupby("label")[["x", "y"]]
     between = classes.mean().to_numpy()
     gaps = np.linalg.norm(between[:, None] - between, axis=2)[np.triu_indices(3, 1)]
@@ -138,16 +141,16 @@ def test_projection_separates_the_classes():
 
 def test_projection_of_id_images_does_not_depend_on_ood_images():
     run = write_run()
-    before = project_tests(run)
+    before = projected(run)
     z, _ = draw(50, 2, 5)
     save_embeddings(run.embeddings_path("photos", "test"), 100 * z[::-1] + 7, np.full(50, -1))
-    after = project_tests(run)
+    after = projected(run)
     pd.testing.assert_frame_equal(before[before.dataset == "digits"], after[after.dataset == "digits"])
     assert not before.equals(after)
 
 
 def test_two_classes_are_projected_to_a_line():
-    table = project_tests(write_run(n_classes=2))
+    table = projected(write_run(n_classes=2))
     assert set(table.y) == {0.0}
     assert table.x.nunique() > 100
 
@@ -155,8 +158,8 @@ def test_two_classes_are_projected_to_a_line():
 def test_sets_of_one_image_are_described_and_projected():
     run = write_run(sizes={"train": 60, "calibration": 1, "test": 1}, n_ood=1)
     assert list(describe_embeddings(run).n) == [60, 1, 1, 1, 1, 1]
-    assert len(project_tests(run)) == 4
-    assert is_correct(run)[0].shape == (1,)
+    assert len(projected(run)) == 4
+    assert is_correct(run_embeddings(run))[0].shape == (1,)
 
 
 # Of the scores

@@ -215,7 +215,7 @@ def test_the_committed_studies_can_be_read(project):
     for path in (project.root / "notebooks" / "studies").glob("*.yaml"):
         runs, report = read_study(path.stem)
         assert len(runs) > 1
-        assert report.keys() == {"detector", "detectors", "shown_seed"}
+        assert report.keys() == {"compared", "detector", "detectors", "shown_seed"}
         assert report["shown_seed"] in {plan.parameters["train"]["seed"] for plan in runs}
 
 
@@ -247,7 +247,7 @@ def fast(project, monkeypatch):
     for module in (execution, runner):
         monkeypatch.setattr(module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
     report = ("05_report", "report")
-    monkeypatch.setattr("oodlib.report.results.report_is_current", lambda study, parameters: report in made.log)
+    monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: report in made.log)
     return made
 
 

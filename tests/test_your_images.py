@@ -761,7 +761,7 @@ def test_the_notebook_runs_as_it_stands(project):
     printed = run_notebook(project, epochs=1, side=16)
     folder = project.root / "outputs" / "your_images"
     pictures = {*(kind.replace(" ", "_") for kind in gallery.KINDS), "plane", "ranking", "scores", "drift"}
-    files = {f"{name}.{suffix}" for name in pictures for suffix in ("png", "svg")}
+    files = {f"{name}.png" for name in pictures}
     assert {path.name for path in folder.iterdir()} == files | {
         "encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv"
     }  # fmt: skip

@@ -22,8 +22,9 @@ from oodlib.clustering.clusters import cluster
 from oodlib.data.folders import MAX_SIDE
 from oodlib.data.sets import ImageSet
 from oodlib.device import default_device
+from oodlib.encoders.architectures import check_arch, pretrained_config
 from oodlib.encoders.embedding import embed_images
-from oodlib.encoders.encoder import Encoder, EncoderSpec, check_arch, pretrained_config
+from oodlib.encoders.encoder import Encoder, EncoderSpec
 from oodlib.encoders.epoch import Trainer, print_header
 from oodlib.encoders.foreign_weights import encoder_of_state, has_small_stem, own_encoder, read_state, set_classifier
 from oodlib.encoders.settings import TrainingConfig
@@ -214,7 +215,9 @@ def _name(clustering: str, distance: str) -> str:
 def regret_sentence() -> str:
     """Say what choosing as here has cost in the studies of this project, as their reports measured it."""
     said = []
-    for path in sorted(resolve("outputs").glob("*/report/regret.csv")):
+    patterns = ("reported/*/report/regret.csv", "*/report/regret.csv")  # a study's own report, where there is one
+    reports = {path.parents[1].name: path for pattern in patterns for path in resolve("outputs").glob(pattern)}
+    for _, path in sorted(reports.items()):
         table = pd.read_csv(path)
         table = table[table.rule.isin([OF_NOTEBOOK, f"always {FALLBACK}"]) & table.group.isin(["near", "far"])]
         if OF_NOTEBOOK in set(table.rule):

@@ -1,4 +1,4 @@
-"""Image sets that need no network: a split goes in, (images uint8, labels int64, class names) comes out.
+"""Bundled image sets, which need no network: images uint8, labels int64 and class names of each split.
 
 They are computed from files that scikit-learn and matplotlib install, or from a seeded generator. `digits` is the ID
 set of the offline study, the others are its OOD sets: digits789 and letters near, photos far, noise a sanity check.
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Arrays = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 
@@ -61,7 +62,6 @@ def letters() -> Arrays:
     can be read as a digit are left out (`READ_AS_DIGITS`). Fonts: those that matplotlib installs.
     """
     import matplotlib
-    from PIL import ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     images = []
@@ -77,7 +77,6 @@ def photos() -> Arrays:
 
     A crop is 32 to 200 pixels wide and averaged down to 32; photographs alternate; the label says which one it is.
     """
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     generator = np.random.default_rng(SEED)
@@ -120,11 +119,9 @@ def _scale_16_to_255(values: np.ndarray) -> np.ndarray:
 def _letter(letter: str, font) -> np.ndarray:
     """Draw one letter bright on dark as a digit was drawn: fill 20×32, even out the stroke, count 4×4 blocks, (8, 8).
 
-    The strokes of the fonts differ twofold in width, those of the digits hardly (313 ± 33 on-pixels): of the bitmap,
-    thinned and thickened by a pixel, the one nearest to the digits' mean is taken, else ink alone would give it away.
+    The strokes of the fonts differ twofold in width, those of the digits hardly (313 ± 33 on-pixels): ink alone would
+    give a letter away. So the bitmap is taken as it is, thinned or thickened by a pixel, whichever is nearest to that.
     """
-    from PIL import Image, ImageDraw, ImageFilter
-
     canvas = Image.new("L", (384, 384))
     ImageDraw.Draw(canvas).text((192, 192), letter, fill=255, font=font, anchor="mm")
     glyph = canvas.crop(canvas.getbbox()).resize(DIGIT_SIZE, Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Decoding: the paths of image files go in; square RGB arrays come out, and a reason for each file that cannot be one.
+"""Decoding: image files become square RGB arrays, and each file that cannot has a reason.
 
 Pillow decodes, in threads, the formats that it knows by their first bytes; those that it would hand to another program
 are left out. A file that fails stops nothing.
@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
-WORDS = {"1": "grey", "L": "grey", "LA": "grey", "La": "grey", "I": "grey", "P": "palette", "PA": "palette"}  # of modes
+WORDS = {**dict.fromkeys(("1", "L", "LA", "La", "I"), "grey"), "P": "palette", "PA": "palette"}  # for Pillow's modes
 BITS_PER_SAMPLE, ORIENTATION = 258, 274  # tags of TIFF and EXIF
 
 
@@ -58,14 +55,12 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
-def photo_square(image: "Image.Image", side: int) -> np.ndarray:
+def photo_square(image: Image.Image, side: int) -> np.ndarray:
     """Return an image of any mode as upright RGB, transparency on white, its centre resized: (side, side, 3) uint8.
 
-    Resizing is Pillow's, bilinear with antialias, in integers: the same on every machine. Of an animation it is the
-    first frame; colour profiles are ignored. Raises ValueError for a mode without a known white, and Pillow's errors.
+    Resizing is Pillow's, bilinear with antialias, in integers: the same on every machine. An animation gives its first
+    frame; colour profiles are ignored. Raises ValueError for a mode without a known white, and Pillow's errors.
     """
-    from PIL import Image
-
     image = _rgb(image)
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -73,9 +68,7 @@ def photo_square(image: "Image.Image", side: int) -> np.ndarray:
     return np.asarray(centre.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image, ImageOps
-
+def _rgb(image: Image.Image) -> Image.Image:
     white = _white(image)
     image.load()
     with suppress(Exception):  # where EXIF is broken the image is taken as it is stored
@@ -90,7 +83,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
     return canvas
 
 
-def _white(image: "Image.Image") -> int | None:
+def _white(image: Image.Image) -> int | None:
     """Return the value that is white in a single deep channel, None for modes of 8 bit, of which Pillow knows it."""
     if image.mode.startswith("I;16"):
         return 2 ** getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0] - 1
@@ -101,9 +94,7 @@ def _white(image: "Image.Image") -> int | None:
     return None
 
 
-def _conversions(image: "Image.Image") -> list[str]:
-    from PIL import Image
-
+def _conversions(image: Image.Image) -> list[str]:
     rotated, animated = False, True
     with suppress(Exception):  # PNG's own getexif would decode the image
         rotated = Image.Image.getexif(image).get(ORIENTATION) in range(2, 9)
@@ -122,8 +113,6 @@ def _conversions(image: "Image.Image") -> list[str]:
 
 def _in_threads(function: Callable, paths: Sequence[str]) -> Iterator[tuple]:
     """Yield, in order, (function(image), "") of each file, or (None, reason) where that fails."""
-    from PIL import Image
-
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF came late to Pillow
     pending = deque()
@@ -139,8 +128,6 @@ def _in_threads(function: Callable, paths: Sequence[str]) -> Iterator[tuple]:
 
 
 def _attempt(function: Callable, formats: list[str], path: str) -> tuple:
-    from PIL import Image, UnidentifiedImageError
-
     try:
         if not os.path.getsize(path):
             return None, "empty"

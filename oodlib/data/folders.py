@@ -1,4 +1,4 @@
-"""Image folders: a folder with one sub-folder of images a class goes in; images, labels and class names come out.
+"""Image folders: one sub-folder of images for each class gives images, labels and class names.
 
 A folder of photographs holds files of every kind. What can be shown becomes a square RGB image, and is counted where
 that changes more than its size; what cannot is skipped and listed with the reason. A set too large for memory comes

@@ -1,4 +1,4 @@
-"""Data: the name of an image set goes in, uint8 arrays come out; `prepare` brings any of them to a network's input.
+"""Image sets by name, as uint8 arrays, and `prepare`, which brings any of them to a network's input.
 
 A name is one of the bundled sets (offline, `oodlib.data.bundled`), one of torchvision's (fetched once, then read from
 ROOT/NAME-SPLIT.npz), any other NAME for which that npz is there, or folder:PATH, with one sub-folder of images a class,
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oodlib.data.bundled import BUNDLED
+from oodlib.data.catalogue import look_up
 from oodlib.data.folders import FolderImages, Images, read_folder
 from oodlib.data.stored import TORCHVISION, fetch, read_npz
 from oodlib.files import resolve
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 FOLDER_SIDE = 64  # of the images of a folder:PATH without @SIDE
 BLOCK_PIXELS = 2**22  # what `prepare` resizes at a time: about 100 MiB of floats, whatever the size of the set
-CLASSES = {  # of a file that does not name them
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +51,9 @@ def data_root(root: str | Path | None = None) -> Path:
 def load_images(name: str, split: str = "test", root: str | Path | None = None, flat: bool = False) -> ImageSet:
     """Load one split, "train" or "test", of an image set by its name.
 
-    `root` is where the npz files are (see `data_root`). Of a folder, a line is printed where files were skipped or
+    `root` is where the npz files are (see `data_root`). A line is printed about a folder where files were skipped or
     converted; with `flat`, its images need no sub-folders, as OOD images have no classes. Raises ValueError for an
-    unknown name or split, for a file that is damaged or not of the form that `readers.read_npz` says and for a folder
+    unknown name or split, for a file that is damaged or not of the form that `stored.read_npz` says and for a folder
     without an image, FileNotFoundError for a set that is neither there nor can be fetched.
     """
     if split not in SPLITS:
@@ -79,7 +77,7 @@ def load_images(name: str, split: str = "test", root: str | Path | None = None, 
             raise FileNotFoundError(f"{path} is not there: {name!r} has only its other split in {root}")
         else:
             raise ValueError(_unknown(name, root))
-    return ImageSet(*read_npz(path, CLASSES.get(name)), name)
+    return ImageSet(*read_npz(path, look_up(name).classes or None), name)
 
 
 def _load_folder(name: str, split: str, flat: bool) -> ImageSet:
@@ -109,9 +107,9 @@ def prepare(images: Images, side: int, channels: int, input_size: int) -> "torch
     OOD image first takes the ID set's own resolution and colour, so that a detector cannot win by sharpness or colour
     alone, which would say nothing of what the image shows. What is right already passes through bit by bit.
 
-    Grey is ITU-R 601 luminance; one channel is repeated to three; of an image that is not square the centre is taken.
-    Resizing is bilinear with antialias, rounded at both steps, because an ID image on disk is rounded too. It
-    goes block by block: of FolderImages, no more than a block is decoded at a time.
+    Grey is ITU-R 601 luminance; one channel is repeated to three; an image that is not square is cut to its centre.
+    Resizing is bilinear with antialias, rounded at both steps, because an ID image on disk is rounded too. It goes
+    block by block, so that no more than a block of FolderImages is decoded at a time.
     """
     import torch
 

@@ -1,19 +1,19 @@
-"""Readers: an npz file or a torchvision set goes in; images, labels and class names come out.
+"""Stored image sets: an npz file is read and checked; where it is missing, torchvision's own loader fetches the set.
 
 Nothing read here can run code, with one exception that torchvision brings: it unpickles the CIFAR files, after their
 checksum has matched, the one time that it fetches them.
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from oodlib.data.bundled import Arrays
 from oodlib.data.decoding import photo_square
 from oodlib.files import write_atomically
 
-STORED_SIDE = 64  # of the torchvision sets whose images vary in size
+STORED_SIDE = 64  # pixels, in sets of torchvision whose images vary in size
 
 
 def read_npz(path: Path, classes: tuple[str, ...] | None = None) -> Arrays:
@@ -63,8 +63,6 @@ def fetch(name: str, split: str, path: Path) -> None:
 
     One process at a time fetches a set, others wait for it. Raises FileNotFoundError that names `path` and the cause.
     """
-    from filelock import FileLock
-
     folder = path.parent / "torchvision" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,19 +72,9 @@ def fetch(name: str, split: str, path: Path) -> None:
                 write_atomically(path, lambda file: np.savez(file, images=images, labels=labels, classes=classes))
     except Exception as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        _leave_nothing_empty(folder)
         raise FileNotFoundError(
             f"{path} is not there, and torchvision's download of {name!r} to {folder} failed: {cause}"
         ) from error
-
-
-def _leave_nothing_empty(folder: Path) -> None:
-    """Remove the lock of a failed download and the folders made for it, where nothing is in them."""
-    with suppress(OSError):
-        Path(f"{folder}.lock").unlink()
-    for empty in (folder, folder.parent, folder.parent.parent):
-        with suppress(OSError):
-            empty.rmdir()
 
 
 def _download(name: str, split: str, folder: Path) -> Arrays:

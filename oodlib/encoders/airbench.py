@@ -1,4 +1,4 @@
-"""The airbench network: small images in, embeddings out, after a tenth of the epochs that a ResNet takes.
+"""The airbench network for small images, which needs a tenth of the epochs that a ResNet takes.
 
 Six convolutions behind a fixed one that whitens patches of 2×2 pixels (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds
 on a single GPU"). What is not trained is a buffer: the whitening, and the scales of batch normalisation.
@@ -12,11 +12,11 @@ from torch import nn
 
 NAME = "airbench"
 WIDTHS = (64, 256, 256)  # of the published network for 94 %
-SMALLEST = 16  # pixels: three poolings leave one
-PATCH = 2  # pixels a side of what is whitened
+SMALLEST = 16  # side in pixels, of which three poolings leave one
+PATCH = 2  # side in pixels of the patches that are whitened
 WHITENED = 2 * 3 * PATCH**2  # filters: the principal directions of colour patches, and their negatives
 WHITENING_EPS = 5e-4
-VARIES = 1e-6  # of the largest eigenvalue
+VARIES = 1e-6  # share of the largest eigenvalue above which a direction counts as varying
 SCALE = 1 / 9  # of the embedding, so that the logits of a fresh network are small
 
 
@@ -60,7 +60,7 @@ class Group(nn.Module):
 
 
 class Airbench(nn.Module):
-    """The network up to its embedding, of the last of three widths. `whiten` fits its first layer to images."""
+    """The network up to its embedding, as wide as the last of three widths. `whiten` fits its first layer to images."""
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS):
         super().__init__()

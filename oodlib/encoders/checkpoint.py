@@ -1,10 +1,10 @@
-"""Checkpoints: the state of a training in; a file from which the same training goes on, to the last bit, out.
+"""Checkpoints: how a training resumes. Its state goes to a file, from which it goes on to the same weights, bit by bit.
 
 A checkpoint is one safetensors file, arrays and JSON only, written whole or not at all. The randomness of a step is a
-function of seed, epoch and step, so there is no generator whose state has to be kept.
+function of seed, epoch and step, so there is no generator whose state has to be kept. `noticing_sigterm` tells when it
+is time to write one and end.
 """
 
-import json
 import math
 import signal
 import threading
@@ -20,14 +20,14 @@ from torch import nn
 from oodlib.encoders import distributed
 from oodlib.encoders.encoder import Encoder
 from oodlib.encoders.settings import TrainingConfig
-from oodlib.files import differences, write_atomically
+from oodlib.files import differences, read_tensors, write_tensors
 
 FORMAT = "oodlib-checkpoint-1"
 
 
 @dataclass
 class TrainingState:
-    """All that changes while training: the next step is `step` of `epoch`; `losses` and `seconds` are of this epoch."""
+    """All that changes while training: the next step is `step` of `epoch`, `losses` and `seconds` are this epoch's."""
 
     encoder: Encoder
     optimizer: torch.optim.Optimizer
@@ -40,6 +40,7 @@ class TrainingState:
     history: list[dict] = field(default_factory=list)
 
     def modules(self) -> dict[str, nn.Module]:
+        """Return the parts that have a state of their own, by name."""
         parts = {"encoder": self.encoder, "memory": self.memory, "lookahead": self.lookahead}
         return {name: module for name, module in parts.items() if module is not None}
 
@@ -54,41 +55,33 @@ class TrainingState:
 
 def save_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
     """Write a checkpoint; where that fails, with an OSError, the one that was there stays."""
-    from safetensors.torch import save
-
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in _tensors(state).items()}
     about = {"config": asdict(config), "history": state.history}
     about |= {"epoch": state.epoch, "step": state.step, "seconds": state.seconds, "where": _where()}
-    content = save(tensors, {FORMAT: json.dumps(about)})
-    write_atomically(path, lambda temporary: temporary.write_bytes(content), "the checkpoint")
+    write_tensors(path, _tensors(state), FORMAT, about, "the checkpoint")
 
 
 @torch.no_grad()
 def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
     """Bring a fresh state to where a checkpoint left off; say so where the weights will not be the undisturbed ones.
 
-    Raises ValueError for a file that is cut short or foreign, or is of another configuration, naming the difference.
+    Raises ValueError for a file that is cut short, foreign, or of another configuration or network; it names which.
     """
-    from safetensors import SafetensorError, safe_open
-
+    anew = "delete it to train anew"
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[FORMAT])
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        before = about.pop("config")
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no checkpoint, or is cut short ({error}); delete it to train anew") from error
+        found, about = read_tensors(path, FORMAT)
+        before = about["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint, or is cut short ({error}); {anew}") from error
     if different := differences(before, asdict(config)):
-        raise ValueError(f"{path} is of a training with {'; '.join(different)}; delete it to train anew")
+        raise ValueError(f"{path} is of a training with {'; '.join(different)}; {anew}")
     tensors = _tensors(state)
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in found.items()}:
-        raise ValueError(f"{path} does not fit this network and image set; delete it to train anew")
+        raise ValueError(f"{path} does not fit this network and image set; {anew}")
     for name, tensor in tensors.items():
         tensor.copy_(found[name])
-    if different := differences(about.get("where", _where()), _where()):
-        distributed.say(
-            f"{path} was written with {'; '.join(different)}: the weights may differ from those without a break"
-        )
+    if different := differences(about["where"], _where()):
+        what = f"{path} was written with {'; '.join(different)}"
+        distributed.say(f"{what}: the weights may differ from those without a break")
     state.epoch, state.step, state.seconds = about["epoch"], about["step"], about["seconds"]
     state.history = about["history"]
 
@@ -112,7 +105,7 @@ def _tensors(state: TrainingState) -> dict[str, torch.Tensor]:
 
 
 class Stop(threading.Event):
-    """Set by SIGTERM, as Slurm and spot machines send it before they take the machine away, or when time is over."""
+    """Set by SIGTERM, which Slurm and spot machines send before they take the machine away, or when time is over."""
 
     def __init__(self, until: float = math.inf):
         super().__init__()

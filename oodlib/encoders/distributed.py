@@ -1,8 +1,7 @@
-"""Several processes, one training: what each computes of its share of a batch in, the whole batch on all of them out.
+"""Distributed: several processes, started by torchrun, train one encoder.
 
-Started by torchrun, every process (rank) holds the whole encoder and draws the views of its share of each batch. The
-processes read the same files; the first one alone writes and prints. With one process every function here gives back
-what it was given.
+Every process (rank) holds the whole encoder and draws the views of its share of each batch. The processes read the same
+files; the first one alone writes and prints. With one process every function here gives back what it was given.
 """
 
 import os

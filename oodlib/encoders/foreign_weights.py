@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from oodlib.encoders.encoder import ARCHITECTURES, Encoder, EncoderSpec, load_encoder
+from oodlib.encoders.architectures import ARCHITECTURES
+from oodlib.encoders.encoder import Encoder, EncoderSpec, load_encoder
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
 HEADS = ("fc", "head", "classifier")  # what timm calls its classifiers

@@ -1,17 +1,18 @@
-"""Objectives: what the heads of an encoder give for a batch, and its labels, in; the loss that is trained on out.
+"""Objectives: what an encoder is trained for. Each is a loss, the heads it trains and how many views it sees.
 
-An objective is a loss, the heads it trains and how many views of an image it sees. What it remembers from batch to
-batch (CIDER's prototypes) is a small module beside the encoder, saved with a checkpoint and not with the encoder.
+The losses themselves are in `oodlib.losses`. What an objective remembers from batch to batch (CIDER's prototypes) is a
+small module beside the encoder, saved with a checkpoint and not with the encoder.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oodlib.encoders.encoder import Encoder
 from oodlib.losses import (
     compactness_loss,
     dispersion_loss,
@@ -20,9 +21,6 @@ from oodlib.losses import (
     supcon_loss,
     update_prototypes,
 )
-
-if TYPE_CHECKING:
-    from oodlib.encoders.encoder import Encoder
 
 Heads = dict[str, torch.Tensor]  # what each head gives for all views stacked: (views·n, C) or (views·n, p)
 
@@ -37,14 +35,14 @@ class LossSettings(Protocol):
 
 
 class Prototypes(nn.Module):
-    """CIDER's memory: one unit vector a class (C, p), a moving average of the projections of its images."""
+    """CIDER's memory: one unit vector a class, (C, p), the moving average of the projections of its images."""
 
     def __init__(self, n_classes: int, dim: int):
         super().__init__()
         self.register_buffer("values", torch.zeros(n_classes, dim))
 
     @classmethod
-    def of(cls, encoder: "Encoder") -> "Prototypes":
+    def of(cls, encoder: Encoder) -> "Prototypes":
         return cls(len(encoder.spec.classes), encoder.spec.projection_dim or encoder.dim)
 
 
@@ -61,7 +59,7 @@ class Objective:
     n_views: int
     temperature: float
     loss: Callable[[Heads, torch.Tensor, float, LossSettings, nn.Module | None], torch.Tensor]
-    memory: Callable[["Encoder"], nn.Module] | None = None
+    memory: Callable[[Encoder], nn.Module] | None = None
     pairs: bool = False
 
 

@@ -1,4 +1,7 @@
-"""Optimisation: an encoder and a configuration in; parameter groups, learning rates and the lookahead out."""
+"""Optimisation: which weights are trained, at which rates, and the lookahead that averages them.
+
+Frozen stages also keep their batch statistics, so that they cost one pass forward and nothing else.
+"""
 
 import copy
 import math
@@ -9,12 +12,51 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 if TYPE_CHECKING:
+    from oodlib.encoders.encoder import Encoder
     from oodlib.encoders.settings import TrainingConfig
 
+ALL, HEADS = "all", "heads"  # values of the parameter `trained`; any other is the name of a stage
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)  # timm's derive from these
 LOOKAHEAD_STEPS = 5  # between two moves of the slow weights
 LOOKAHEAD_DECAY = 0.95**LOOKAHEAD_STEPS  # at the end of the training; it grows with the cube of its progress
 START, END = 0.2, 0.07  # of the peak: the learning rates of a triangle
+
+
+def stages(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Return the stages of a backbone with weights, in order: its parts, and the parts of those that are a sequence."""
+    found = {}
+    for name, part in backbone.named_children():
+        inner = part.named_children() if isinstance(part, nn.Sequential | nn.ModuleList) else ()
+        found |= {f"{name}.{key}": module for key, module in inner} or {name: part}
+    return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
+
+
+def frozen_modules(backbone: nn.Module, trained: str) -> list[nn.Module]:
+    """Return the modules that are not trained where `trained` is "all", "heads", or the first stage that is.
+
+    Raises ValueError for an unknown stage, naming the known ones.
+    """
+    if trained == ALL:
+        return []
+    if trained == HEADS:
+        return [backbone]
+    known = stages(backbone)
+    first = [i for i, name in enumerate(known) if f"{name}.".startswith(f"{trained}.")]
+    if not first:
+        raise ValueError(f"unknown stage {trained!r} to train from; known: {ALL}, {HEADS}, {', '.join(known)}")
+    return list(known.values())[: first[0]]
+
+
+def freeze(encoder: "Encoder", trained: str) -> None:
+    """Let gradients reach the heads, and the stages of the backbone from `trained` on.
+
+    What a backbone holds beside its stages, as the class token of a vision transformer, goes with the first of them.
+    """
+    encoder.backbone.requires_grad_(trained == ALL)
+    frozen = {id(module) for module in frozen_modules(encoder.backbone, trained)}
+    if trained not in (ALL, HEADS):
+        for module in stages(encoder.backbone).values():
+            module.requires_grad_(id(module) not in frozen)
 
 
 def parameter_groups(encoder: nn.Module, config: "TrainingConfig") -> list[dict]:

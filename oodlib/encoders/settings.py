@@ -1,12 +1,12 @@
-"""Settings of a training run: every choice that decides the weights, checked when it is made."""
+"""Settings: every choice that decides the weights of a training, checked when it is made."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from oodlib.encoders.encoder import check_arch
-from oodlib.encoders.freezing import ALL
+from oodlib.encoders.architectures import check_arch
 from oodlib.encoders.objectives import OBJECTIVES
+from oodlib.encoders.optimisation import ALL
 from oodlib.encoders.views import Views
 
 POSITIVE = ("epochs", "batch_size", "learning_rate", "checkpoint_epochs", "norm_bias_factor")
@@ -22,17 +22,15 @@ class TrainingConfig:
 
     The optimiser is SGD with Nesterov's `momentum`; `schedule` is "cosine" or "triangle" (`optimisation`), and the
     biases of normalisation get `norm_bias_factor` times the rate. `lookahead` averages the weights on the way.
-    `temperature` 0 takes the objective's usual one, `n_views` 0 its usual number of views of an image, `input_size` 0
-    the ID set's own side; in cross-entropy temperature divides the logits of the loss alone, not those that are
-    scored. `projection_dim` is the width behind the head of a contrastive objective; with 0 it has no head and works on
-    the embedding itself. `ce_weight` is the λ of "joint", `compactness_weight` and `prototype_decay` are CIDER's. 0
-    switches off `label_smoothing` and `clip_norm` (the largest norm of the gradient).
-    `patch_size` and `pool` are of vision transformers. `pretrained` starts from ImageNet's weights; `trained` is "all",
-    "heads", or the first stage of the backbone that is trained. `half` keeps the weights in half precision.
-    `crop` is the smallest share of the area a random crop keeps, `translate` the largest shift in pixels;
-    `flip`, `grayscale`, `blur` and `erase` are probabilities, `alternate_flip` mirrors the drawn images in every other
-    epoch and the rest in the others, `mirrored` embeds the mean of an image and its mirror image.
-    `jitter` is the strength of the colour jitter, `rotate` the largest rotation in degrees.
+    0 takes the objective's usual `temperature` and `n_views` (of an image), and the ID set's own side as `input_size`.
+    The temperature of cross-entropy divides the logits of its loss, not those that are scored.
+    `projection_dim` is the width behind the head of a contrastive objective; with 0 it has no head and works on the
+    embedding itself. `ce_weight` is the λ of "joint", `compactness_weight` and `prototype_decay` are CIDER's.
+    0 switches off `label_smoothing` and `clip_norm` (the largest norm of the gradient).
+    `patch_size` and `pool` are for vision transformers. `pretrained` starts from ImageNet's weights, and `trained` is
+    "all", "heads", or the first stage of the backbone that is trained. `half` keeps the weights in half precision.
+    `crop` to `erase` are the arguments of `Views`, except that `alternate_flip` mirrors the drawn images in every other
+    epoch and the rest in the others, and `mirrored` embeds the mean of an image and its mirror image.
     A checkpoint is written every `checkpoint_epochs`, an encoder to look back at every `snapshot_epochs`.
     Raises ValueError naming the allowed values.
     """
@@ -113,4 +111,5 @@ class TrainingConfig:
 
     @property
     def views(self) -> Views:
+        """Return what draws the views."""
         return Views(**{name: getattr(self, name) for name in VIEWS})

@@ -1,4 +1,7 @@
-"""Training: the training images of an ID set and a configuration in; an encoder and one row of history an epoch out."""
+"""Training: one from beginning to end. Set it up, go on from its checkpoint, write what is due, stop when asked.
+
+What happens in an epoch is in `epoch`, what a checkpoint holds in `checkpoint`.
+"""
 
 import math
 import os
@@ -10,32 +13,20 @@ import torch
 
 from oodlib.data.folders import FolderImages, Images
 from oodlib.data.sets import ImageSet, prepare, take
+from oodlib.data.splits import split_calibration
 from oodlib.encoders import distributed
+from oodlib.encoders.architectures import pretrained_config
 from oodlib.encoders.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
-from oodlib.encoders.encoder import Encoder, EncoderSpec, pretrained_config, save_encoder
-from oodlib.encoders.epoch import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
+from oodlib.encoders.encoder import Encoder, EncoderSpec, save_encoder
+from oodlib.encoders.epoch import MONITOR_HELD_OUT, Trainer, print_header, print_row
+from oodlib.encoders.loader import LazyImages
 from oodlib.encoders.objectives import OBJECTIVES
 from oodlib.encoders.settings import TrainingConfig
 from oodlib.files import remove_partial_files
 
-SPEC_IMAGES = 10_000  # that give mean and standard deviation where images lie in files
-WHOLE_PIXELS = 2**27  # of a set that is measured in one piece: CIFAR is, at its own size; half a GiB of floats
+SPEC_IMAGES = 10_000  # images that give mean and standard deviation where they lie in files
+WHOLE_PIXELS = 2**27  # pixels of a set that is measured in one piece, as CIFAR is; half a GiB of floats
 CHECKPOINT, SNAPSHOTS = "checkpoint.safetensors", "snapshots"  # in a run's folder
-
-
-def split_calibration(images: ImageSet, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (training, calibration) of a training set, `fraction` of every class held out.
-
-    Of a class of two or more, at least one image is on either side; the only one of a class is for training. The
-    calibration images are never trained on: the accuracy of a history row and conformal thresholds come from them.
-    """
-    rng = np.random.default_rng(seed)
-    held_out = []
-    for label in np.unique(images.labels):
-        members = rng.permutation(np.flatnonzero(images.labels == label))
-        held_out.append(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
-    held_out = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(images)), held_out), held_out
 
 
 def encoder_spec(config: TrainingConfig, images: ImageSet) -> EncoderSpec:
@@ -89,7 +80,7 @@ def _mean_and_std(images: Images, *form: int) -> tuple[tuple[float, ...], tuple[
 
 
 def _some(images: Images) -> Images:
-    """Return the images that colours are measured with: all, or where they lie in files so many, evenly spread."""
+    """Return the images that colours are measured with: all, or SPEC_IMAGES evenly spread where they lie in files."""
     if not isinstance(images, FolderImages):
         return images
     return images.take(np.linspace(0, len(images) - 1, min(SPEC_IMAGES, len(images))).astype(int))
@@ -110,7 +101,7 @@ def make_trainer(config: TrainingConfig, images: ImageSet) -> Trainer:
 
 
 class OutOfTime(Exception):
-    """A training whose time was over before it was done; its checkpoint is written."""
+    """Time was over before a training was done; its checkpoint is written."""
 
 
 def train(
@@ -135,18 +126,11 @@ def train(
     """
     trainer = make_trainer(config, images)
     trainer.say_every, state = say_every, trainer.state
-    going_on = folder is not None and distributed.anywhere((folder / CHECKPOINT).exists())
-    if going_on:
-        with distributed.together():
-            load_checkpoint(folder / CHECKPOINT, state, config)
+    if folder is not None:
+        _resume(trainer, folder)
     print_header()
     for row in state.history:
         print_row(row)
-    if folder is not None and distributed.rank() == 0:
-        remove_partial_files(folder / SNAPSHOTS)
-        if not going_on:
-            for left in snapshots_of(folder):  # by a training whose checkpoint was deleted
-                left.unlink()
     with noticing_sigterm(until) as stop:
         while state.epoch < config.epochs and not distributed.anywhere(stop.is_set()):
             if trainer.epoch(stop):
@@ -163,13 +147,25 @@ def train(
     return state.encoder.eval(), state.history
 
 
+def _resume(trainer: Trainer, folder: Path) -> None:
+    """Go on from the checkpoint in a folder; where there is none, remove what a training that was given up left."""
+    going_on = distributed.anywhere((folder / CHECKPOINT).exists())
+    if going_on:
+        with distributed.together():
+            load_checkpoint(folder / CHECKPOINT, trainer.state, trainer.config)
+    if distributed.rank() == 0:
+        remove_partial_files(folder / SNAPSHOTS)
+        for left in () if going_on else snapshots_of(folder):
+            left.unlink()
+
+
 def snapshots_of(folder: Path) -> list[Path]:
-    """Return the encoders that a training kept on its way, named by their epoch; none that a kill cut short."""
+    """Return the files of the encoders that a training kept on its way, in order; none that a kill cut short."""
     return sorted(path for path in (folder / SNAPSHOTS).glob("*.safetensors") if path.stem.isdecimal())
 
 
 def _write(trainer: Trainer, folder: Path | None, stopping: bool) -> None:
-    """Write what is due after an epoch, or before `stopping`; the first of several processes does."""
+    """Write what is due after an epoch, or before `stopping`, in the first process alone."""
     state, config = trainer.state, trainer.config
     with distributed.together():
         if folder is None or distributed.rank() > 0:

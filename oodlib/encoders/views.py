@@ -1,16 +1,15 @@
-"""Random views that training sees: a batch of uint8 images in, float32 images in [0, 1] out, on the same device.
+"""Views: how a random view of each image of a batch is drawn, on the device.
 
 Every image draws its own crop, flip, rotation, colours, blur and erased rectangle, all from one seeded generator.
-torchvision.transforms.v2 on a batch draws one set of parameters for the whole batch, which is why it is not used here.
-kornia.augmentation draws them for every image, as here, but takes several times as long and draws from torch's global
-generator (outputs/benchmarks/training.md, training-views).
+torchvision.transforms.v2 draws one set of parameters for a whole batch; kornia.augmentation draws them for every image,
+but takes several times as long and draws from torch's global generator (outputs/benchmarks/training.md).
 Geometry is one affine map and one `grid_sample`, colour is one 3 × 4 matrix an image: no step waits for the device.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomAffine, ColorJitter,
 RandomGrayscale, GaussianBlur and RandomErasing. What differs, measured on photographs of 32 × 32 pixels:
 
 * Half a pixel inside its edge, a crop interpolates with the pixel beyond it, where torchvision repeats its last pixel.
-* Of RandomAffine there is the rotation: shifts and scales are the crop's, and there is no shear.
+* There is no shear, and the crop does what RandomAffine's scales do.
 * A rotated view shows, beyond its crop, more of the image, mirrored at the image's edge, and not black corners.
 * Colour is clipped once, at the end, and in the order brightness, contrast, saturation, hue, grayscale; torchvision
   clips after each and shuffles the first four. Means and standard deviations over views agree within 0.01.

@@ -1,7 +1,7 @@
-"""Published figures: what others reach, in; beside the same detectors of a study, with the settings of both, out.
+"""Published figures beside the same detectors of a study, of the same class of network.
 
-Only figures read in a stored copy of their source are here, none from memory. Settings differ, so equality is claimed
-nowhere: a small network after few epochs lies below, and the table says how far.
+They stand in published.csv, each read in a stored copy of its source, none from memory. Settings differ, so equality is
+claimed nowhere: a small network after few epochs lies below, and the table says how far, at which accuracy.
 """
 
 from functools import cache
@@ -9,60 +9,73 @@ from pathlib import Path
 
 import pandas as pd
 
-from oodlib.report.results import Results, group_means, mean_sd, over_seeds
+from oodlib.data.catalogue import display_name
+from oodlib.report.means import cells, group_means, over_seeds
+from oodlib.report.results import Results
 
 FAR_SETS = ("svhn", "lsun", "isun", "places365")  # that papers on CIFAR report too, and are not always at hand
+KEYS = ["id_dataset", "objective", "detector", "against"]
 
 
 @cache
 def figures() -> pd.DataFrame:
-    """Return the published figures, in percent: id_dataset, against, objective, detector, method, published, setting.
+    """Return the published figures, in percent.
 
-    `against` is one OOD set, a mean over near or far sets, FPR95 where it says so and AUROC else, or ID accuracy;
-    objective and detector are what they are called here.
+    Columns: id_dataset; against: one OOD set, "near mean", "far mean" or "ID accuracy"; objective and detector, called
+    as here; method, as its authors call it; published; source and network.
     """
     return pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=False)
 
 
-def comparison_table(results: Results) -> pd.DataFrame:
-    """Return published figures beside this study's, in percent, mean ± sd over seeds, with n, and both settings.
+def with_accuracy() -> pd.DataFrame:
+    """Return the published AUROC with the column accuracy, ID accuracy in percent, NaN where its source has none."""
+    known = figures()
+    accuracy = known[known.against == "ID accuracy"]
+    keys = ["id_dataset", "objective", "source", "network"]
+    return known[known.against != "ID accuracy"].join(accuracy.set_index(keys).published.rename("accuracy"), on=keys)
 
-    AUROC, or FPR95 where it says so, against one OOD set or a mean over near or far sets; then ID accuracy. Their near
-    sets are the other CIFAR and Tiny ImageNet, their far sets MNIST, SVHN, Textures and Places365 (OpenOOD) or five
-    of their own (KNN); ours are those of the study.
+
+def comparison_table(results: Results) -> pd.DataFrame:
+    """Return published AUROC beside this study's, near and far OOD: mean ± sd over seeds, in percent; eight columns.
+
+    Pretrained networks stand beside published pretrained ones, others beside others. Published near sets are the other
+    CIFAR and Tiny ImageNet, far sets MNIST, SVHN, Textures and Places365, or one set that the method names; ours are
+    those of the study.
     """
-    keys = ["id_dataset", "against", "objective", "detector"]
-    ours = over_seeds(_own_values(results), [*keys, "arch"], "value").reset_index()
-    table = figures().merge(ours, on=keys).merge(_own_settings(results), on=["id_dataset", "objective", "arch"])
-    cells = [mean_sd(mean, sd) for mean, sd in zip(table["mean"], table.sd, strict=True)]
-    table = table.assign(**{"this study": cells, "their setting": table.setting})
-    return table[[*keys, "method", "published", "this study", "n", "our setting", "their setting"]]
+    theirs = with_accuracy()
+    pretrained = results.runs.groupby("id_dataset").pretrained.agg(lambda own: own.astype(bool).any())
+    theirs = theirs[theirs.network.str.contains("pretrained") == theirs.id_dataset.map(pretrained)]
+    ours = over_seeds(_own_values(results), [*KEYS, "arch"], "value")
+    ours = ours.assign(here=cells(ours)).reset_index()[[*KEYS, "arch", "here"]]
+    accuracy = over_seeds(results.runs.assign(value=100 * results.runs.id_accuracy), [*KEYS[:2], "arch"], "value")
+    accuracy = accuracy.assign(own=[f"{cell}, n = {n}" for cell, n in zip(cells(accuracy), accuracy.n, strict=True)])
+    both = theirs.merge(ours, on=KEYS).join(accuracy.own, on=[*KEYS[:2], "arch"])
+    rows = {}
+    for row in both.sort_values("id_dataset", kind="stable").itertuples():
+        alone = "" if row.against.endswith(" mean") else f", {display_name(row.against)} alone"
+        method = f"{row.objective}: {row.method}{alone}"
+        source = f"{row.source}, {row.network}".removeprefix(", ")
+        group = "far" if row.against.startswith("far") else "near"
+        cell = rows.setdefault((display_name(row.id_dataset), method, source, row.arch), {})
+        cell |= {f"{group}, published": f"{row.published:.1f}", f"{group}, here": row.here}
+        known = "" if pd.isna(row.accuracy) else f"{row.accuracy:.1f}"
+        cell |= {"ID accuracy, published / here": f"{known or '–'} / {row.own}"}
+    columns = [f"{group}, {whose}" for group in ("near", "far") for whose in ("published", "here")]
+    table = pd.DataFrame(rows.values(), columns=[*columns, "ID accuracy, published / here"], dtype=object).fillna("")
+    for place, name in enumerate(("ID set", "method", "source")):
+        table.insert(place, name, [key[place] for key in rows])
+    return table
 
 
 def _own_values(results: Results) -> pd.DataFrame:
-    """Return AUROC and FPR95 by OOD set and by group, and ID accuracy, in percent: one row a run and figure."""
-    means = group_means(results, ["auroc", "fpr95"])
+    """Return AUROC by OOD set and by group, in percent: one row a run, detector and set or group."""
+    means = group_means(results, ["auroc"])
     both = [means.assign(against=means.group + " mean"), results.metrics.assign(against=results.metrics.ood_dataset)]
-    auroc = [table.assign(value=100 * table.auroc) for table in both]
-    fpr95 = [table.assign(value=100 * table.fpr95, against=table.against + ", FPR95") for table in both]
-    accuracy = results.runs.assign(against="ID accuracy", detector="", value=100 * results.runs.id_accuracy)
-    columns = ["id_dataset", "arch", "objective", "seed", "against", "detector", "value"]
-    return pd.concat([table[columns] for table in (*auroc, *fpr95, accuracy)])
-
-
-def _own_settings(results: Results) -> pd.DataFrame:
-    """Return network, epochs and ID accuracy of each setting in words."""
-    found = results.runs.groupby(["id_dataset", "objective", "arch"])[["epochs", "id_accuracy"]]
-    found = found.agg({"epochs": "max", "id_accuracy": "mean"}).reset_index()
-    words = [
-        f"{arch}, {epochs} epochs, ID accuracy {100 * accuracy:.1f} %"
-        for arch, epochs, accuracy in found[["arch", "epochs", "id_accuracy"]].itertuples(index=False)
-    ]
-    return found.assign(**{"our setting": words}).drop(columns=["epochs", "id_accuracy"])
+    return pd.concat([table.assign(value=100 * table.auroc)[[*KEYS, "arch", "seed", "value"]] for table in both])
 
 
 def absent_sets(results: Results, id_dataset: str) -> list[str]:
-    """Return which far sets of papers on CIFAR a study of it lacks; of another ID set, none."""
+    """Return which far sets of papers on CIFAR a study of it lacks; for another ID set, none."""
     if id_dataset not in set(figures().id_dataset):
         return []
     tested = " ".join(results.metrics[results.metrics.id_dataset == id_dataset].ood_dataset.unique()).lower()

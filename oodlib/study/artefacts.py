@@ -1,4 +1,6 @@
-"""Artefacts: what a run's steps hand to each other, as arrays and tables in and as files on disk out, and back."""
+"""The files that a run's steps hand to each other: embeddings, clusters and tables, written and read."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,10 @@ from oodlib.encoders.embedding import load_embeddings
 from oodlib.files import write_atomically
 from oodlib.scoring.product import Embedded, Key, RunEmbeddings
 from oodlib.study.run import Run
-from oodlib.study.tables import ID_SPLITS, ood_groups
 
+GROUPS = ("near", "far", "sanity")
+ID_SPLITS = ("train", "calibration", "test")
+VIEWED = "views"  # the split of embeddings of two views each of held-out images
 MIXTURE_PARTS = ("weights", "means", "covariances")
 
 
@@ -52,24 +56,40 @@ def load_clusters(run: Run, n: int) -> tuple[dict[Key, np.ndarray], dict[Key, Ga
     return assignments, mixtures
 
 
+def ood_groups(run: Run) -> dict[str, str]:
+    """Return the run's OOD sets, each with its group: near, far or sanity."""
+    parameters = run.record["embed"]["parameters"]
+    return {name: group for group in GROUPS for name in parameters[f"{group}_ood"]}
+
+
+def id_embeddings(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Return the embeddings of the ID set's splits: train, calibration, test."""
+    id_dataset = run.record["train"]["parameters"]["id_dataset"]
+    return {split: load_embeddings(run.embeddings_path(id_dataset, split)) for split in ID_SPLITS}
+
+
 def run_embeddings(run: Run) -> RunEmbeddings:
     """Return all embeddings of a run, and its classifier where it has one."""
     from safetensors.numpy import load_file
 
-    def embedded(dataset: str, split: str = "test") -> Embedded:
-        arrays = load_embeddings(run.embeddings_path(dataset, split))
+    def embedded(arrays: dict[str, np.ndarray]) -> Embedded:
         return Embedded(arrays["z"], arrays.get("own", arrays["y"]), arrays.get("logits"))
 
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
     weights = load_file(run.path / "encoder.safetensors")
     return RunEmbeddings(
-        *(embedded(id_dataset, split) for split in ID_SPLITS),
-        {name: embedded(name) for name in ood_groups(run)},
+        *map(embedded, id_embeddings(run).values()),
+        {name: embedded(load_embeddings(run.embeddings_path(name, "test"))) for name in ood_groups(run)},
         weights.get("classifier.weight"),
         weights.get("classifier.bias"),
     )
 
 
-def write_csv(table: pd.DataFrame, path, digits: int = 7) -> None:
+def load_view_embeddings(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings (n, d) of two views each of held-out ID images."""
+    z = load_embeddings(run.embeddings_path(run.record["train"]["parameters"]["id_dataset"], VIEWED))["z"]
+    return tuple(np.split(z, 2))
+
+
+def write_csv(table: pd.DataFrame, path: Path, digits: int = 7) -> None:
     """Write a table to a csv file, whole or not at all, to seven digits, which is what float32 holds, or to fewer."""
     write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format=f"%.{digits}g"))

@@ -13,7 +13,7 @@ from oodlib.study.studies import study_names
 
 def names() -> dict[str, list[str]]:
     """Return the names by parameter; "image sets" stand for id_dataset, near_ood, far_ood and sanity_ood."""
-    from oodlib.encoders.encoder import ARCHITECTURES
+    from oodlib.encoders.architectures import ARCHITECTURES
     from oodlib.encoders.objectives import OBJECTIVES
     from oodlib.encoders.settings import POOLS
 

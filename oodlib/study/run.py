@@ -1,10 +1,8 @@
-"""Runs on disk: a run is a folder, OUTPUTS/STUDY/runs/NAME, and its config.json says which steps made what is there.
+"""A run on disk: a folder, outputs/STUDY/runs/NAME, whose config.json says which steps made what is there.
 
 A run goes through the steps train, embed, cluster, evaluate. config.json keeps, for each step done, its parameters, its
 seconds, the SHA-256 of the weights it worked on and, where an artefact is a folder, the files in it. A step is done
-when its artefacts are there, were made with the same parameters, and from the weights that are there now: a fresh clone
-has the text of a reported run but not its weights, so it trains again, and redoes later steps only where that gave
-other weights.
+when its artefacts are there, were made with the same parameters, and from the weights that are there now.
 """
 
 import hashlib
@@ -12,12 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
 from oodlib.files import differences, resolve, slug, write_atomically
 
-ARTEFACTS = {
+ARTEFACTS = {  # what each step writes
     "train": ("history.csv", "encoder.safetensors"),
     "embed": ("embeddings", "epochs.csv"),
     "cluster": ("clusters.csv", "clusters.npz", "projection.csv"),
@@ -29,10 +28,9 @@ ARTEFACTS = {
         "risk_coverage.csv",
         "false_alarms.csv",
         "choices.csv",
-        "ablations.csv",
-        "ood_separation.csv",
     ),
 }
+NO_STUDIES = ("reported", "benchmarks")  # folders of outputs/ that hold no study's runs
 
 
 def run_name(id_dataset: str, arch: str, objective: str, seed: int) -> str:
@@ -41,7 +39,9 @@ def run_name(id_dataset: str, arch: str, objective: str, seed: int) -> str:
 
 
 def study_folder(study: str) -> Path:
-    """Return the folder of a study's outputs. Raises ValueError for a name that is no plain folder name."""
+    """Return the folder of a study's outputs. Raises ValueError for a name that is no plain folder name, or taken."""
+    if study in NO_STUDIES:
+        raise ValueError(f"a study cannot be called {study!r}: that folder of outputs/ is taken")
     if not re.fullmatch(r"\w[\w.-]*", study):
         raise ValueError(f"a study's name may hold letters, digits, '.', '_' and '-' only, got {study!r}")
     return resolve("outputs") / study
@@ -78,7 +78,10 @@ class Run:
     def weights(self) -> str:
         """Return the SHA-256 of the weights, empty where there are none."""
         path = self.path / "encoder.safetensors"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        stat = path.stat()
+        return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def is_done(self, step: str, parameters: dict) -> bool:
         """Return whether a step need not run again.
@@ -126,3 +129,9 @@ class Run:
     def _write(self, record: dict) -> None:
         text = json.dumps({"run": self.name} | record, indent=1) + "\n"
         write_atomically(self.path / "config.json", lambda temporary: temporary.write_text(text))
+
+
+@cache
+def _sha256(path: Path, *state: int) -> str:
+    """Return a file's SHA-256; `state` tells one content from the next, so that each is read once in a process."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

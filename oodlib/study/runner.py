@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from oodlib.data.decoding import usable_cores
 from oodlib.study.dask_cluster import connected, do_run_on
 from oodlib.study.notebooks import do_run, execute, what_failed
+from oodlib.study.reported import report_is_current
 from oodlib.study.run import study_folder
 from oodlib.study.studies import NOTEBOOKS, REPORT, PlannedRun, StudyError, check_runs, read_study
 
@@ -154,8 +155,6 @@ def _side_by_side(
 
 
 def _do_report(study: str, parameters: dict) -> list[str]:
-    from oodlib.report.results import report_is_current
-
     if report_is_current(study, parameters):
         return []
     print(f"writing the report ({REPORT})", flush=True)

@@ -1,7 +1,7 @@
 """The four steps of a run: each reads what the step before wrote, computes, and writes artefacts; notebooks show them.
 
-A step that is done already is left alone. A step whose input is missing makes it first, as the run's record says it was
-made: so a notebook opened alone in a fresh clone works, and trains where there are no weights. What needs a network is
+A step that is done already is left alone. A step whose input is missing makes it first, as the run's record, or the
+reported one, says it was made: so a notebook opened alone in a fresh clone works, and trains. What needs a network is
 imported where it is used: clustering and scoring need none, and importing timm takes longer than either.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from oodlib.clustering.clusters import OWN_SIZE, Clusters, cluster
+from oodlib.clustering.clusters import CLUSTERINGS, OWN_SIZE, Clusters, cluster
 from oodlib.data.sets import ImageSet, load_images, take
 from oodlib.device import default_device, describe_machine
 from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
@@ -27,22 +27,24 @@ from oodlib.scoring.evaluation import Scored, evaluate
 from oodlib.scoring.product import all_scores, check_detectors, n_detectors
 from oodlib.scoring.thresholds import check_thresholds
 from oodlib.separation import cluster_quality, embedding_quality
-from oodlib.study.ablations import ablation_table
-from oodlib.study.artefacts import load_clusters, run_embeddings, save_clusters, write_csv
+from oodlib.study.artefacts import (
+    VIEWED,
+    load_clusters,
+    ood_groups,
+    run_embeddings,
+    save_clusters,
+    write_csv,
+)
+from oodlib.study.reported import reported_record
 from oodlib.study.run import Run, run_name
 from oodlib.study.snapshots import epoch_table
 from oodlib.study.tables import (
-    N_VIEWED,
     SHOWN,
-    VIEWS,
     aligned,
     extreme_table,
     false_alarm_table,
-    id_embeddings,
     interval_table,
     is_correct,
-    ood_groups,
-    ood_separation_table,
     project_tests,
     quantile_table,
     risk_table,
@@ -51,6 +53,8 @@ from oodlib.study.tables import (
 
 if TYPE_CHECKING:
     from oodlib.encoders.settings import TrainingConfig
+
+N_VIEWED = 1000  # held-out images that are embedded in two views each
 
 
 def train_step(
@@ -124,11 +128,12 @@ def embed_step(
     run: Run, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int = 0, data_root: str = ""
 ) -> Run:
     """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
+    from oodlib.data.splits import split_calibration
     from oodlib.encoders.encoder import load_encoder
-    from oodlib.encoders.training import snapshots_of, split_calibration
+    from oodlib.encoders.training import snapshots_of
 
     parameters = {"near_ood": near_ood, "far_ood": far_ood, "sanity_ood": sanity_ood, "max_images": max_images}
-    _before(run, "train", data_root)
+    ready(run, "train", data_root)
     if run.is_done("embed", parameters):
         return run
     config = run.record["train"]["parameters"]
@@ -148,7 +153,7 @@ def embed_step(
             save_embeddings(run.embeddings_path(id_dataset, split), z, images.labels[index].astype(np.int64), logits)
         some = held_out[:N_VIEWED]
         z = np.concatenate(embed_views(encoder, take(training.images, some), config["seed"]))
-        save_embeddings(run.embeddings_path(id_dataset, VIEWS), z, np.tile(training.labels[some].astype(np.int64), 2))
+        save_embeddings(run.embeddings_path(id_dataset, VIEWED), z, np.tile(training.labels[some].astype(np.int64), 2))
         for _, ood in ood_sets:
             z, logits = embed_images(encoder, take(ood.images, slice(max_images or None)))
             own = ood.labels[: len(z)].astype(np.int64)
@@ -172,6 +177,29 @@ def check_ood_sets(
         raise ValueError(f"OOD set {twice[0]!r} is there twice, or is the ID set {id_dataset!r}")
 
 
+def check_clusterings(clusterings: list[str], n_clusters: list[int]) -> None:
+    """Raise ValueError for an unknown clustering, and for a number of clusters below -1."""
+    if unknown := [name for name in clusterings if name not in CLUSTERINGS]:
+        raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
+    if wrong := [k for k in n_clusters if k < -1]:
+        raise ValueError(f"n_clusters must be at least 1, 0 (the classes) or -1 (chosen), got {wrong[0]}")
+
+
+def check_evaluation(
+    distances: list[str],
+    thresholds: list[str],
+    n_neighbors: int,
+    known_outliers: list[int],
+    alpha: float,
+    choice_rules: list[str],
+) -> None:
+    """Raise ValueError for an unknown name, and for a number that makes no sense, as `evaluate_step` takes them."""
+    check_alpha(alpha)
+    check_thresholds(thresholds)
+    check_rules(choice_rules)
+    check_detectors(distances, n_neighbors, known_outliers)
+
+
 def check_same_classes(training: ImageSet, test: ImageSet) -> None:
     """Raise ValueError where a set's splits have other classes: the same number would then mean two things."""
     if training.classes != test.classes:
@@ -186,21 +214,23 @@ def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_r
     embeddings themselves suggest.
     """
     parameters = {"clusterings": clusterings, "n_clusters": n_clusters}
-    _before(run, "embed", data_root)
-    if not run.is_done("cluster", parameters):
-        with run.doing("cluster", parameters):
-            data = id_embeddings(run)["train"]
-            seed = run.record["train"]["parameters"]["seed"]
-            z, y = data["z"], data["y"]
-            found, rows = {}, _quality_rows([*embedding_quality(z, y), aligned(run)], "none", 0)
-            for name, k, clusters in _clusterings(z, y, clusterings, n_clusters, seed):
-                if (name, k) not in found:
-                    found[name, k] = clusters
-                    rows += _quality_rows(cluster_quality(z, clusters.assignments, y), name, k)
-            save_clusters(run, found)
-            write_csv(project_tests(run), run.path / "projection.csv")
-            write_csv(pd.DataFrame(rows).assign(run=run.name), run.path / "clusters.csv", digits=5)
-    return pd.read_csv(run.path / "clusters.csv")
+    check_clusterings(**parameters)
+    ready(run, "embed", data_root)
+    if run.is_done("cluster", parameters):
+        return pd.read_csv(run.path / "clusters.csv")
+    with run.doing("cluster", parameters):
+        data, config = run_embeddings(run), run.record["train"]["parameters"]
+        z, y = data.train.z, data.train.y
+        found, rows = {}, _quality_rows([*embedding_quality(z, y), aligned(run)], "none", 0)
+        for name, k, clusters in _clusterings(z, y, clusterings, n_clusters, config["seed"]):
+            if (name, k) not in found:
+                found[name, k] = clusters
+                rows += _quality_rows(cluster_quality(z, clusters.assignments, y), name, k)
+        save_clusters(run, found)
+        write_csv(project_tests(data, config["id_dataset"]), run.path / "projection.csv")
+        table = pd.DataFrame(rows).assign(run=run.name)
+        write_csv(table, run.path / "clusters.csv", digits=5)
+    return table
 
 
 def _clusterings(
@@ -247,32 +277,29 @@ def evaluate_step(
         "alpha": alpha,
         "choice_rules": choice_rules,
     }
-    check_alpha(alpha)
-    check_thresholds(thresholds)
-    check_rules(choice_rules)
-    check_detectors(distances, n_neighbors, known_outliers)
-    _before(run, "cluster", data_root)
-    if not run.is_done("evaluate", parameters):
-        with run.doing("evaluate", parameters) as about:
-            correct, about["id_accuracy"] = is_correct(run)
-            data = run_embeddings(run)
-            assignments, mixtures = load_clusters(run, len(data.train.z))
-            distances = distances or list(DISTANCES)
-            total = n_detectors(data, assignments, distances, known_outliers)
-            rows, shown = [], []
-            detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
-            for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
-                rows += evaluate(scored, list(data.ood), correct, alpha, thresholds)
-                if shown_name(scored) in SHOWN:
-                    shown.append(scored)
-            write_csv(_metrics(run, rows), run.path / "metrics.csv", digits=5)
-            _write_shown(run, shown, correct, alpha)
-            seed = run.record["train"]["parameters"]["seed"]
-            choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
-            write_csv(choices.assign(run=run.name), run.path / "choices.csv")
-            write_csv(ablation_table(data).assign(run=run.name), run.path / "ablations.csv")
-            write_csv(ood_separation_table(data).assign(run=run.name), run.path / "ood_separation.csv")
-    return pd.read_csv(run.path / "metrics.csv")
+    check_evaluation(**parameters)
+    ready(run, "cluster", data_root)
+    if run.is_done("evaluate", parameters):
+        return pd.read_csv(run.path / "metrics.csv")
+    with run.doing("evaluate", parameters) as about:
+        data = run_embeddings(run)
+        assignments, mixtures = load_clusters(run, len(data.train.z))
+        correct, about["id_accuracy"] = is_correct(data)
+        distances = distances or list(DISTANCES)
+        total = n_detectors(data, assignments, distances, known_outliers)
+        rows, shown = [], []
+        detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
+        for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
+            rows += evaluate(scored, list(data.ood), correct, alpha, thresholds)
+            if shown_name(scored) in SHOWN:
+                shown.append(scored)
+        table = _metrics(run, rows)
+        write_csv(table, run.path / "metrics.csv", digits=5)
+        _write_shown(run, shown, correct, alpha)
+        seed = run.record["train"]["parameters"]["seed"]
+        choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
+        write_csv(choices.assign(run=run.name), run.path / "choices.csv")
+    return table
 
 
 def _metrics(run: Run, rows: list[dict]) -> pd.DataFrame:
@@ -298,18 +325,21 @@ def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: floa
         write_csv(pd.concat(parts), run.path / f"{name}.csv")
 
 
-def _before(run: Run, step: str, data_root: str) -> None:
-    """Make sure that a step is done, doing it again as recorded where its artefacts are not there (a fresh clone)."""
-    record = run.record
+def ready(run: Run, step: str, data_root: str = "") -> Run:
+    """Return a run whose step is done; where its artefacts are not there, it is done as recorded, or as reported.
+
+    Raises FileNotFoundError for a step that is on no record.
+    """
+    record = run.record if step in run.record else reported_record(run)
     if step not in record:
         raise FileNotFoundError(
             f"step {step!r} of run {run.name!r} in study {run.study!r} is not done: nothing in {run.path}"
         )
     parameters = record[step]["parameters"]
     if step != "train":
-        _before(run, {"embed": "train", "cluster": "embed"}[step], data_root)
+        ready(run, {"embed": "train", "cluster": "embed"}[step], data_root)
     if run.is_done(step, parameters):
-        return
+        return run
     print(f"{run.name}: step {step!r} is done first, its artefacts are not there")
     if step == "train":
         from oodlib.encoders.settings import TrainingConfig
@@ -319,3 +349,4 @@ def _before(run: Run, step: str, data_root: str) -> None:
         embed_step(run, **parameters, data_root=data_root)
     else:
         cluster_step(run, **parameters, data_root=data_root)
+    return run

@@ -177,25 +177,15 @@ def check_runs(runs: list[PlannedRun]) -> None:
 
     Raises StudyError for the first thing that would fail; nothing is written but images that torchvision fetched.
     """
-    from oodlib.clustering.clusters import CLUSTERINGS
-    from oodlib.scoring.choices import check_rules
-    from oodlib.scoring.detector import check_alpha
-    from oodlib.scoring.product import check_detectors
-    from oodlib.scoring.thresholds import check_thresholds
-    from oodlib.study.steps import check_ood_sets
+    from oodlib.study.steps import check_clusterings, check_evaluation, check_ood_sets
 
     sets = set()
     for plan in runs:
         training, embedding = plan.parameters["train"], plan.parameters["embed"]
         with _naming(plan):
             check_ood_sets(training["id_dataset"], **embedding)
-            clusterings, evaluation = plan.parameters["cluster"]["clusterings"], plan.parameters["evaluate"]
-            if unknown := [name for name in clusterings if name not in CLUSTERINGS]:
-                raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
-            check_detectors(evaluation["distances"], evaluation["n_neighbors"], evaluation["known_outliers"])
-            check_alpha(evaluation["alpha"])
-            check_thresholds(evaluation["thresholds"])
-            check_rules(evaluation["choice_rules"])
+            check_clusterings(**plan.parameters["cluster"])
+            check_evaluation(**plan.parameters["evaluate"])
             for step in list(NOTEBOOKS)[1:]:  # the first is that of `check_trainings`
                 plan.run.is_done(step, plan.parameters[step])
         sets |= {(training["id_dataset"], "test")}

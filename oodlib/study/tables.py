@@ -1,52 +1,30 @@
-"""Tables of a run: its embeddings and the scores of its detectors in; what figures and reports are drawn from out."""
+"""The tables that a run's steps write, computed from its embeddings and from the scores of its detectors."""
 
 import numpy as np
 import pandas as pd
 
-from oodlib.clustering.collapse import alignment, id_ood_separation
-from oodlib.encoders.embedding import linear_probe, load_embeddings
+from oodlib.clustering.collapse import alignment
+from oodlib.encoders.embedding import linear_probe
 from oodlib.scoring.distances import fit_distances, nearest_cluster
 from oodlib.scoring.evaluation import Scored, interval_rows
 from oodlib.scoring.product import RunEmbeddings
 from oodlib.scoring.thresholds import conformal_threshold, rate_band, realised_by_cluster, realised_rates
 from oodlib.selective import risk_coverage
+from oodlib.study.artefacts import ID_SPLITS, load_view_embeddings, ood_groups, run_embeddings
 from oodlib.study.run import Run
 
-GROUPS = ("near", "far", "sanity")
-ID_SPLITS = ("train", "calibration", "test")
-VIEWS, N_VIEWED = "views", 1000  # the split of embeddings of two views each, and of how many held-out images
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
 N_QUANTILES, N_EXTREMES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 12, 250, 200, 50
 
 
-def id_embeddings(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """Return the embeddings of the ID set's splits: train, calibration, test."""
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
-    return {split: load_embeddings(run.embeddings_path(id_dataset, split)) for split in ID_SPLITS}
-
-
-def ood_groups(run: Run) -> dict[str, str]:
-    """Return the run's OOD sets, each with its group: near, far or sanity."""
-    parameters = run.record["embed"]["parameters"]
-    return {name: group for group in GROUPS for name in parameters[f"{group}_ood"]}
-
-
 def aligned(run: Run) -> dict:
     """Return the alignment of two views of held-out ID images, as a row of `oodlib.separation.cluster_quality`."""
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
-    views = np.split(load_embeddings(run.embeddings_path(id_dataset, VIEWS))["z"], 2)
+    views = load_view_embeddings(run)
     return {"cluster": "all", "size": len(views[0]), "measure": "alignment", "value": alignment(*views)}
 
 
-def ood_separation_table(data: RunEmbeddings) -> pd.DataFrame:
-    """Return by how many degrees OOD images are farther from the nearest class mean than ID images: by OOD set."""
-    test = data.test
-    values = {name: id_ood_separation(test.z, test.y, ood.z) for name, ood in data.ood.items()}
-    return pd.DataFrame(values.items(), columns=["ood_dataset", "id_ood_separation"])
-
-
-def project_tests(run: Run) -> pd.DataFrame:
+def project_tests(data: RunEmbeddings, id_dataset: str) -> pd.DataFrame:
     """Return a 2-D projection of ID and OOD test embeddings: dataset, label, x, y of some images of each set.
 
     The plane is that of the first two linear discriminants of the training classes at unit norm, fitted on ID training
@@ -55,33 +33,30 @@ def project_tests(run: Run) -> pd.DataFrame:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.preprocessing import normalize
 
-    training = id_embeddings(run)["train"]
-    n_components = min(2, len(np.unique(training["y"])) - 1)
+    n_components = min(2, len(np.unique(data.train.y)) - 1)
     plane = LinearDiscriminantAnalysis(n_components=n_components, solver="eigen", shrinkage=0.01)
-    plane.fit(normalize(training["z"].astype(np.float64)), training["y"])
+    plane.fit(normalize(data.train.z.astype(np.float64)), data.train.y)
     tables = []
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
-    for dataset in [id_dataset, *ood_groups(run)]:
-        data = load_embeddings(run.embeddings_path(dataset, "test"))
-        some = np.random.default_rng(0).permutation(len(data["z"]))[:N_PROJECTED]
-        xy = plane.transform(normalize(data["z"][some].astype(np.float64)))
+    for dataset, embedded in ({id_dataset: data.test} | data.ood).items():
+        some = np.random.default_rng(0).permutation(len(embedded.z))[:N_PROJECTED]
+        labels = embedded.y[some] if dataset == id_dataset else -1
+        xy = plane.transform(normalize(embedded.z[some].astype(np.float64)))
         xy = np.pad(xy, ((0, 0), (0, 2 - n_components)))
-        tables.append(pd.DataFrame({"dataset": dataset, "label": data["y"][some], "x": xy[:, 0], "y": xy[:, 1]}))
+        tables.append(pd.DataFrame({"dataset": dataset, "label": labels, "x": xy[:, 0], "y": xy[:, 1]}))
     return pd.concat(tables).round({"x": 4, "y": 4})
 
 
-def is_correct(run: Run) -> tuple[np.ndarray, dict[str, float]]:
+def is_correct(data: RunEmbeddings) -> tuple[np.ndarray, dict[str, float]]:
     """Return which ID test images (n,) the run's own classifier gets right, and the accuracies in [0, 1].
 
     The classifier is that of the encoder or, where its objective trains none, a linear probe of the embeddings.
     """
-    data = id_embeddings(run)
-    training, test = data["train"], data["test"]
-    classes, assigned = np.unique(training["y"], return_inverse=True)
-    state = fit_distances(["cosine"], training["z"], assigned, len(classes))["cosine"]
-    by_mean = classes[nearest_cluster(test["z"], "cosine", state)[1]] == test["y"]
-    own = test["logits"].argmax(axis=1) if "logits" in test else linear_probe(training["z"], training["y"], test["z"])
-    correct = own == test["y"]
+    training, test = data.train, data.test
+    classes, assigned = np.unique(training.y, return_inverse=True)
+    state = fit_distances(["cosine"], training.z, assigned, len(classes))["cosine"]
+    by_mean = classes[nearest_cluster(test.z, "cosine", state)[1]] == test.y
+    own = linear_probe(training.z, training.y, test.z) if test.logits is None else test.logits.argmax(axis=1)
+    correct = own == test.y
     return correct, {"classifier": float(correct.mean()), "nearest_class_mean": float(by_mean.mean())}
 
 
@@ -180,15 +155,11 @@ def extreme_table(scored: Scored, sets: dict[str, str]) -> pd.DataFrame:
 
 def describe_embeddings(run: Run) -> pd.DataFrame:
     """Return, for each embedded set and split, its group, the number of images, the width and the mean norm."""
-    id_dataset = run.record["train"]["parameters"]["id_dataset"]
-    parts = [(id_dataset, split, "ID") for split in ID_SPLITS] + [
-        (n, "test", group) for n, group in ood_groups(run).items()
-    ]
+    data, groups = run_embeddings(run), ood_groups(run)
+    parts = [(run.record["train"]["parameters"]["id_dataset"], split, "ID") for split in ID_SPLITS]
+    parts += [(name, "test", group) for name, group in groups.items()]
     rows = []
-    for dataset, split, group in parts:
-        z = load_embeddings(run.embeddings_path(dataset, split))["z"]
-        norm = float(np.linalg.norm(z, axis=1).mean())
-        rows.append(
-            {"dataset": dataset, "split": split, "group": group, "n": len(z), "d": z.shape[1], "mean norm": norm}
-        )
+    for (dataset, split, group), embedded in zip(parts, data.sets().values(), strict=True):
+        about = {"dataset": dataset, "split": split, "group": group, "n": len(embedded.z), "d": embedded.z.shape[1]}
+        rows.append(about | {"mean norm": float(np.linalg.norm(embedded.z, axis=1).mean())})
     return pd.DataFrame(rows)

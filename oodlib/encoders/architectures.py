@@ -1,0 +1,132 @@
+"""Architectures: the backbone that a name stands for, made for small images here or built by timm.
+
+Adding one is a function and an entry of ARCHITECTURES; every name of timm is known already.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from oodlib.encoders import packaged_weights as packages
+from oodlib.encoders.airbench import NAME, SMALLEST, Airbench, airbench_widths
+
+if TYPE_CHECKING:
+    from oodlib.encoders.encoder import EncoderSpec
+
+
+@cache
+def _timm() -> ModuleType:
+    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
+            return import_module("timm")
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
+            "together from one place: python -m pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def check_arch(arch: str, pretrained: bool = False) -> None:
+    """Raise ValueError for a name that is neither ours nor timm's, or lacks the weights it should have."""
+    ours = airbench_widths(arch) is not None or arch in ARCHITECTURES
+    if ours and not pretrained:
+        return
+    timm = _timm()
+    is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
+    if not ours and not is_timm(arch):
+        known = ", ".join((NAME, f"{NAME}_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
+        raise ValueError(f"unknown arch {arch!r}; known: {known}, and all of timm.list_models()")
+    if pretrained and not timm.is_model_pretrained(arch):
+        raise ValueError(f"arch {arch!r} has no pretrained weights in timm; use pretrained: false")
+
+
+def pretrained_config(arch: str) -> dict:
+    """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
+    timm = _timm()
+    about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
+    return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
+
+
+def build_backbone(spec: "EncoderSpec", pretrained: bool = False) -> nn.Module:
+    """Return the backbone that a spec names, with random weights or timm's pretrained ones.
+
+    Raises ValueError for an unknown architecture or an argument it does not take, ConnectionError where pretrained
+    weights are not there and cannot be fetched.
+    """
+    check_arch(spec.arch, pretrained)
+    widths = airbench_widths(spec.arch)
+    if widths is None and not (spec.small_stem and spec.arch in ARCHITECTURES):
+        return _build_with_timm(spec, pretrained)
+    if pretrained:
+        raise ValueError(f"the pretrained weights of {spec.arch!r} fit timm's stem, which small_stem=False keeps")
+    if spec.patch_size or spec.pool:
+        raise ValueError(f"arch {spec.arch!r} takes no patch_size and no pool: they are of vision transformers")
+    if widths and spec.input_size < SMALLEST:
+        raise ValueError(f"arch {spec.arch!r} needs images of side {SMALLEST} or more: input_size is {spec.input_size}")
+    return Airbench(widths) if widths else ARCHITECTURES[spec.arch]()
+
+
+def _build_with_timm(spec: "EncoderSpec", pretrained: bool) -> nn.Module:
+    options = {"patch_size": spec.patch_size, "global_pool": spec.pool}
+    options = {name: value for name, value in options.items() if value}
+    if pretrained_config(spec.arch).get("fixed_input_size"):
+        options["img_size"] = spec.input_size
+    packaged = packages.packaged_weights(spec.arch) if pretrained else None
+    try:
+        net = _timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
+    except OSError as error:  # first: some of the hub's errors are ValueErrors, too
+        raise ConnectionError(
+            f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
+            f"({type(error).__name__}); use pretrained: false, fetch them where there is a network, or take those of "
+            f"{', '.join(packages.PACKAGED)}, which pip install -e '.[{packages.EXTRA}]' brings"
+        ) from error
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        what = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
+    if packaged:
+        packages.load_packaged(net, packaged)
+    from timm.layers import PatchEmbed
+
+    embed, size = getattr(net, "patch_embed", None), spec.input_size
+    if isinstance(embed, PatchEmbed) and any(size % side for side in embed.patch_size):
+        # timm would leave out the right and the lower edge
+        raise ValueError(f"{spec.arch!r} cuts patches of side {embed.patch_size[0]}: input_size {size} is no multiple")
+    return net
+
+
+def _with_small_stem(net: nn.Module, width: int = 64) -> nn.Module:
+    """Give a timm ResNet a stem that keeps the resolution: one 3×3 convolution, stride 1, no pooling."""
+    net.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+    return net
+
+
+def _small_resnet(name: str) -> Callable[[], nn.Module]:
+    return lambda: _with_small_stem(_timm().create_model(name, num_classes=0))
+
+
+def _resnet20() -> nn.Module:
+    """Build the CIFAR ResNet of He et al. 2016: three stages of three blocks, widths 16, 32, 64."""
+    from timm.models.resnet import BasicBlock, ResNet
+
+    # the deep stem is what lets timm start at width 16; its three convolutions are then replaced by one
+    net = ResNet(BasicBlock, (3, 3, 3), num_classes=0, channels=(16, 32, 64), stem_type="deep", stem_width=8)
+    net.layer4 = nn.Identity()
+    return _with_small_stem(net, width=16)
+
+
+ARCHITECTURES = {  # with a stem for small images; every other name is timm's, with its own stem
+    "resnet20": _resnet20,
+    **{name: _small_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")},
+}

@@ -1,0 +1,171 @@
+"""Figures that compare detectors: AUROC by detector, clustering × distance as a heat map, mean ranks."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from oodlib.clustering.clusters import OWN_SIZE
+from oodlib.data.catalogue import display_name
+from oodlib.plots.style import (
+    legend_below,
+    nothing_figure,
+    objective_color,
+    objective_handles,
+    objective_name,
+    panel_grid,
+)
+from oodlib.report.detectors import MAIN, clustering_names, names_by_classes
+from oodlib.report.means import group_means
+from oodlib.report.ranks import Ranking
+from oodlib.report.results import Results, choose, n_classes
+
+
+def auroc_figure(results: Results) -> Figure:
+    """Draw mean AUROC over near and over far sets, two panels an ID set: a point a run, a bar their mean.
+
+    The detectors are those of MAIN that there are. A K that is the number of classes is called C.
+    """
+    shown = choose(results, [], MAIN)
+    names = names_by_classes(shown.metrics, n_classes(shown))
+    shown = replace(shown, metrics=shown.metrics.assign(detector=names.str.replace("{classes}", "C", regex=False)))
+    if shown.metrics.empty:
+        return nothing_figure("no detector of the main figure was evaluated")
+    means = group_means(shown, ["auroc"])
+    detectors, objectives = list(dict.fromkeys(shown.metrics.detector)), list(dict.fromkeys(means.objective))
+    panels = [(dataset, group) for dataset in dict.fromkeys(means.id_dataset) for group in ("near", "far")]
+    height = (0.09 * len(objectives) + 0.12) * len(detectors) + 0.9
+    figure, axes = panel_grid(len(panels), 4.8, height, n_columns=2, sharex=True, sharey=True)
+    for axis, (dataset, group) in zip(axes, panels, strict=True):
+        part = means[(means.id_dataset == dataset) & (means.group == group)]
+        _draw_rows(axis, part, detectors, objectives)
+        axis.set(title=f"{display_name(dataset)}: {group} OOD", xlabel="AUROC, %")
+        axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - 0.5, -0.5))
+        axis.label_outer()
+    legend_below(figure, objective_handles(objectives), 6)
+    plt.close(figure)
+    return figure
+
+
+def _draw_rows(axis: Axes, table: pd.DataFrame, detectors: list[str], objectives: list[str]) -> None:
+    """Draw AUROC of the detectors, a row each, in lanes of the objectives, with 50 % and lines between the rows."""
+    for row, detector in enumerate(detectors):
+        for lane, objective in enumerate(objectives):
+            y = row + 0.8 * ((lane + 0.5) / len(objectives) - 0.5)
+            values = 100 * table[(table.detector == detector) & (table.objective == objective)].auroc
+            if len(values):
+                color = objective_color(objective)
+                axis.plot(values, [y] * len(values), "o", color=color, markersize=4, alpha=0.5, markeredgewidth=0)
+                axis.plot(values.mean(), y, "|", color=color, markersize=9, markeredgewidth=2)
+        axis.axhline(row + 0.5, color="0.85", linewidth=0.8, zorder=0)
+    axis.axvline(50, color="0.2", linewidth=1.1, linestyle="--", zorder=1)
+    axis.grid(visible=False, axis="y")
+
+
+def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title: str = "") -> Figure:
+    """Draw a measure in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.
+
+    The references, which have no clusters, stand in a row of their own below. metrics: rows with the columns of
+    metrics.csv, of which those of the global threshold are drawn; several rows of one cell are averaged.
+    """
+    metrics = metrics[(metrics.threshold == "global") & (metrics.seen == 0)]
+    if metrics.empty:
+        return nothing_figure("no OOD set of this kind: nothing to compare")
+    panels = list(dict.fromkeys(metrics[by]))
+    metrics = metrics.assign(row=clustering_names(metrics).where(metrics.clustering != "none", "no clusters"))
+    place = metrics.clustering.map({name: i for i, name in enumerate(dict.fromkeys(metrics.clustering))})
+    metrics = metrics.assign(place=place).sort_values(["place", "n_clusters"], kind="stable")
+    parts = metrics[metrics.clustering != "none"], metrics[metrics.clustering == "none"]
+    cells = [part.groupby([by, "row", "distance"], sort=False)[measure].mean().mul(100) for part in parts]
+    low, high = (getattr(pd.concat(cells), end)() for end in ("min", "max"))
+    n_rows, n_columns = parts[0].row.nunique(), max(part.distance.nunique() for part in parts)
+    size = ((0.55 * n_columns + 0.2) * len(panels) + 2.4, 0.27 * n_rows + 3)
+    ratios = {"height_ratios": [max(n_rows, 1), 1.2]}
+    figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
+    for line, part, values in zip(axes, parts, cells, strict=True):
+        names = {"index": list(dict.fromkeys(part.row)), "columns": list(dict.fromkeys(part.distance))}
+        for axis, panel in zip(line, panels, strict=True):
+            own = values.xs(panel).unstack() if panel in values.index else pd.DataFrame(dtype=float)
+            image = _draw_heat(axis, own.reindex(**names), low, high)  # the same rows and columns in all panels
+    for axis, panel in zip(axes[0], panels, strict=True):
+        axis.set_title(objective_name(panel))
+    for axis in axes[:, 1:].flat:
+        axis.set_yticklabels([])
+    figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01, label=f"{measure.upper()}, %")
+    figure.suptitle(f"{measure.upper()} %{', ' * bool(title)}{title}")
+    plt.close(figure)
+    return figure
+
+
+def factors_figure(results: Results, id_dataset: str) -> Figure:
+    """Draw mean AUROC, in percent, of objective and clustering (a row) with each distance (a column), near and far.
+
+    Clusterings that take a number of clusters have as many as there are classes; the others stand in product.csv.
+    """
+    metrics = results.metrics[(results.metrics.id_dataset == id_dataset) & (results.metrics.threshold == "global")]
+    sized = metrics.n_clusters.eq(n_classes(results)[id_dataset]) | metrics.clustering.isin(OWN_SIZE)
+    metrics = metrics[sized & metrics.clustering.ne("none") & metrics.group.isin(["near", "far"])]
+    if metrics.empty:
+        return nothing_figure(f"{display_name(id_dataset)}: no near or far OOD set")
+    metrics = metrics.assign(row=metrics.objective.map(objective_name) + ", " + metrics.clustering)
+    cells = metrics.groupby(["group", "row", "distance"], sort=False).auroc.mean().mul(100)
+    groups = [group for group in ("near", "far") if group in set(metrics.group)]
+    rows, columns = (list(dict.fromkeys(metrics[name])) for name in ("row", "distance"))
+    rows.sort(key=lambda name: name.split(", ")[0] != objective_name("ce"))
+    figure, axes = panel_grid(len(groups), 0.45 * len(columns) + 1, 0.25 * len(rows) + 1.6, sharey=True)
+    for axis, group in zip(axes, groups, strict=True):
+        _draw_heat(axis, cells[group].unstack().reindex(index=rows, columns=columns), cells.min(), cells.max())
+        axis.set_title(f"{group} OOD")
+        axis.tick_params(left=False)
+    figure.suptitle(f"{display_name(id_dataset)}: AUROC %, mean over seeds and sets")
+    plt.close(figure)
+    return figure
+
+
+def _draw_heat(axis: Axes, cells: pd.DataFrame, low: float, high: float) -> AxesImage:
+    """Draw a table as a heat map of colours from low to high; seaborn's own draws the whole figure anew for each."""
+    image = axis.imshow(cells.to_numpy(dtype=float), cmap="crest", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(cells.to_numpy(dtype=float)):
+        if not np.isnan(value):
+            color = "white" if value > low + 0.3 * (high - low) else "0.15"
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", size=8, color=color)
+    axis.set_xticks(range(cells.shape[1]), cells.columns, rotation=40, ha="right")
+    axis.set_yticks(range(cells.shape[0]), cells.index)
+    axis.grid(visible=False)
+    sns.despine(ax=axis, left=True, bottom=True)
+    return image
+
+
+def rank_figure(found: Ranking | None, n_shown: int = 8) -> Figure:
+    """Draw the critical-difference diagram of the best detectors: joined are those that Nemenyi does not part."""
+    import scikit_posthocs
+
+    if found is None:
+        return nothing_figure("no two detectors are in every block: nothing to rank")
+    shown = found.ranks.head(n_shown)
+    apart = np.abs(np.subtract.outer(shown.to_numpy(), shown.to_numpy())) > found.critical_difference
+    figure, axis = plt.subplots(figsize=(9, 0.28 * len(shown) + 1.2))
+    scikit_posthocs.critical_difference_diagram(
+        shown,
+        pd.DataFrame(np.where(apart, 0.0, 1.0), shown.index, shown.index),  # as p-values
+        ax=axis,
+        label_fmt_left="{label} ({rank:.1f})  ",
+        label_fmt_right="  {label} ({rank:.1f})",
+        color_palette=["0.2"] * len(shown),
+    )
+    for line in axis.lines:  # what is joined is drawn in the order of a set, which is another one each time
+        if len(set(line.get_ydata())) == 1:
+            line.set_xdata(sorted(line.get_xdata()))
+    axis.grid(visible=False)
+    axis.set_title(
+        f"{found.group} OOD: mean ranks over {len(found.blocks)} blocks; Friedman p = {found.p:.1g}; joined: nearer "
+        f"than the critical difference, {found.critical_difference:.1f}",
+        fontsize=10,
+    )
+    plt.close(figure)
+    return figure

@@ -1,0 +1,105 @@
+"""Tables of AUROC or FPR95 by detector and OOD set: for programs, for reading, and of the whole product of factors."""
+
+from dataclasses import replace
+
+import pandas as pd
+
+from oodlib.data.catalogue import display_name
+from oodlib.report.means import group_means, mean_sd, over_seeds
+from oodlib.report.results import SETTING, Results, collect
+
+
+def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
+    """Return the tidy main table: one row a setting, detector and OOD set, with mean, sd and n over seeds, in percent.
+
+    Beside the sets stand the means over the near and over the far sets, each averaged within a seed first.
+    """
+    metrics = results.metrics[[*SETTING, "seed", "detector", "group", "ood_dataset", measure]]
+    means = group_means(results, [measure])
+    means["ood_dataset"] = means.group + " mean"
+    both = pd.concat([metrics, means])
+    both[measure] *= 100
+    return over_seeds(both, [*SETTING, "detector", "group", "ood_dataset"], measure).reset_index()
+
+
+def with_intervals(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Return a main table with the columns low and high: DeLong's 95 % interval of AUROC, in percent, where n is 1.
+
+    It tells how far the test images alone leave an AUROC open. Where there are several seeds, their sd tells more.
+    """
+    keys = [*SETTING, "detector", "ood_dataset"]
+    kept = results.intervals[results.intervals.measure == "auroc"]
+    table = table.merge(kept.groupby(keys)[["low", "high"]].mean() * 100, left_on=keys, right_index=True, how="left")
+    table.loc[table.n > 1, ["low", "high"]] = float("nan")
+    return table
+
+
+def wide(table: pd.DataFrame, best: str = "max") -> pd.DataFrame:
+    """Return a main table for reading: a row a setting and detector, n seeds, a column an OOD set, cells "mean ± sd".
+
+    Means over near and far sets come first. The best of a column, its "max" or "min" mean as `best` says, is bold; so
+    is what equals it at one decimal. Where there is one seed, and the columns low and high, its interval is shown.
+    """
+    groups = dict.fromkeys(table.group)
+    columns = list(dict.fromkeys(name for group in groups for name in table[table.group == group].ood_dataset))
+    columns.sort(key=lambda name: name not in ("near mean", "far mean"))
+    top = table.groupby(["id_dataset", "ood_dataset"])["mean"].transform(best)
+    bold = (table["mean"].round(1) == top.round(1)).map({True: "**", False: ""})
+    shown = table.reindex(columns=["mean", "sd", "low", "high"]).itertuples(index=False)
+    cells = bold + [mean_sd(*values) for values in shown] + bold
+    keys = [*SETTING, "detector"]
+    seeds = table.groupby(keys, sort=False).n.unique().map(lambda n: "–".join(str(k) for k in sorted(n)))
+    spread = table.assign(cell=cells).pivot(index=keys, columns="ood_dataset", values="cell")
+    return seeds.reset_index().merge(spread[columns].reset_index(), on=keys, how="left").fillna("")
+
+
+def reading_tables(table: pd.DataFrame, best: str = "max") -> dict[str, pd.DataFrame]:
+    """Return a main table for reading, one an ID set. Sets have the names that people know them by."""
+    tables = {}
+    for id_dataset, part in table.groupby("id_dataset", sort=False):
+        found = wide(part, best).drop(columns="id_dataset")
+        if found.arch.nunique() == 1:
+            found = found.drop(columns="arch")
+        tables[display_name(id_dataset)] = found.rename(columns=display_name)
+    return tables
+
+
+def product_table(results: Results) -> pd.DataFrame:
+    """Return AUROC, in percent, of all combinations of the factors: a row each, with K in numerical order.
+
+    Columns: setting, clustering, n_clusters, distance, threshold, and for the means over near and over far sets near,
+    near_sd, near_n and so on: mean and sd over the seeds, with n.
+    """
+    parts = ["clustering", "n_clusters", "distance", "threshold"]
+    about = results.metrics[results.metrics.seen == 0].drop_duplicates("detector").set_index("detector")[parts]
+    means = group_means(results, ["auroc"])
+    means = means[means.detector.isin(about.index)]
+    columns = {}
+    for group, own in means.groupby("group", sort=False):
+        found = over_seeds(own.assign(auroc=100 * own.auroc), [*SETTING, "detector"], "auroc")
+        columns |= {group: found["mean"], f"{group}_sd": found.sd, f"{group}_n": found.n}
+    table = pd.DataFrame(columns).reset_index()
+    for group in dict.fromkeys(means.group):
+        table[f"{group}_n"] = table[f"{group}_n"].fillna(0).astype(int)
+    table = table.join(about, on="detector").drop(columns="detector")
+    order = {name: list(dict.fromkeys(results.metrics[name])) for name in [*SETTING, "clustering", "distance"]}
+    table = table.sort_values(
+        [*SETTING, *parts],
+        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
+    )
+    return table[[*SETTING, *parts, *columns]].reset_index(drop=True)
+
+
+def main_table_text(study: str) -> str:
+    """Return the main table for a terminal: mean AUROC in percent over the seeds of the complete runs, ± sd.
+
+    It has the detectors on class means and those that need no clusters.
+    """
+    results = collect(study)
+    plain = results.metrics.clustering.isin(["labels", "none"]) & (results.metrics.threshold == "global")
+    table = wide(main_table(replace(results, metrics=results.metrics[plain & (results.metrics.seen == 0)])))
+    n = sorted(results.runs.groupby(SETTING).size().unique())
+    heading = f"AUROC %, mean ± sd over {'–'.join(str(k) for k in n)} seed(s); ID is the positive class, ** the best"
+    if results.incomplete:
+        heading += f"\nincomplete, and left out: {', '.join(results.incomplete)}"
+    return f"{heading}\n{table.to_markdown(index=False, disable_numparse=True)}"

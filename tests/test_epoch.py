@@ -1,0 +1,335 @@
+"""An epoch on 80 tiny digits: a step by hand, every option, randomness that seed, epoch and step alone decide."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import PLAIN
+from torch import nn
+
+from oodlib.data import ImageSet, decoding, load_images
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, architectures, embed, knn_accuracy, loader, training
+from oodlib.encoders import epoch as trainer_module
+from oodlib.encoders.optimisation import learning_rate_at
+from oodlib.encoders.training import make_trainer, train
+
+TINY = TrainingConfig(
+    **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "crop": 1.0}
+)  # views are the images
+RATE = 0.5
+
+
+@pytest.fixture(scope="module")
+def few():
+    digits = load_images("digits", "train")
+    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr(trainer_module, "has_fast_bfloat16", lambda device: False)
+
+
+def weights(module, buffers=False):
+    """Return copies of a module's parameters by name, or of all its state."""
+    named = module.state_dict() if buffers else dict(module.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def same(some, other):
+    return some.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in some.items())
+
+
+def after_one_step(config, images):
+    """Return a trainer, its weights, the loss of a step of rate RATE on the first batch, and what the step added."""
+    trainer = make_trainer(config, images)
+    trainer.state.encoder.train()
+    trainer.state.optimizer.param_groups[0]["lr"] = RATE
+    before = weights(trainer.state.encoder)
+    loss = trainer.step(torch.arange(32, device=trainer.device), trainer.x[:32])
+    added = {name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()}
+    return trainer, before, loss.item(), added
+
+
+def norm(tensors):
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors.values()))
+
+
+# One step
+
+
+def test_a_step_is_nesterov_sgd_on_the_loss_of_its_images(few, float32):
+    decay = 0.01
+    trainer, before, loss, added = after_one_step(replace(TINY, weight_decay=decay), few)
+    encoder = make_trainer(TINY, few).state.encoder.train()
+    assert same(weights(encoder), before)
+    logits = encoder.classifier(encoder(trainer.x[:32].float() / 255))
+    expected = nn.functional.cross_entropy(logits, trainer.y[:32])
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    for name, weight in encoder.named_parameters():
+        gradient = weight.grad + decay * before[name]
+        torch.testing.assert_close(added[name], -RATE * (gradient + 0.9 * gradient), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 0.2])
+def test_clip_norm_bounds_the_update_and_keeps_its_direction(few, clip_norm):
+    free = after_one_step(replace(TINY, weight_decay=0.0), few)[3]
+    clipped = after_one_step(replace(TINY, weight_decay=0.0, clip_norm=clip_norm), few)[3]
+    gradient = norm(free) / (1.9 * RATE)
+    assert gradient > 2 * clip_norm
+    assert norm(clipped) == pytest.approx(1.9 * RATE * clip_norm, rel=1e-3)
+    inner = sum((free[name].double() * clipped[name]).sum().item() for name in free)
+    assert inner / norm(free) / norm(clipped) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_loss_gets_float32_outputs_of_all_views_their_labels_and_the_temperature(few, monkeypatch):
+    seen = []
+
+    def loss(heads, y, temperature, config, memory):
+        assert memory is None
+        seen.append((temperature, {name: (tuple(out.shape), out.dtype) for name, out in heads.items()}, len(y)))
+        return heads["projection"].square().mean()
+
+    monkeypatch.setitem(OBJECTIVES, "simclr", Objective(("projection",), 2, 0.7, loss))
+    for temperature in (0.0, 0.3):
+        after_one_step(replace(TINY, objective="simclr", temperature=temperature), few)
+    outputs = {"projection": ((64, 128), torch.float32)}
+    assert seen == [(0.7, outputs, 32), (0.3, outputs, 32)]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
+    monkeypatch.setattr("oodlib.encoders.distributed.world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 32 evenly$"):
+        make_trainer(TINY, few)
+    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 80 evenly$"):
+        make_trainer(replace(TINY, batch_size=99), few)  # 80 images are one batch
+
+
+# Options
+
+
+def test_lookahead_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
+    config = replace(TINY, lookahead=True, epochs=6)
+    trainer = make_trainer(config, few)
+    slow = {name: tensor.double() for name, tensor in weights(trainer.state.encoder, True).items()}
+    fast, update = [], trainer.state.lookahead.update
+    monkeypatch.setattr(
+        trainer.state.lookahead,
+        "update",
+        lambda *a, **k: (fast.append(weights(trainer.state.encoder, True)), update(*a, **k)),
+    )
+    for _ in range(config.epochs):
+        trainer.epoch(threading.Event())
+        trainer.end_epoch()
+    assert len(fast) == 12
+    for steps in (5, 10, 12):  # of 12
+        share = 1 - 0.95**5 * (steps / 12) ** 3
+        slow = {name: tensor + share * (fast[steps - 1][name].double() - tensor) for name, tensor in slow.items()}
+    for name, tensor in weights(trainer.state.encoder, True).items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), slow[name], rtol=1e-5, atol=1e-6)
+    assert same(weights(train(config, few)[0], True), weights(trainer.state.encoder, True))
+
+
+def test_alternating_flips_mirror_an_image_in_every_other_epoch(few, monkeypatch):
+    trainer = make_trainer(replace(TINY, flip=0.5, alternate_flip=True, n_views=2, objective="supcon"), few)
+    batch, n = torch.arange(40), len(trainer.x)
+    first = trainer._views(batch, trainer.x[batch])
+    trainer.state.epoch = 1
+    second = trainer._views(batch, trainer.x[batch])
+    trainer.state.epoch = 2
+    assert torch.equal(trainer._views(batch, trainer.x[batch]), first)
+    torch.testing.assert_close(second, first.flip(3), rtol=0, atol=1e-6)
+    mirrored = trainer.flipped.float().mean(1)
+    assert trainer.flipped.shape == (2, n)
+    assert ((mirrored > 0.3) & (mirrored < 0.7)).all()
+    assert not torch.equal(trainer.flipped[0], trainer.flipped[1])
+
+
+def test_number_of_views_is_the_objectives_or_the_one_that_is_asked_for(few):
+    for objective, n_views, expected in (
+        ("ce", 0, 1),
+        ("ce", 2, 2),
+        ("supcon", 0, 2),
+        ("supcon", 1, 1),
+        ("cider", 3, 3),
+    ):
+        trainer = make_trainer(replace(TINY, objective=objective, n_views=n_views), few)
+        assert len(trainer._views(torch.arange(5), trainer.x[:5])) == 5 * expected
+
+
+def changed_by_training(config, images):
+    """Return the names of all tensors that training changes, and of all."""
+    before = weights(make_trainer(config, images).state.encoder, buffers=True)
+    after = weights(train(config, images)[0], buffers=True)
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}, before.keys()
+
+
+def test_what_is_frozen_keeps_every_bit(few):
+    for trained, parts in (("heads", ()), ("layer3", ("backbone.layer3",))):
+        config = replace(TINY, objective="joint", trained=trained, epochs=1)
+        changed, names = changed_by_training(config, few)
+        assert changed == {name for name in names if name.startswith((*parts, "classifier", "projection"))}
+    changed, names = changed_by_training(replace(TINY, arch="airbench_4_8_8", input_size=16, epochs=1), few)
+    scales = {f"backbone.groups.{g}.norm{k}.weight" for g in range(3) for k in (1, 2)}
+    assert names - changed == {"mean", "std", "backbone.whitening", *scales}
+    with pytest.raises(ValueError, match="unknown stage 'layer9' .*all, heads, conv1, bn1, layer1.0"):
+        make_trainer(replace(TINY, trained="layer9"), few)
+
+
+def test_the_first_layer_of_airbench_is_whitened_for_its_images(few):
+    trainer = make_trainer(replace(TINY, arch="airbench_4_8_8", input_size=16), few)
+    encoder = trainer.state.encoder
+    z = nn.functional.conv2d((trainer.x / 255 - encoder.mean) / encoder.std, encoder.backbone.whitening[:4])
+    assert z.square().mean((0, 2, 3)).tolist() == pytest.approx([1] * 4, abs=0.05)
+
+
+def test_biases_of_normalisation_get_their_factor_of_the_rate_and_all_decay_alike(few, float32):
+    added = []
+    for factor in (1.0, 4.0):
+        trainer = make_trainer(replace(TINY, norm_bias_factor=factor, weight_decay=0.0), few)
+        trainer.state.encoder.train()
+        before = weights(trainer.state.encoder)
+        for group in trainer.state.optimizer.param_groups:
+            group["lr"] = RATE * group["factor"]
+        trainer.step(torch.arange(32), trainer.x[:32])
+        added.append({name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()})
+    shifts = {name for name in added[0] if name.endswith(("bn1.bias", "bn2.bias", "downsample.1.bias"))}
+    assert len(shifts) == 21
+    for name in added[0]:
+        torch.testing.assert_close(added[1][name], (4 if name in shifts else 1) * added[0][name], rtol=1e-4, atol=1e-7)
+    groups = make_trainer(replace(TINY, norm_bias_factor=4.0, weight_decay=0.01), few).state.optimizer.param_groups
+    assert [group["factor"] * group["weight_decay"] for group in groups] == [0.01, 0.01]
+
+
+class Small(nn.Sequential):
+    """A backbone that is traced in a moment."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 8), nn.BatchNorm1d(8))
+
+
+def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, float32):
+    monkeypatch.setitem(architectures.ARCHITECTURES, "small", Small)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # which needs no C++ compiler
+    losses = [train(replace(TINY, arch="small", epochs=1, compile=how), few)[1][0]["loss"] for how in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+# Workers
+
+
+@pytest.mark.parametrize(("cores", "processes", "n"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (2, 4, 1), (64, 4, 8)])
+def test_processes_on_one_machine_share_its_cores_among_their_workers(monkeypatch, cores, processes, n):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loader.n_workers() == n
+
+
+def in_a_worker():
+    loader._start_worker(0)
+    handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    os._exit(not (decoding.n_threads == 1 and handlers == {signal.SIG_IGN}))
+
+
+def test_a_worker_decodes_in_one_thread_and_is_deaf_to_signals():
+    process = multiprocessing.get_context("fork").Process(target=in_a_worker)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+# Epochs
+
+
+def drawn(trainer, monkeypatch):
+    """Return a list that gets epoch, step, images, seeds and learning rate of every step that the trainer makes."""
+    steps, state, step = [], trainer.state, trainer.step
+
+    def noticed(batch, images):
+        seeds = trainer.generator.initial_seed(), torch.initial_seed()
+        steps.append((state.epoch, state.step, batch.tolist(), seeds, state.optimizer.param_groups[0]["lr"]))
+        return step(batch, images)
+
+    monkeypatch.setattr(trainer, "step", noticed)
+    return steps
+
+
+def test_order_and_seeds_are_a_function_of_seed_epoch_and_step(few, monkeypatch):
+    whole, later, other = (make_trainer(replace(TINY, seed=seed), few) for seed in (0, 0, 1))
+    steps, resumed, others = (drawn(trainer, monkeypatch) for trainer in (whole, later, other))
+    for trainer in (whole, other):
+        for _ in range(2):
+            trainer.epoch(threading.Event())
+            trainer.end_epoch()
+    later.state.epoch, later.state.step = 1, 1
+    later.epoch(threading.Event())
+    assert [step[:2] for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert resumed == steps[3:]
+    assert len({seed for step in steps + others for seed in step[3]}) == 8  # one a step
+    assert not {tuple(step[2]) for step in steps} & {tuple(step[2]) for step in others}
+
+
+def test_an_epoch_sees_no_image_twice_and_warms_up_by_the_step(few, monkeypatch):
+    trainer = make_trainer(replace(TINY, batch_size=10), few)
+    steps = drawn(trainer, monkeypatch)
+    trainer.epoch(threading.Event())
+    assert sorted(i for step in steps for i in step[2]) == list(range(80))
+    assert [step[4] for step in steps] == [learning_rate_at(TINY, k / 8) for k in range(1, 9)]
+
+
+def test_an_epoch_ends_after_the_step_in_which_it_is_asked_to_stop(few, monkeypatch):
+    trainer, stop = make_trainer(replace(TINY, batch_size=10), few), threading.Event()
+    steps, step = drawn(trainer, monkeypatch), trainer.step
+    monkeypatch.setattr(
+        trainer, "step", lambda batch, images: (step(batch, images), stop.set() if len(steps) == 3 else None)[0]
+    )
+    assert not trainer.epoch(stop)
+    assert (trainer.state.epoch, trainer.state.step, len(steps)) == (0, 3, 3)
+    assert (trainer.state.losses != 0).tolist() == [True] * 3 + [False] * 5
+    stop.clear()
+    assert trainer.epoch(stop)
+    assert (trainer.state.step, len(steps)) == (8, 8)
+
+
+def test_the_row_of_an_epoch(few, monkeypatch, capsys):
+    trainer = make_trainer(replace(TINY, batch_size=10, lookahead=True, objective="simclr"), few)
+    trainer.epoch(threading.Event())
+    losses, trainer.state.seconds = trainer.state.losses.clone(), 0.5
+    trainer.end_epoch()
+    (row,) = trainer.state.history
+    with trainer.autocast:
+        z, z_held_out = (embed(trainer.state.encoder, x)[0] for x in (trainer.x, trainer.x_held_out))
+    accuracy = knn_accuracy(z, trainer.y.cpu().numpy(), z_held_out, trainer.y_held_out.numpy())
+    assert row == {
+        "epoch": 1,
+        "loss": pytest.approx(losses.mean().item(), rel=1e-6),
+        "knn_accuracy": pytest.approx(accuracy),
+        "learning_rate": TINY.learning_rate,
+        "seconds": 0.5,
+        "images_per_second": 2 * 8 * 10 / 0.5,  # two views of the images of eight batches
+    }
+    assert capsys.readouterr().out.split() == ["1", f"{row['loss']:.4f}", f"{accuracy:.4f}", "0.10000", "0.50", "320"]
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.seconds) == (1, 0, 0.0)
+
+
+def test_the_accuracy_of_a_row_looks_at_some_of_the_images(few, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(trainer_module, "MONITOR_TRAIN", 30)
+    monkeypatch.setattr(training, "MONITOR_HELD_OUT", 5)
+    monkeypatch.setattr(trainer_module, "embed", lambda encoder, x: looked_at.append(x) or embed(encoder, x))
+    trainer = make_trainer(TINY, few)
+    trainer.epoch(threading.Event())
+    trainer.end_epoch()
+    assert [len(x) for x in looked_at] == [30, 5]
+    assert len(torch.cat(looked_at).flatten(1).unique(dim=0)) == 35
+    assert trainer.state.history[0]["knn_accuracy"] * 5 % 1 == 0

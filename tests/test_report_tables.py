@@ -1,0 +1,419 @@
+"""Tables of hand-made results by hand; a sample of the committed ones from the raw columns."""
+
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from oodlib.report import auroc_tables, detectors, means, measures, verdicts
+from oodlib.report import results as report
+from oodlib.report.results import SETTING
+from oodlib.report.table_files import write_table
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def values(objective, seed, ood, detector, **_) -> float:
+    """Return an AUROC that is another one for every objective, seed, OOD set and detector."""
+    sets = {"digits789": 0.0, "letters": 0.04, "photos": 0.10, "noise:8": 0.20}
+    detectors = {"labels/mahalanobis": 0.05, "labels/cosine": 0.0, "kmeans-10/cosine": 0.02, "knn": 0.01}
+    return 0.6 + sets[ood] + detectors[detector] + (objective == "supcon") / 100 + seed**2 / 50
+
+
+def cell(table: pd.DataFrame, column: str, **key):
+    chosen = table.loc[np.logical_and.reduce([table[name] == value for name, value in key.items()])]
+    (value,) = chosen[column]
+    return value
+
+
+def test_detectors_are_called_clustering_k_distance():
+    table = pd.DataFrame(
+        [
+            ("labels", 7, "cosine"),
+            ("kmeans", 10, "mahalanobis"),
+            ("none", 0, "knn"),
+            ("one", 1, "ssd"),
+            ("gmm", 5, "cosine"),
+        ],
+        columns=["clustering", "n_clusters", "distance"],
+    )
+    names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "one/ssd", "gmm-5/cosine"]
+    assert list(detectors.detector_names(table)) == names
+    clusterings = ["labels", "kmeans-10", "none-0", "one", "gmm-5"]
+    assert list(detectors.clustering_names(table)) == clusterings
+
+
+def decided(results: report.Results, thresholds=("global", "conformal", "per-cluster", "conformal-cluster")):
+    """Return results with a row for each of these thresholds, of which each has an AUROC of its own."""
+    rows = results.decisions[results.decisions.threshold == "global"]
+    tables = [rows.assign(threshold=name, auroc=rows.auroc + i / 100) for i, name in enumerate(thresholds)]
+    decisions = pd.concat(tables, ignore_index=True)
+    return replace(results, decisions=decisions, metrics=detectors.ranked(decisions))
+
+
+def test_ranked_are_the_rows_of_a_global_threshold_and_of_one_a_cluster(make_results):
+    results = decided(make_results(values, seeds=(0,)))
+    key = {"objective": "ce", "ood_dataset": "photos"}
+    assert len(results.metrics) == len(results.decisions) / 2
+    assert set(results.metrics.threshold) == {"global", "per-cluster"}
+    assert cell(results.metrics, "auroc", detector="labels/cosine", **key) == pytest.approx(0.70)
+    assert cell(results.metrics, "auroc", detector="labels/cosine/per-cluster", **key) == pytest.approx(0.72)
+    assert list(results.metrics.index) == list(range(len(results.metrics)))
+    assert "detector" not in results.decisions
+
+
+KNOWN = ["labels/mahalanobis", "labels/cosine", "kmeans-10/cosine", "knn"]  # of hand-made results, in their order
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        (["knn", "labels/cosine"], ["knn", "labels/cosine"]),
+        (["kmeans-*/cosine"], ["kmeans-10/cosine"]),
+        (["knn", "*/cosine", "labels/*"], ["knn", "labels/cosine", "kmeans-10/cosine", "labels/mahalanobis"]),
+        (["*"], KNOWN),
+        ([], ["labels/cosine", "labels/mahalanobis", "knn"]),  # the order of SHOWN; 10 is not the number of classes
+    ],
+)
+def test_detectors_are_chosen_by_name_or_pattern_in_the_order_given(make_results, asked, chosen):
+    results = make_results(values)
+    shown = report.choose(results, asked)
+    assert set(shown.metrics.detector) == set(chosen)
+    for _, rows in shown.metrics.groupby("run"):
+        assert list(dict.fromkeys(rows.detector)) == chosen
+    assert [run for run, _ in itertools.groupby(shown.metrics.run)] == list(results.runs.run)  # a run's rows together
+    assert list(shown.metrics) == list(results.metrics)
+    expected = results.metrics[results.metrics.detector.isin(chosen)]
+    keys = ["run", "detector", "ood_dataset"]
+    pd.testing.assert_frame_equal(
+        shown.metrics.sort_values(keys, ignore_index=True), expected.sort_values(keys, ignore_index=True)
+    )
+    assert shown.decisions is results.decisions  # only what ranks is chosen from
+
+
+def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
+    shown = report.choose(decided(make_results()), [])
+    by_cluster = ["labels/cosine/per-cluster", "labels/mahalanobis/per-cluster"]
+    found = ["labels/cosine", "labels/mahalanobis", "knn", *by_cluster]
+    assert list(dict.fromkeys(shown.metrics.detector)) == found
+    of_classes = make_results(detectors=(("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("gmm", 7, "ssd")))
+    names = list(dict.fromkeys(report.choose(of_classes, []).metrics.detector))
+    assert names == ["labels/cosine", "kmeans-7/cosine", "gmm-7/ssd"]
+    assert set(report.choose(of_classes, [], ["kmeans-{classes}/cosine", "msp"]).metrics.detector) == {
+        "kmeans-7/cosine"
+    }
+    lacking = report.choose(make_results(detectors=(("none", 0, "residual"), ("one", 1, "cosine"))), [])
+    assert set(lacking.metrics.detector) == {"residual"}
+
+
+@pytest.mark.parametrize("name", ["kmeans-11/cosine", "gmm-*"])
+def test_choosing_what_there_is_not_names_what_there_is(make_results, name):
+    with pytest.raises(ValueError, match=re.escape(f"unknown detector {name!r}; known: {', '.join(KNOWN)}")):
+        report.choose(make_results(), ["knn", name])
+
+
+def test_a_pattern_can_name_the_number_of_classes_of_each_id_set(make_results):
+    detectors = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"))
+    results = make_results(id_datasets=("digits", "other"), detectors=detectors)
+    other = (results.decisions.id_dataset == "other") & (results.decisions.clustering == "labels")
+    decisions = results.decisions.assign(n_clusters=results.decisions.n_clusters.mask(other, 20))
+    shown = report.choose(replace(results, decisions=decisions), ["kmeans-{classes}/cosine"]).metrics
+    assert set(zip(shown.id_dataset, shown.detector, strict=True)) == {
+        ("digits", "kmeans-7/cosine"),
+        ("other", "kmeans-20/cosine"),
+    }
+
+
+def test_of_classes_takes_as_many_clusters_as_classes():
+    rows = [
+        ("digits", "labels", 7, 0.1),
+        ("digits", "kmeans", 7, 0.2),
+        ("digits", "kmeans", 20, 0.3),
+        ("letters32", "labels", 20, 0.5),
+        ("letters32", "kmeans", 7, 0.6),
+        ("letters32", "kmeans", 20, 0.7),
+    ]
+    table = pd.DataFrame(rows, columns=["id_dataset", "clustering", "n_clusters", "value"])
+    clusters = pd.concat([table.assign(measure="purity"), table.assign(measure="other", value=9.0)])
+    assert list(report.of_classes(clusters, "kmeans", "purity").value) == [0.2, 0.7]
+    assert list(report.of_classes(clusters, "labels", "purity").value) == [0.1, 0.5]
+    assert report.of_classes(clusters, "gmm", "purity").empty
+
+
+def test_over_seeds_is_mean_sd_with_n_minus_1_and_n():
+    table = pd.DataFrame({"setting": ["b", "b", "a", "b"], "value": [1.0, 2.0, 5.0, 6.0]})
+    result = means.over_seeds(table, ["setting"], "value")
+    assert list(result.index) == ["b", "a"]  # in the order they come in
+    assert result.loc["b"].tolist() == [3.0, pytest.approx(np.sqrt(7)), 3]
+    assert result.loc["a", "n"] == 1
+    assert np.isnan(result.loc["a", "sd"])
+
+
+def test_main_table_is_mean_sd_and_n_over_seeds_in_percent(make_results):
+    table = auroc_tables.main_table(make_results(values, seeds=(0, 1, 2)))
+    assert list(table) == [*report.SETTING, "detector", "group", "ood_dataset", "mean", "sd", "n"]
+    key = {"objective": "supcon", "detector": "knn", "ood_dataset": "photos"}
+    by_hand = 100 * np.array([0.72, 0.74, 0.80])
+    assert cell(table, "mean", **key) == pytest.approx(by_hand.mean())
+    assert cell(table, "sd", **key) == pytest.approx(by_hand.std(ddof=1))
+    assert set(table.n) == {3}
+    assert len(table) == 2 * 4 * (4 + 2)  # objectives × detectors × (sets, near mean, far mean)
+
+
+def test_near_and_far_means_are_averaged_within_a_seed_first(make_results):
+    def opposed(ood, seed, **_):  # one near set rises with the seed as the other falls
+        return 0.5 + {"digits789": 0.1 * seed, "letters": -0.1 * seed, "photos": 0.2, "noise:8": 0.5}[ood]
+
+    table = auroc_tables.main_table(make_results(opposed))
+    key = {"objective": "ce", "detector": "knn"}
+    assert cell(table, "sd", ood_dataset="digits789", **key) == pytest.approx(10)
+    assert cell(table, "mean", ood_dataset="near mean", **key) == pytest.approx(50)
+    assert cell(table, "sd", ood_dataset="near mean", **key) == pytest.approx(0, abs=1e-9)
+    assert cell(table, "n", ood_dataset="near mean", **key) == 3  # seeds, not seeds times sets
+    assert cell(table, "mean", ood_dataset="far mean", **key) == pytest.approx(70)
+    assert "sanity mean" not in set(table.ood_dataset)
+
+
+def test_a_detector_that_lacks_a_set_has_no_mean_over_the_group(make_results):
+    results = make_results(values, seeds=(0, 1))
+    lacks = (results.metrics.detector == "knn") & (results.metrics.ood_dataset == "letters")
+    results = replace(results, metrics=results.metrics[~lacks | (results.metrics.objective == "ce")])
+    for chosen in (results, report.choose(results, ["knn"])):
+        table = auroc_tables.main_table(chosen)
+        of_knn = table[(table.detector == "knn") & (table.objective == "supcon")]
+        assert list(of_knn.ood_dataset) == ["digits789", "photos", "noise:8", "far mean"]
+        key = {"objective": "ce", "detector": "knn", "ood_dataset": "near mean"}
+        assert cell(table, "mean", **key) == pytest.approx(100 * (0.61 + 0.63 + 0.65 + 0.67) / 4)
+    found = means.group_means(results, ["auroc", "aurc"])
+    assert list(found) == [*report.SETTING, "seed", "detector", "group", "auroc", "aurc"]
+    assert len(found) == 2 * 2 * 4 * 2 - 2  # objectives × seeds × detectors × groups, but two
+    key = {"objective": "ce", "seed": 1, "detector": "labels/cosine", "group": "near"}
+    assert cell(found, "auroc", **key) == pytest.approx(0.64)
+    assert cell(found, "aurc", **key) == pytest.approx(0.36)
+
+
+def test_wide_table_has_the_means_first_and_then_the_sets_by_group(make_results):
+    table = auroc_tables.wide(auroc_tables.main_table(make_results(values)))
+    sets = ["near mean", "far mean", "digits789", "letters", "photos", "noise:8"]
+    assert list(table) == [*report.SETTING, "detector", "n", *sets]
+    assert set(table.n) == {"3"}
+    assert list(table.objective) == ["ce"] * 4 + ["supcon"] * 4
+
+
+def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(make_results):
+    results = make_results(values, id_datasets=("digits", "letters32"), ood={"photos": "near", "digits789": "far"})
+    metrics = results.metrics
+    metrics["group"] = np.where((metrics.id_dataset == "digits") == (metrics.ood_dataset == "photos"), "near", "far")
+    table = auroc_tables.wide(auroc_tables.main_table(replace(results, metrics=metrics)))
+    assert sorted(table.columns[5:]) == ["digits789", "far mean", "near mean", "photos"]
+    assert not (table == "").any(axis=None)
+
+
+def test_the_best_of_a_column_is_bold_and_so_is_what_equals_it_at_one_decimal(make_results):
+    def close(objective, detector, **_):
+        return {"ce": 0.9012, "supcon": 0.9014}[objective] - (detector != "knn") / 10
+
+    table = auroc_tables.wide(auroc_tables.main_table(make_results(close, seeds=(0,))))
+    assert list(table[table.detector == "knn"].digits789) == ["**90.1**"] * 2
+    assert not table[table.detector != "knn"].digits789.str.contains("*", regex=False).any()
+    low = auroc_tables.wide(auroc_tables.main_table(make_results(close, seeds=(0,)), "fpr95"), best="min")
+    assert list(low[low.detector == "knn"].digits789) == ["**9.9**"] * 2
+
+
+def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
+    assert means.mean_sd(97.25, 1.349) == "97.2 ± 1.3"
+    assert means.mean_sd(97.25, float("nan")) == "97.2"
+    assert means.mean_sd(97.25, float("nan"), 96.04, 98.0) == "97.2 [96.0, 98.0]"
+    assert means.mean_sd(97.25, 1.349, 96.04, 98.0) == "97.2 ± 1.3"
+    one = auroc_tables.wide(auroc_tables.main_table(make_results(values, seeds=(0,))))
+    assert not one.map(lambda text: "±" in text).any(axis=None)
+    several = auroc_tables.wide(auroc_tables.main_table(make_results(values)))
+    assert several[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
+
+
+def test_where_a_seed_lacks_a_set_n_is_a_range(make_results):
+    results = make_results(values)
+    metrics = results.metrics
+    metrics = metrics[(metrics.objective != "ce") | (metrics.ood_dataset != "photos") | (metrics.seed != 1)]
+    table = auroc_tables.wide(auroc_tables.main_table(replace(results, metrics=metrics)))
+    assert set(table[table.objective == "ce"].n) == {"2–3"}
+    assert set(table[table.objective == "supcon"].n) == {"3"}
+
+
+def test_cost_table(make_results):
+    table = measures.cost_table(make_results(seeds=(0, 1, 2))).set_index("objective")
+    assert table.loc["supcon", "n"] == 3
+    assert table.loc["supcon", "epochs"] == "2"
+    assert table.loc["supcon", "training seconds"] == "31.0 ± 1.0"  # 30, 31, 32
+    assert table.loc["supcon", "network inputs"] == "3,000"
+    assert table.loc["ce", "ID accuracy %"] == "91.0 ± 1.0"
+    assert table.loc["ce", "nearest class mean %"] == "81.0 ± 1.0"
+
+
+def test_cluster_table_averages_clusters_within_a_run_first(make_results):
+    results = make_results(separation=lambda seed, **_: 0.2 * seed, purity=lambda objective, **_: len(objective) / 10)
+    table = measures.cluster_table(results).set_index(["objective", "clustering"])
+    assert list(table) == ["id_dataset", "arch", "n_clusters", "n", "global_separation", "cluster_purity"]
+    assert table.loc[("ce", "labels"), "global_separation"] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
+    assert table.loc[("supcon", "kmeans"), "cluster_purity"] == "0.600 ± 0.000"
+    assert table.loc[("supcon", "labels"), "n"] == 3
+    one = measures.cluster_table(make_results(seeds=(0,))).set_index(["objective", "clustering"])
+    assert one.loc[("ce", "labels"), "global_separation"] == "0.500"
+
+
+def test_cluster_table_has_one_row_a_clustering_and_k_and_an_empty_cell_for_what_has_no_value(make_results):
+    results = make_results(seeds=(0, 1))
+    one = results.clusters[(results.clusters.clustering == "labels") & (results.clusters.cluster == "0")]
+    one = one.assign(clustering="one", n_clusters=1)
+    one["value"] = one.value.where(one.measure != "global_separation")  # one cluster has no other to be apart from
+    fewer = results.clusters[results.clusters.clustering == "kmeans"].assign(n_clusters=2, value=0.25)
+    table = measures.cluster_table(replace(results, clusters=pd.concat([results.clusters, one, fewer])))
+    found = table[table.objective == "ce"].set_index(["clustering", "n_clusters"])
+    assert list(found.index) == [("labels", 3), ("kmeans", 2), ("kmeans", 3), ("one", 1)]
+    assert found.loc[("one", 1), ["n", "global_separation", "cluster_purity"]].tolist() == [2, "", "1.000 ± 0.000"]
+    assert found.loc[("kmeans", 2), "cluster_purity"] == "0.250 ± 0.000"
+    assert found.loc[("kmeans", 3), "cluster_purity"] == "0.500 ± 0.000"
+
+
+def opposed(ood, seed, **_) -> float:
+    """Return an AUROC of which one near set rises with the seed as the other falls, and the far set rises slowly."""
+    return {"digits789": 0.5 + 0.1 * seed, "letters": 0.5 - 0.1 * seed, "photos": 0.7 + 0.02 * seed}.get(ood, 0.9)
+
+
+def decisions_changed(results, change):
+    """Return results of which `change` made the decisions anew."""
+    decisions = change(results.decisions)
+    return replace(results, decisions=decisions, metrics=detectors.ranked(decisions))
+
+
+def test_threshold_table_averages_the_sets_of_a_run_before_the_seeds(make_results):
+    results = decisions_changed(make_results(opposed), lambda d: d.assign(id_rejected=d.id_rejected + d.seed / 100))
+    table = measures.threshold_table(results, ["knn", "labels/cosine"])
+    rates = ["false alarms %", "near OOD detected %", "far OOD detected %"]
+    assert list(table) == [*SETTING, "detector", "threshold", "n", *rates]
+    names = ["labels/cosine", "knn"]  # in the order of the results
+    assert table[["objective", "detector", "threshold"]].to_numpy().tolist() == [
+        [objective, name, threshold]
+        for objective in ("ce", "supcon")
+        for name in names
+        for threshold in ("global", "conformal")
+    ]
+    assert set(table.n) == {3}  # seeds, not seeds times sets
+    assert set(table[table.threshold == "global"]["false alarms %"]) == {"6.0 ± 1.0"}  # 5, 6, 7
+    assert set(table[table.threshold == "conformal"]["false alarms %"]) == {"5.0 ± 1.0"}
+    assert set(table["near OOD detected %"]) == {"25.0 ± 0.0"}  # half the AUROC: 25 in every run
+    assert set(table["far OOD detected %"]) == {"36.0 ± 1.0"}  # 35, 36, 37
+
+
+def test_threshold_table_counts_the_sanity_sets_for_false_alarms_alone(make_results):
+    def change(decisions):  # heads that have seen outliers may reject other ID images for every set
+        return decisions.assign(id_rejected=decisions.ood_dataset.map({"noise:8": 0.3}).fillna(0.1))
+
+    table = measures.threshold_table(decisions_changed(make_results(opposed, seeds=(0,)), change), ["knn"])
+    assert set(table["false alarms %"]) == {"15.0"}  # (3 × 10 + 30) / 4; one seed has no sd
+    assert set(table["near OOD detected %"]) == {"25.0"}
+
+
+def test_thresholds_of_an_unknown_detector_name_the_known_ones(make_results):
+    known = "labels/mahalanobis, labels/cosine, kmeans-10/cosine, knn"
+    with pytest.raises(ValueError, match=f"unknown detector 'vim'; known: {known}"):
+        measures.threshold_table(make_results(), ["knn", "vim"])
+
+
+def test_error_table_averages_the_sets_of_a_run_before_the_seeds(make_results):
+    table = measures.error_table(make_results(opposed))
+    assert list(table) == [*SETTING, "detector", "group", "n", "auroc", "error_auroc", "aurc", "augrc", "oscr"]
+    assert len(table) == 2 * 4 * 2  # objectives × detectors × groups
+    assert set(table.n) == {3}
+    near, far = (table[table.group == group].iloc[:, -5:].drop_duplicates() for group in ("near", "far"))
+    assert near.to_numpy().tolist() == [["50.0 ± 0.0", "49.0 ± 0.0", "50.0 ± 0.0", "25.0 ± 0.0", "48.0 ± 0.0"]]
+    assert far.to_numpy().tolist() == [["72.0 ± 2.0", "71.0 ± 2.0", "28.0 ± 2.0", "14.0 ± 1.0", "70.0 ± 2.0"]]
+
+
+def test_product_has_a_row_a_combination_with_k_in_numerical_order(make_results):
+    parts = (("labels", 7, "cosine"), ("kmeans", 20, "cosine"), ("kmeans", 7, "cosine"), ("none", 0, "knn"))
+    results = make_results(
+        lambda objective, seed, ood, **_: 0.6 + seed / 100 + (ood == "letters") / 25 + (objective == "supcon") / 20,
+        detectors=parts,
+        id_datasets=("digits", "other"),
+    )
+    per_cluster = results.decisions[results.decisions.threshold == "global"].assign(threshold="per-cluster", auroc=0.5)
+    decisions = pd.concat([results.decisions, per_cluster[per_cluster.clustering != "none"]])
+    table = auroc_tables.product_table(replace(results, decisions=decisions, metrics=detectors.ranked(decisions)))
+    assert len(table) == 2 * 2 * (3 * 2 + 1)
+    first = table[(table.id_dataset == "digits") & (table.objective == "ce")]
+    clusterings = [("labels", 7), ("kmeans", 7), ("kmeans", 20)]
+    expected = [[name, k, kind] for name, k in clusterings for kind in detectors.RANKING] + [["none", 0, "global"]]
+    assert first[["clustering", "n_clusters", "threshold"]].to_numpy().tolist() == expected
+    row = first.iloc[-1]
+    assert (row.near, row.near_sd, row.near_n) == (pytest.approx(60 + 1 + 2), pytest.approx(1), 3)
+    assert row.far == pytest.approx(61)
+    assert set(first[first.threshold == "per-cluster"].near) == {50}
+
+
+def test_one_run_has_an_interval_where_it_was_kept(make_results):
+    results = make_results(values, seeds=(0,))
+    about = results.runs[["run", "id_dataset", "arch", "objective"]].iloc[:1]
+    about = about.assign(detector="labels/cosine", ood_dataset="photos", value=0.7, low=0.6, high=0.8)
+    kept = pd.concat([about.assign(measure="auroc"), about.assign(measure="aurc", low=0.0)])
+    table = auroc_tables.with_intervals(auroc_tables.main_table(results), replace(results, intervals=kept))
+    (tables,) = auroc_tables.reading_tables(table).values()
+    found = tables.set_index(["objective", "detector"]).photographs.str.strip("*")
+    assert found["ce", "labels/cosine"] == "70.0 [60.0, 80.0]"
+    assert found["ce", "knn"] == "71.0"
+    three = make_results(values)
+    table = auroc_tables.with_intervals(auroc_tables.main_table(three), replace(three, intervals=kept))
+    assert table.low.isna().all()  # three seeds have an sd
+
+
+def test_reading_tables_are_one_an_id_set_and_name_several_architectures(make_results):
+    results = make_results(values, id_datasets=("digits", "other"))
+    tables = auroc_tables.reading_tables(auroc_tables.main_table(results))
+    assert list(tables) == ["digits 0–6", "other"]
+    sets = ["digits 7–9", "letters", "photographs", "noise 8"]
+    assert list(tables["other"]) == ["objective", "detector", "n", "near mean", "far mean", *sets]
+    several = make_results(values, archs=("resnet20", "resnet18"))
+    (table,) = auroc_tables.reading_tables(auroc_tables.main_table(several)).values()
+    assert set(table.arch) == {"resnet20", "resnet18"}
+
+
+def test_tables_are_written_as_csv_and_markdown(tmp_path):
+    parts = {"one": pd.DataFrame({"a": ["x|y"]}), "two": pd.DataFrame({"b": [2]})}
+    text = write_table(tmp_path / "report", "t", pd.DataFrame({"c": [1.0, 1 / 3]}), parts)
+    assert text == "**one**\n\n| a |\n| --- |\n| x\\|y |\n\n**two**\n\n| b |\n| --- |\n| 2 |"
+    assert (tmp_path / "report" / "t.md").read_text() == text + "\n"
+    assert (tmp_path / "report" / "t.csv").read_text() == "c\n1\n0.333333\n"
+    assert len(list((tmp_path / "report").iterdir())) == 2
+    assert write_table(tmp_path, "u", pd.DataFrame({"c": ["x"]})) == "| c |\n| --- |\n| x |"
+
+
+def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, monkeypatch):
+    (committed,) = (CHECKOUT / "outputs").glob("**/digits/runs")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "digits").symlink_to(committed.parent)
+    monkeypatch.chdir(tmp_path)
+    results = report.collect("digits")
+    raw = pd.concat(
+        [pd.read_csv(path) for path in sorted((report.study_folder("digits") / "runs").glob("*/metrics.csv"))]
+    )
+    raw = raw[raw.threshold == "global"]
+    table = auroc_tables.main_table(report.choose(results, ["labels/cosine", "knn", "kmeans-7/ssd"]), "fpr95")
+    for row in table[table.group == "far"].sample(10, random_state=0).itertuples():
+        clustering, distance = row.detector.split("/") if "/" in row.detector else ("none", row.detector)
+        own = raw[(raw.objective == row.objective) & (raw.clustering == clustering.split("-")[0])]
+        own = own[(own.distance == distance) & ((own.clustering != "kmeans") | (own.n_clusters == 7))]
+        own = own[own.group == "far"] if row.ood_dataset == "far mean" else own[own.ood_dataset == row.ood_dataset]
+        seeds = 100 * own.groupby("seed").fpr95.mean()
+        assert [row.mean, row.sd, row.n] == pytest.approx([seeds.mean(), seeds.std(), 3])
+    found = verdicts.verdicts(results, report.choose(results, []), "labels/mahalanobis").set_index(["claim", "group"])
+    clusters = pd.concat([pd.read_csv(path) for path in sorted(committed.glob("*-supcon-*/clusters.csv"))])
+    own = clusters[(clusters.clustering == "labels") & (clusters.measure == "global_separation")]
+    separation = own.groupby("run").value.mean()
+    assert found.loc[("C1", ""), ["value", "n"]].tolist() == [pytest.approx(separation.mean()), 3]
+    near = raw[(raw.group == "near") & (raw.clustering == "labels") & (raw.distance == "mahalanobis")]
+    near = 100 * near.groupby(["seed", "objective"]).auroc.mean().unstack()
+    assert found.loc[("C5", "near"), "value"] == pytest.approx((near.supcon - near.ce).mean())  # SimCLR is far behind
