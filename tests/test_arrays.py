@@ -132,16 +132,17 @@ def resident(path):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory by /proc")
 def test_a_file_that_was_read_takes_no_memory(tmp_path):
     path = tmp_path / "z.npy"
-    np.save(path, np.ones((32 * ROWS, 32), dtype=np.float32))
+    np.save(path, np.ones((16 * ROWS, 64), dtype=np.float32))
     z = np.load(path, mmap_mode="r")
     assert float(z.sum()) == z.size
     assert resident(path) > 0.9 * z.nbytes
     release(z)
     for source in (z, np.asarray(z), z[ROWS:], UnitRows(z)):  # detectors see views of what they are given
         largest = 0
-        for _, block in read_blocks(source):
-            largest = max(largest, resident(path))
-            assert block.shape[1] == 32
+        for part, block in read_blocks(source):
+            assert block.shape[1] == 64
+            if part.start % (5 * ROWS) == 0:  # to ask is slow
+                largest = max(largest, resident(path))
         assert largest < z.nbytes / 4  # a block, and a little that the kernel reads ahead
         assert resident(path) == 0
 

@@ -57,8 +57,7 @@ def test_agglomerative_links_a_sample_and_assigns_the_rest_by_nearest_centre():
 
 @pytest.mark.parametrize("method", WITH_K)
 def test_auto_finds_the_number_of_groups(method):
-    assert choose_n_clusters(Z, method) == 4
-    assert len(cluster(Z, method=method, n_clusters="auto").centers) == 4
+    assert choose_n_clusters(Z, method, (2, 3, 4, 5, 7)) == 4
 
 
 @pytest.mark.parametrize("method", WITH_K)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from oodlib.encoders import linear_probe, save_embeddings
 from oodlib.metrics import auroc_interval, bootstrap_interval, ood_metrics
-from oodlib.scoring.product import Scored
+from oodlib.scoring.evaluation import Scored
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 from oodlib.selective import aurc, aurc_interval, risk_coverage
 from oodlib.study import Run

@@ -37,7 +37,7 @@ RUN_COLUMNS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", 
 DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
 MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
 METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
-ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected", "seen", "auroc_101"]
+ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected", "seen"]
 EVALUATED = [
     "metrics",
     "scores",
@@ -267,7 +267,7 @@ def test_metrics_csv_has_the_columns_relied_on_in_their_order(trained):
     about = metrics[["run", "id_dataset", "arch", "objective", "seed"]].drop_duplicates()
     assert about.to_numpy().tolist() == [[NAME, "digits", "resnet20", "ce", 0]]
     assert dict(zip(metrics.ood_dataset, metrics.group, strict=True)) == GROUPS
-    assert not metrics.drop(columns="auroc_101").isna().any(axis=None)
+    assert not metrics.isna().any(axis=None)
     assert set(metrics.n_id) == {379}
 
 
@@ -286,9 +286,6 @@ def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained)
     n_detectors = 4 * 4 - 1  # four clusterings × four distances but the relative one to one cluster
     assert len(clustered) == n_detectors * 4 * len(GROUPS)
     assert "one" not in set(metrics[metrics.distance == "relative-mahalanobis"].clustering)
-    truncated = metrics[metrics.auroc_101.notna()]
-    assert set(truncated.threshold) == {"per-cluster"}
-    assert len(truncated) == n_detectors * len(GROUPS)
 
 
 def test_intervals_hold_their_values(trained):
@@ -455,7 +452,6 @@ def test_no_distances_are_all_distances_and_thresholds_are_those_named(copied):
     assert set(metrics[metrics.clustering != "none"].distance) == set(DISTANCES)
     assert set(metrics.seen) == {0}
     assert set(metrics[metrics.clustering != "none"].threshold) == {"global", "conformal"}
-    assert metrics.auroc_101.isna().all()
 
 
 def test_sets_of_one_and_of_two_images_are_evaluated(copied):
