@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from PIL import Image
 
 from oodlib.data import ImageSet, folders, load_images
 from oodlib.encoders import TrainingConfig
-from oodlib.encoders.checkpoint import FORMAT, load_checkpoint, noticing_sigterm, remove_checkpoint, save_checkpoint
+from oodlib.encoders.checkpoint import FORMAT, load_checkpoint, remove_checkpoint, save_checkpoint
 from oodlib.encoders.epoch import Trainer
 from oodlib.encoders.training import CHECKPOINT, SNAPSHOTS, make_trainer, train
 from oodlib.files import read_tensors, write_tensors
@@ -287,21 +286,6 @@ def test_sigterm_to_all_processes_of_a_training_on_files_leaves_a_checkpoint(few
         reached = about["epoch"], about["step"]
 
 
-def test_sigterm_is_noticed_in_the_block_and_only_there():
-    other = []
-    before = signal.signal(signal.SIGTERM, lambda *_: other.append(1))
-    try:
-        with noticing_sigterm() as stop:
-            assert not stop.is_set()
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.is_set()
-        assert other == []
-        signal.raise_signal(signal.SIGTERM)
-        assert other == [1]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def test_a_thread_handles_no_signals(few):
     before, encoders = signal.getsignal(signal.SIGTERM), []
     thread = threading.Thread(target=lambda: encoders.append(train(TINY, few)[0]))
@@ -343,24 +327,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_stays(few, checkpoint, tm
             train(config, images, tmp_path)
         assert path.read_bytes() == contents[name]
         assert list(tmp_path.iterdir()) == [path]
-
-
-def test_on_a_full_disk_the_last_checkpoint_stays_and_nothing_else(few, trainers, tmp_path, monkeypatch):
-    def full_disk(path, content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / CHECKPOINT
-    train_until(3, TINY, few, tmp_path)
-    content = path.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OSError, match=f"cannot write the checkpoint .*the last one is kept: '{path}'$"):
-            train(TINY, few, tmp_path)
-    assert path.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [path]
-    train(TINY, few, tmp_path)
-    train(TINY, few)
-    assert_same(*trainers[-2:])
 
 
 def write_too_much(path):

@@ -14,7 +14,7 @@ from conftest import PLAIN
 from torch import nn
 
 from oodlib.data import ImageSet, decoding, load_images
-from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, architectures, embed, knn_accuracy, loader, training
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, architectures, embed, knn_accuracy, loader
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
 from oodlib.encoders.training import make_trainer, train
@@ -287,20 +287,6 @@ def test_an_epoch_sees_no_image_twice_and_warms_up_by_the_step(few, monkeypatch)
     assert [step[4] for step in steps] == [learning_rate_at(TINY, k / 8) for k in range(1, 9)]
 
 
-def test_an_epoch_ends_after_the_step_in_which_it_is_asked_to_stop(few, monkeypatch):
-    trainer, stop = make_trainer(replace(TINY, batch_size=10), few), threading.Event()
-    steps, step = drawn(trainer, monkeypatch), trainer.step
-    monkeypatch.setattr(
-        trainer, "step", lambda batch, images: (step(batch, images), stop.set() if len(steps) == 3 else None)[0]
-    )
-    assert not trainer.epoch(stop)
-    assert (trainer.state.epoch, trainer.state.step, len(steps)) == (0, 3, 3)
-    assert (trainer.state.losses != 0).tolist() == [True] * 3 + [False] * 5
-    stop.clear()
-    assert trainer.epoch(stop)
-    assert (trainer.state.step, len(steps)) == (8, 8)
-
-
 def test_the_row_of_an_epoch(few, monkeypatch, capsys):
     trainer = make_trainer(replace(TINY, batch_size=10, lookahead=True, objective="simclr"), few)
     trainer.epoch(threading.Event())
@@ -320,16 +306,3 @@ def test_the_row_of_an_epoch(few, monkeypatch, capsys):
     }
     assert capsys.readouterr().out.split() == ["1", f"{row['loss']:.4f}", f"{accuracy:.4f}", "0.10000", "0.50", "320"]
     assert (trainer.state.epoch, trainer.state.step, trainer.state.seconds) == (1, 0, 0.0)
-
-
-def test_the_accuracy_of_a_row_looks_at_some_of_the_images(few, monkeypatch):
-    looked_at = []
-    monkeypatch.setattr(trainer_module, "MONITOR_TRAIN", 30)
-    monkeypatch.setattr(training, "MONITOR_HELD_OUT", 5)
-    monkeypatch.setattr(trainer_module, "embed", lambda encoder, x: looked_at.append(x) or embed(encoder, x))
-    trainer = make_trainer(TINY, few)
-    trainer.epoch(threading.Event())
-    trainer.end_epoch()
-    assert [len(x) for x in looked_at] == [30, 5]
-    assert len(torch.cat(looked_at).flatten(1).unique(dim=0)) == 35
-    assert trainer.state.history[0]["knn_accuracy"] * 5 % 1 == 0

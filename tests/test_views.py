@@ -100,13 +100,6 @@ def test_each_image_has_its_own_parameters(photographs):
     torch.testing.assert_close(Views(**EVERYTHING)(same, seeded())[0], Views(**EVERYTHING)(others, seeded())[0])
 
 
-def test_neighbours_and_parameters_are_uncorrelated():
-    top, left, height, width = boxes_of(views_of(ramp(N, 32, 32), crop=0.2)).round()
-    down, right = (top + 0.5) / (33 - height), (left + 0.5) / (33 - width)  # places among those that the size allows
-    for a, b in ((width[1:], width[:-1]), (left[1:], left[:-1]), (down, right), (down, height), (right, height)):
-        assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 4 / math.sqrt(N)
-
-
 class NoHostSync(TorchDispatchMode):
     """Refuse what would make a GPU wait: reading a value, sizes that depend on data, constants copied from the host."""
 

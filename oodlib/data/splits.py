@@ -8,8 +8,8 @@ from oodlib.data.sets import ImageSet
 def split_calibration(images: ImageSet, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (training, calibration) of a training set, `fraction` of every class held out.
 
-    Of a class of two or more, at least one image is on either side; the only one of a class is for training. The
-    calibration images are never trained on: the accuracy of a history row and conformal thresholds come from them.
+    A class of two or more has at least one image on either side; the only one of a class is for training. Nothing is
+    trained on the calibration images: the accuracy of a history row and conformal thresholds come from them.
     """
     rng = np.random.default_rng(seed)
     held_out = []
