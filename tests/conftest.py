@@ -84,6 +84,13 @@ def do_steps(plan) -> None:
     steps.evaluate_step(run, **plan.parameters["evaluate"])
 
 
+def half_of_the_cores() -> int:
+    """Return how many threads each of two runs side by side has; other numbers of threads round otherwise."""
+    from oodlib.data.decoding import usable_cores
+
+    return max(1, usable_cores() // 2)
+
+
 def do_steps_of_all_but_the_first(study: str) -> None:
     from oodlib.study.studies import read_study
 
@@ -122,7 +129,8 @@ def studied(tmp_path_factory):
             made = make_project(root)
             made.write_study("small", SMALL)
             steps = "from conftest import do_steps_of_all_but_the_first as do; do('small')"
-            subprocess.run([sys.executable, "-c", steps], cwd=root, check=True, env=os.environ | {"PYTHONPATH": PATHS})
+            environment = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": str(half_of_the_cores())}
+            subprocess.run([sys.executable, "-c", steps], cwd=root, check=True, env=environment)
             done = made.command("small", "--jobs", "2")
             assert done.returncode == 0, done.stdout + done.stderr
             printed.write_text(done.stdout)
