@@ -135,7 +135,8 @@ def train_only(study: str, name: str | None, minutes: float) -> int:
     The first seed of every cell comes first, so that what is done when the minutes are over is worth most.
     """
     from oodlib.encoders import distributed
-    from oodlib.study.studies import check_trainings, read_study
+    from oodlib.study.checks import check_trainings
+    from oodlib.study.studies import read_study
 
     if not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}")

@@ -25,6 +25,7 @@ from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, OutlierExposu
 from oodlib.scoring.choices import choice_table
 from oodlib.study import Run, steps
 from oodlib.study.artefacts import ID_SPLITS, run_embeddings
+from oodlib.study.checks import check_ood_sets, check_same_classes
 
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]
@@ -173,8 +174,8 @@ def test_splits_that_differ_in_classes_are_refused():
     training = load_images("digits", "train")
     test = replace(load_images("digits"), classes=(*training.classes[:-1], "seven"))
     with pytest.raises(ValueError, match="training and the test split of digits differ in classes: 6, seven"):
-        steps.check_same_classes(training, test)
-    steps.check_same_classes(training, load_images("digits"))
+        check_same_classes(training, test)
+    check_same_classes(training, load_images("digits"))
 
 
 def test_choices_are_those_of_the_rules_on_id_embeddings(trained):
@@ -581,12 +582,12 @@ def test_a_run_keeps_its_own_snapshots_and_checkpoints(copied, capsys):
 )
 def test_ood_sets_that_cannot_be_told_apart_are_refused(near, far, sanity, message):
     with pytest.raises(ValueError, match=message):
-        steps.check_ood_sets("digits", near, far, sanity, 0)
+        check_ood_sets("digits", near, far, sanity, 0)
 
 
 def test_a_negative_number_of_images_is_refused():
     with pytest.raises(ValueError, match="max_images must not be negative, got -5"):
-        steps.check_ood_sets("digits", NEAR, FAR, SANITY, -5)
+        check_ood_sets("digits", NEAR, FAR, SANITY, -5)
 
 
 def test_a_missing_image_set_is_said_before_anything_is_written(copied):

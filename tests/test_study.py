@@ -15,10 +15,11 @@ from filelock import FileLock
 from oodlib.__main__ import main
 from oodlib.study import Run, runner
 from oodlib.study import notebooks as execution
+from oodlib.study.checks import check_runs
 from oodlib.study.notebooks import what_failed
 from oodlib.study.run import ARTEFACTS
 from oodlib.study.runner import run_study
-from oodlib.study.studies import NOTEBOOKS, REPORT, StudyError, check_runs, crossed, notebook_parameters, read_study
+from oodlib.study.studies import NOTEBOOKS, REPORT, StudyError, crossed, notebook_parameters, read_study
 
 STEPS = list(NOTEBOOKS)
 

@@ -14,6 +14,7 @@ from oodlib.plots.clusters import projections_figure
 from oodlib.report import results as report
 from oodlib.report.auroc_tables import main_table_text
 from oodlib.study import Run, reported
+from oodlib.study.condensed import DRAWN, OTHERS, RANKING
 from oodlib.study.studies import read_study
 
 CHECKOUT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def artefact(study, name: str) -> pd.DataFrame:
 def test_metrics_are_those_of_the_runs(studied, collected):
     metrics = artefact(studied, "metrics")
     keys = ["run", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
-    ranked = metrics[metrics.threshold.isin(reported.RANKING)].set_index(keys)
+    ranked = metrics[metrics.threshold.isin(RANKING)].set_index(keys)
     found = collected.metrics.set_index(keys)
     assert len(found) == len(ranked)
     about = ["id_dataset", "arch", "objective", "seed", "group", "seen", "n_id", "n_ood"]
@@ -42,7 +43,7 @@ def test_metrics_are_those_of_the_runs(studied, collected):
     for measure, atol in {"auroc": 6e-6, "fpr95": 6e-5}.items():
         np.testing.assert_allclose(found[measure], ranked.loc[found.index, measure], atol=atol)
     of_classes = found[found.index.get_level_values("n_clusters").isin([0, 1, 7])]
-    for measure in reported.OTHERS:
+    for measure in OTHERS:
         np.testing.assert_allclose(of_classes[measure], ranked.loc[of_classes.index, measure], atol=6e-5)
     assert found[found.index.get_level_values("n_clusters") == 20].oscr.isna().all()
     rejected, own = collected.decisions.set_index(keys), metrics[metrics.seen == 0].set_index(keys)
@@ -109,9 +110,9 @@ def test_who_has_no_runs_reads_what_is_published(studied_copy, capsys):
     assert (folder / "report" / "main_auroc.csv").read_bytes() == (source / "main_auroc.csv").read_bytes()
     shutil.rmtree(studied_copy.root / "outputs" / "small")
     found = report.collect("small")
-    for name in ("runs", "metrics", "decisions", "clusters", "history", "choices", "epochs", *reported.DRAWN):
+    for name in ("runs", "metrics", "decisions", "clusters", "history", "choices", "epochs", *DRAWN):
         expected, table = getattr(own, name), getattr(found, name)
-        if name in reported.DRAWN:  # of the seed that the report shows
+        if name in DRAWN:  # of the seed that the report shows
             expected = expected[expected.seed == 0].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, expected)  # to the last bit
     assert (found.records, found.incomplete) == (own.records, ())
@@ -202,6 +203,6 @@ def test_what_is_committed_can_be_read(folder, monkeypatch):
     )
     assert len(records) == tables["metrics"].run.nunique() > 1
     assert tables["metrics"].auroc.between(0, 1).all()
-    assert {"decisions", "clusters", "history", *reported.DRAWN} <= tables.keys()
+    assert {"decisions", "clusters", "history", *DRAWN} <= tables.keys()
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     assert size < (1.2e6 if folder.name == "digits" else 4e6)

@@ -1,4 +1,4 @@
-"""Runs on a dask cluster: a scheduler's address and planned runs in; the artefacts of the same runs here, on disk, out.
+"""Runs on a dask cluster: workers bring planned runs through their steps, and write into the caller's folders.
 
 A worker gets whole runs. It must have this package and see the caller's files, under the same paths; where it was
 started does not matter, it changes into the project's folder. That holds for its whole process, so start workers with

@@ -1,4 +1,4 @@
-"""Names: nothing in; all that can be named in a study, by the parameter that takes it, out."""
+"""All that can be named in a study, by the parameter that takes it."""
 
 from oodlib.clustering.clusters import CLUSTERINGS
 from oodlib.data.bundled import BUNDLED

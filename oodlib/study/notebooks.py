@@ -1,7 +1,4 @@
-"""Execution: a planned run in; its notebooks executed by papermill, and through them its artefacts, out.
-
-A step that is done is not done again.
-"""
+"""The notebooks of a planned run, executed by papermill one after another; a step that is done is not done again."""
 
 import json
 import time

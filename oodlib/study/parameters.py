@@ -1,4 +1,4 @@
-"""Parameters of the notebooks: the declarations of a parameters cell and values in; values of the declared types out.
+"""The parameters of a notebook, brought to the types that its parameters cell declares.
 
 A type is int, float, str, bool, list[int] or list[str]. papermill's -p makes a number of "2024" and knows no lists, so
 where a list is declared a bare value is a list of one, and where a name is declared a number is its text.

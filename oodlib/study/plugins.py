@@ -1,4 +1,4 @@
-"""Plugins: Python files of the project in; what they add to the dictionaries of names, known in this process, out.
+"""Plugins: Python files of the project that add to the dictionaries of names (objectives, distances, …) when imported.
 
 A study names its plugins, and a kernel inherits their paths in the environment variable OODLIB_PLUGINS, which
 `take_parameters` heeds. They are code, so they are never taken from where data and results lie.

@@ -1,4 +1,4 @@
-"""The runner: a study in; its runs, side by side on this machine or on a dask cluster, then its report, out."""
+"""The runner of a study: its runs side by side, on this machine or on a dask cluster, then its report."""
 
 import os
 import queue
@@ -9,11 +9,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from oodlib.data.decoding import usable_cores
+from oodlib.study.checks import check_runs
 from oodlib.study.dask_cluster import connected, do_run_on
 from oodlib.study.notebooks import do_run, execute, what_failed
 from oodlib.study.reported import report_is_current
 from oodlib.study.run import study_folder
-from oodlib.study.studies import NOTEBOOKS, REPORT, PlannedRun, StudyError, check_runs, read_study
+from oodlib.study.studies import NOTEBOOKS, REPORT, PlannedRun, StudyError, read_study
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -1,6 +1,6 @@
-"""Epochs: the encoders that a training kept on its way, and images, in; separation, accuracy and AUROC by epoch out.
+"""How clusters form in training: separation, accuracy and AUROC of the encoders that it kept on its way (epochs.csv).
 
-A look back at how clusters form. It is measured on a part of each set, so that it costs a fraction of a training epoch.
+Measured on a part of each set, so that it costs a fraction of a training epoch.
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ def epoch_table(
 
 
 def _part(images: ImageSet, n: int) -> ImageSet:
-    """Return n images of a set, the same every time; of a labelled set every class keeps some."""
+    """Return n images of a set, the same every time; every class of a labelled set keeps some."""
     order = np.random.default_rng(0).permutation(len(images))[:n]
     if len(images) > n and images.labels.min() >= 0:  # in turns of classes, so that none is missing
         order = np.random.default_rng(0).permutation(len(images))

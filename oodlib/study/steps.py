@@ -15,17 +15,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from oodlib.clustering.clusters import CLUSTERINGS, OWN_SIZE, Clusters, cluster
+from oodlib.clustering.clusters import OWN_SIZE, Clusters, cluster
 from oodlib.data.sets import ImageSet, load_images, take
 from oodlib.device import default_device, describe_machine
 from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
-from oodlib.files import ON_THE_WAY, slug
-from oodlib.scoring.choices import check_rules, choice_table
-from oodlib.scoring.detector import check_alpha
+from oodlib.files import ON_THE_WAY
+from oodlib.scoring.choices import choice_table
 from oodlib.scoring.distances import DISTANCES
 from oodlib.scoring.evaluation import Scored, evaluate
-from oodlib.scoring.product import all_scores, check_detectors, n_detectors
-from oodlib.scoring.thresholds import check_thresholds
+from oodlib.scoring.product import all_scores, n_detectors
 from oodlib.separation import cluster_quality, embedding_quality
 from oodlib.study.artefacts import (
     VIEWED,
@@ -35,6 +33,7 @@ from oodlib.study.artefacts import (
     save_clusters,
     write_csv,
 )
+from oodlib.study.checks import check_clusterings, check_evaluation, check_ood_sets, check_same_classes
 from oodlib.study.reported import reported_record
 from oodlib.study.run import Run, run_name
 from oodlib.study.snapshots import epoch_table
@@ -163,50 +162,6 @@ def embed_step(
     return run
 
 
-def check_ood_sets(
-    id_dataset: str, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int
-) -> None:
-    """Raise ValueError for no near or far set, one that is there twice or is the ID set, or a negative max_images."""
-    if not near_ood + far_ood:
-        raise ValueError("near_ood and far_ood are both empty: name at least one OOD set in one of them")
-    if max_images < 0:
-        raise ValueError(f"max_images must not be negative, got {max_images}")
-    ood_sets = near_ood + far_ood + sanity_ood
-    files = [slug(name) for name in (id_dataset, *ood_sets)]  # two sets of one file would overwrite each other
-    if twice := [name for name in ood_sets if files.count(slug(name)) > 1]:
-        raise ValueError(f"OOD set {twice[0]!r} is there twice, or is the ID set {id_dataset!r}")
-
-
-def check_clusterings(clusterings: list[str], n_clusters: list[int]) -> None:
-    """Raise ValueError for an unknown clustering, and for a number of clusters below -1."""
-    if unknown := [name for name in clusterings if name not in CLUSTERINGS]:
-        raise ValueError(f"unknown clustering {unknown[0]!r}; known: {', '.join(CLUSTERINGS)}")
-    if wrong := [k for k in n_clusters if k < -1]:
-        raise ValueError(f"n_clusters must be at least 1, 0 (the classes) or -1 (chosen), got {wrong[0]}")
-
-
-def check_evaluation(
-    distances: list[str],
-    thresholds: list[str],
-    n_neighbors: int,
-    known_outliers: list[int],
-    alpha: float,
-    choice_rules: list[str],
-) -> None:
-    """Raise ValueError for an unknown name, and for a number that makes no sense, as `evaluate_step` takes them."""
-    check_alpha(alpha)
-    check_thresholds(thresholds)
-    check_rules(choice_rules)
-    check_detectors(distances, n_neighbors, known_outliers)
-
-
-def check_same_classes(training: ImageSet, test: ImageSet) -> None:
-    """Raise ValueError where a set's splits have other classes: the same number would then mean two things."""
-    if training.classes != test.classes:
-        different = sorted(set(training.classes) ^ set(test.classes)) or ["their order"]
-        raise ValueError(f"the training and the test split of {test.name} differ in classes: {', '.join(different)}")
-
-
 def cluster_step(run: Run, clusterings: list[str], n_clusters: list[int], data_root: str = "") -> pd.DataFrame:
     """Cluster the training embeddings every way asked for; write and return how good the clusters are (clusters.csv).
 
@@ -265,7 +220,7 @@ def evaluate_step(
     The detectors are those of `oodlib.scoring.product`: every distance to the clusters of every clustering of step
     `cluster`, and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the
     latter. `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the
-    false-alarm rate of the thresholds. Of some detectors (SHOWN) it also writes what figures are drawn from:
+    false-alarm rate of the thresholds. What figures are drawn from it writes for some detectors (SHOWN):
     quantiles of scores (scores.csv), most and least normal images (extremes.csv), intervals of metrics (intervals.csv),
     risk-coverage curves (risk_coverage.csv), promised and realised false-alarm rates (false_alarms.csv).
     """

@@ -1,4 +1,4 @@
-"""The study: a YAML file in; planned runs, checked, with the parameters of each of their notebooks, out.
+"""The study, a YAML file, read into planned runs with the parameters of each of their notebooks, and checked.
 
 A study's `parameters` are those of the notebooks; lists are crossed into runs, except where the notebook's own
 parameter is a list. `when` changes parameters for some of the runs, later entries win:
@@ -14,8 +14,6 @@ Everything is checked before anything starts.
 import ast
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,54 +168,3 @@ def _loaded_plugins(names: object, where: str) -> tuple[str, ...]:
     except ValueError as error:
         raise StudyError(f"{where}: {' '.join(str(error).split())}") from error
     return tuple(names)
-
-
-def check_runs(runs: list[PlannedRun]) -> None:
-    """Check every name that the runs use, load every image set once, and compare with what is there on disk.
-
-    Raises StudyError for the first thing that would fail; nothing is written but images that torchvision fetched.
-    """
-    from oodlib.study.steps import check_clusterings, check_evaluation, check_ood_sets
-
-    sets = set()
-    for plan in runs:
-        training, embedding = plan.parameters["train"], plan.parameters["embed"]
-        with _naming(plan):
-            check_ood_sets(training["id_dataset"], **embedding)
-            check_clusterings(**plan.parameters["cluster"])
-            check_evaluation(**plan.parameters["evaluate"])
-            for step in list(NOTEBOOKS)[1:]:  # the first is that of `check_trainings`
-                plan.run.is_done(step, plan.parameters[step])
-        sets |= {(training["id_dataset"], "test")}
-        sets |= {(name, "test") for group in ("near_ood", "far_ood", "sanity_ood") for name in embedding[group]}
-    check_trainings(runs)
-    _check_sets(sets)
-
-
-def check_trainings(runs: list[PlannedRun]) -> None:
-    """Check of the runs what training them needs, as `check_runs` does: nothing but the training images."""
-    from oodlib.encoders.settings import TrainingConfig
-
-    for plan in runs:
-        with _naming(plan):
-            TrainingConfig(**plan.parameters["train"])
-            plan.run.is_done("train", plan.parameters["train"])
-    _check_sets({(plan.parameters["train"]["id_dataset"], "train") for plan in runs})
-
-
-@contextmanager
-def _naming(plan: PlannedRun) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise StudyError(f"{plan.run.name}: {error}") from error
-
-
-def _check_sets(sets: set[tuple[str, str]]) -> None:
-    from oodlib.data.sets import load_images
-
-    for name, split in sorted(sets):
-        try:
-            load_images(name, split)
-        except (ValueError, OSError) as error:
-            raise StudyError(str(error)) from error
