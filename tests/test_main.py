@@ -23,7 +23,7 @@ SMALL_NET = "arch: airbench_4_8_8"
 def test_a_study_prints_its_table_and_where_the_report_is(studied):
     printed = (studied.root / "printed.txt").read_text()
     assert "study small: 4 runs, 2 side by side" in printed
-    assert "[ 16/16] digits-airbench_16_32_64-supcon-s" in printed
+    assert "[ 16/16] digits-airbench_16_32_64-ce-s0 04_evaluate in " in printed
     assert "AUROC %, mean ± sd over 2 seed(s); ID is the positive class" in printed
     assert "incomplete" not in printed
     assert printed.endswith(f"report: {studied.root / 'outputs' / 'small' / 'report'}\n")
