@@ -113,6 +113,10 @@ def test_the_odd_twin(distance):
     elif distance == "mahalanobis-shrunk":
         variance = LedoitWolf(assume_centered=True).fit(z - means_of(z, assignments)[assignments]).covariance_[-1, -1]
         np.testing.assert_allclose(change, ODD**2 / variance, rtol=1e-6)
+    elif distance == "mahalanobis-shrunk++":
+        np.testing.assert_allclose(
+            change, np.diff([reference(distance, z, assignments, part) for part in (id_, twin)], axis=0)[0], rtol=1e-6
+        )
     elif distance == "cosine":  # nearer to the right angle that it has with every mean in this direction
         cosines = 1 - measured(distance, z, assignments, id_)
         shorter = np.linalg.norm(id_, axis=1) / np.linalg.norm(twin, axis=1)
@@ -240,6 +244,7 @@ INVARIANT = {
     "relative-mahalanobis": list(CHANGES),
     "mahalanobis++": OF_DIRECTIONS,
     "relative-mahalanobis++": OF_DIRECTIONS,
+    "mahalanobis-shrunk++": ["times 1e-5", "times 1e3", "rotated"],
     "log-density": list(CHANGES),
     "ssd": OF_DIRECTIONS,
 }

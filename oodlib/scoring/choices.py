@@ -6,7 +6,6 @@ are the calibration images, which no training has seen; test images are not touc
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,14 +16,17 @@ from oodlib.clustering.clusters import OWN_SIZE, cluster
 from oodlib.metrics import auroc
 from oodlib.scoring.distances import fit_distances, nearest_cluster
 from oodlib.scoring.evaluation import Scored
-from oodlib.scoring.product import Embedded, Key, RunEmbeddings, all_scores
+from oodlib.scoring.knn import KNNDetector
+from oodlib.scoring.product import Embedded, Key, RunEmbeddings, all_scores, cluster_scores
 
 MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
 MAX_FOLDS = 5  # parts that the classes are left out in
 MAX_TURNS = 20  # the same where there are few candidates: up to so many classes each has its turn
-# other distances need many images a cluster
-CANDIDATE_DISTANCES = ("mahalanobis", "relative-mahalanobis", "cosine", "euclidean")
-CANDIDATES = [*((c, d) for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES), ("none", "knn")]  # of notebook 06
+CANDIDATE_DISTANCES = {  # by clustering; others need many images a cluster
+    "labels": ("mahalanobis", "relative-mahalanobis", "cosine", "mahalanobis-shrunk++"),
+    "kmeans": ("mahalanobis", "cosine"),
+}
+CANDIDATES = [*((c, d) for c, names in CANDIDATE_DISTANCES.items() for d in names), ("none", "knn")]  # of notebook 06
 FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise; it assumes least of the clusters
 OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
 N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
@@ -59,28 +61,41 @@ def choice_table(
     return table.groupby(COLUMNS[:-1], sort=False).auroc.mean().reset_index()
 
 
-def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0) -> pd.DataFrame:
+def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0, others: tuple[int, ...] = ()) -> pd.DataFrame:
     """Return CANDIDATES, best first, by their AUROC against left-out classes.
 
-    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `ahead` is
-    the mean lead over FALLBACK, `noise` its standard error over the classes that were left out. The table is empty
-    where no class can be left out.
+    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `others`
+    are further numbers of neighbours, candidates knn-K, of which those are left out that the data are too few for.
+    `ahead` is the mean lead over FALLBACK, `noise` its standard error over the classes that were left out. The table
+    is empty where no class can be left out.
     """
-    turns = []
-    for part in left_out_classes(data, seed, MAX_TURNS):
-        keys = [(method, len(np.unique(part.train.y))) for method in ("labels", "kmeans")]
-        part = replace(part, weight=None, bias=None)  # no candidate needs the classifier
-        found = _scores(part, keys, list(CANDIDATE_DISTANCES), n_neighbors, seed)
-        auc = {(s.clustering, s.distance): auroc(s.scores["test"], s.scores["unknown"]) for s in found}
-        turns.append([auc[candidate] for candidate in CANDIDATES])
+    turns = [_turn(part, n_neighbors, others, seed) for part in left_out_classes(data, seed, MAX_TURNS)]
     if not turns:
         return pd.DataFrame(columns=["clustering", "distance", "auroc", "ahead", "noise"])
-    turns = np.array(turns)  # (classes, candidates)
-    leads = turns - turns[:, [CANDIDATES.index(FALLBACK)]]
-    noise = leads.std(axis=0, ddof=1) / np.sqrt(len(turns)) if len(turns) > 1 else np.full(len(CANDIDATES), np.inf)
-    table = pd.DataFrame(CANDIDATES, columns=["clustering", "distance"])
+    candidates = [candidate for candidate in turns[0] if all(candidate in turn for turn in turns)]
+    turns = np.array([[turn[candidate] for candidate in candidates] for turn in turns])  # (classes, candidates)
+    leads = turns - turns[:, [candidates.index(FALLBACK)]]
+    noise = leads.std(axis=0, ddof=1) / np.sqrt(len(turns)) if len(turns) > 1 else np.full(len(candidates), np.inf)
+    table = pd.DataFrame(candidates, columns=["clustering", "distance"])
     table = table.assign(auroc=turns.mean(axis=0), ahead=leads.mean(axis=0), noise=noise)
     return table.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+
+
+def _turn(data: RunEmbeddings, n_neighbors: int, others: tuple[int, ...], seed: int) -> dict[tuple[str, str], float]:
+    """Return the AUROC of each candidate, by clustering and distance, where one class is unknown."""
+    train, found = data.train, {}
+    known, unknown = data.test.z, data.ood["unknown"].z
+    for method, names in CANDIDATE_DISTANCES.items():
+        size = None if method in OWN_SIZE else min(len(np.unique(train.y)), len(train.z))
+        assigned = cluster(train.z, train.y, method, size, seed).assignments
+        for scored in cluster_scores(data, {(method, int(assigned.max()) + 1): assigned}, list(names)):
+            found[method, scored.distance] = auroc(scored.scores["test"], scored.scores["unknown"])
+    least = min(n_neighbors, len(train.z) - 1)
+    ks = {"knn": least} | {f"knn-{k}": k for k in others if k < len(train.z) and k != least}
+    for name, k in ks.items():
+        detector = KNNDetector(k).fit(train.z)
+        found["none", name] = auroc(detector.score_samples(known), detector.score_samples(unknown))
+    return found
 
 
 def choose_candidate(ranking: pd.DataFrame) -> tuple[str, str]:

@@ -198,6 +198,7 @@ DISTANCES = {
     # the same at unit norm, where the norm of an embedding cannot pass for its kind (Müller and Hein 2025)
     "mahalanobis++": Distance(fit_mahalanobis, measure_mahalanobis, unit=True, state=_TIED),
     "relative-mahalanobis++": Distance(fit_relative, measure_relative, unit=True, state=_RELATIVE),
+    "mahalanobis-shrunk++": Distance(fit_shrunk, measure_mahalanobis, unit=True, state=_TIED),
     # SSD (Sehwag et al. 2021) standardises each dimension first; Mahalanobis distances do not depend on that. It takes
     # the pseudo-inverse of each cluster's covariance; here small clusters take the tied one, and what a cluster lacks
     # has a millionth of the tied variance, so that to leave its directions is no distance of zero.
