@@ -1,5 +1,7 @@
 """The command line: python -m oodlib [STUDY] runs a study, train STUDY trains its encoders alone, publish STUDY writes
 its results to outputs/reported, list shows names.
+
+For photos of your own: images FOLDER makes a detector and a page about them, score DIR PHOTO … judges others by it.
 """
 
 import argparse
@@ -27,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["list"]:
         return list_names()
+    if arguments[:1] in (["images"], ["score"]):
+        from oodlib.app.commands import run_command
+
+        return run_command(arguments)
     command = arguments[0] if arguments[:1] in (["train"], ["publish"]) else ""
     training = command == "train"
     parser = argparse.ArgumentParser(f"python -m oodlib {command}".rstrip(), description=__doc__)

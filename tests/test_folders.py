@@ -1,6 +1,7 @@
 """Image folders: classes, order and splits against torchvision's, odd files by hand, decoding later against now."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -65,10 +66,18 @@ def test_only_a_trailing_number_is_a_side(tmp_path, name):
 
 def test_a_folder_with_splits(tmp_path):
     write_folder(tmp_path / "train", [(8, 8), (8, 8)], mode="L")
-    write_folder(tmp_path / "test", [(8, 8)], mode="RGBA")
+    write_folder(tmp_path / "test", [(8, 8), (8, 8)], mode="RGBA")
     train, test = load(tmp_path, "train"), load(tmp_path, "test")
     assert (train.labels.tolist(), train.converted) == ([0, 0, 1, 1], {"grey": 4})
-    assert (test.labels.tolist(), test.converted) == ([0, 0], {"transparent": 2})
+    assert (test.labels.tolist(), test.converted) == ([0, 0, 1, 1], {"transparent": 4})
+    shutil.rmtree(tmp_path / "test" / "class1")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match="train has classes without an image in test: class1$"):
+            load(tmp_path, split)
+    write_noise(tmp_path, ["beside/0.png"])  # both splits have class folders: it is no class beside them
+    with pytest.raises(ValueError, match="without an image in test: class1$"):
+        load(tmp_path, "test")
+    shutil.rmtree(tmp_path / "beside")
     for path in sorted((tmp_path / "test").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     (tmp_path / "test").rmdir()

@@ -371,7 +371,7 @@ def test_images_that_are_refused():
     for nothing in ([], QUERIES[:0]):
         with pytest.raises(ValueError, match="no images to judge"):
             model.predict(nothing)
-    with pytest.raises(TypeError, match="uint8 array or a list of PIL images, got a list with <class 'numpy.ndarray'>"):
+    with pytest.raises(TypeError, match="array or a list of PIL images or paths, got <class 'numpy.ndarray'> in it"):
         model.predict([QUERIES[0]])
     with pytest.raises(ValueError, match=r"images must be uint8 \(n, h, w\) or \(n, h, w, 3\), not float64 "):
         model.predict(QUERIES / 255)

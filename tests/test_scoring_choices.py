@@ -122,7 +122,7 @@ def by_hand(data, clustering, distance):
 
 
 def test_candidates_are_ranked_by_each_class_in_turn(data):
-    ranking = rank_candidates(replace(data, test=data.calibration), 5)
+    ranking = rank_candidates(replace(data, test=data.calibration), n_neighbors=5)
     assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(CANDIDATES)
     assert ranking.auroc.is_monotonic_decreasing
     knn = by_hand(data, "none", "knn")
@@ -132,6 +132,14 @@ def test_candidates_are_ranked_by_each_class_in_turn(data):
         if row.clustering != "kmeans":
             assert row.ahead == pytest.approx((expected - knn).mean(), abs=1e-6)
             assert row.noise == pytest.approx((expected - knn).std(ddof=1) / 2, abs=1e-6)  # of four classes
+
+
+def test_folds_are_averaged_class_by_class_and_other_numbers_of_neighbours_join(data):
+    folds = [replace(data, test=data.calibration), replace(data, test=data.test)]
+    both, *each = (rank_candidates(*f, n_neighbors=5, others=(1, 5000)) for f in (folds, folds[:1], folds[1:]))
+    tables = [table.set_index(["clustering", "distance"]).auroc for table in (both, *each)]
+    assert set(tables[0].index) == {*CANDIDATES, ("none", "knn-1")}  # there are not 5000
+    pd.testing.assert_series_equal(tables[0].sort_index(), ((tables[1] + tables[2]) / 2).sort_index())
 
 
 def test_up_to_twenty_classes_each_has_its_turn(data):
@@ -152,7 +160,7 @@ def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
     table = choice_table(data, [OF_NOTEBOOK], KEYS[:1], DISTANCES[:1], n_neighbors=5)
     assert list(table) == choices.COLUMNS
     (row,) = table.to_dict("records")
-    ranking = rank_candidates(choices._reduced(data, 0), 5)
+    ranking = rank_candidates(choices._reduced(data, 0), n_neighbors=5)
     assert (row["clustering"], row["distance"]) == choose_candidate(ranking)
     assert row["n_clusters"] == (0 if row["clustering"] == "none" else 4)  # as the study calls it, of all classes
     best = ranking[(ranking.clustering == row["clustering"]) & (ranking.distance == row["distance"])]

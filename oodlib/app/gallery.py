@@ -1,8 +1,11 @@
-"""Gallery: the parts of your images, their embeddings and a detector in; pictures, and the table behind them, out.
+"""Gallery: pictures of your images that a person should look at, and the table behind them.
 
-What a person should look at: the most and the least normal images, labels that the neighbours contradict, the same
-image in two parts or under two labels, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them.
+These are the most and the least normal images, labels that the neighbours contradict, the same image in two parts or
+under two labels, OOD images that pass. `gallery_table` finds them, `gallery_figure` shows them. No figure is wider than
+a page on a phone makes readable.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,8 @@ from oodlib.app.drift import Drift
 from oodlib.app.folder import HELD_OUT, Part
 from oodlib.app.workflow import together
 from oodlib.arrays import to_unit_norm
+from oodlib.files import slug, write_atomically
+from oodlib.plots.saving import PNG_DPI
 from oodlib.plots.style import ID_COLOR, nothing_figure, ood_colors
 from oodlib.scoring.detector import Detector
 from oodlib.scoring.neighbors import kneighbors
@@ -27,10 +32,12 @@ KINDS = {  # and what to say where there are none
     "duplicate": "no image is in two parts, or under two labels",
     "wrongly accepted": "there is no OOD image that is accepted",
 }
-N_SHOWN, N_COLUMNS = 10, 5
+N_SHOWN, N_COLUMNS = 9, 3
 N_VOTES, N_CANDIDATES = 10, 5  # neighbours that judge a label, that may be the same image
+N_COMPARED = 2000  # nearest pairs whose pixels are compared
 SAME_PIXELS, OF_CONTRAST = 3.0, 0.15  # mean difference of the same image saved twice, at most: of 255, of its contrast
-TITLE = 18  # characters
+TITLE = 16  # characters
+WIDTH = 5  # inches
 
 
 def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str, Part]) -> pd.DataFrame:
@@ -42,7 +49,7 @@ def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str
     sets = {name: embedded.z for name, embedded in data.items()}
     p_values = {name: detector.p_values(z) for name, z in sets.items() if name not in ("train", "calibration")}
     p_values |= {"train": np.full(len(sets["train"]), np.nan), "calibration": _p_among_others(detector, sets)}
-    held_out = [(name, i) for name in HELD_OUT for i in range(len(sets[name]))]
+    held_out = [(name, i) for name in HELD_OUT if name in sets for i in range(len(sets[name]))]
     scores = detector.score_samples(together(data, HELD_OUT)[0])
     order = np.argsort(scores, kind="stable")
     found = {
@@ -89,7 +96,7 @@ def other_class_share(z: np.ndarray, y: np.ndarray, n_neighbors: int = N_VOTES) 
 
 
 def _mislabelled(data: dict[str, Embedded], classes: tuple[str, ...]) -> list[tuple[str, int, str]]:
-    names = ("train", *HELD_OUT)
+    names = [name for name in ("train", *HELD_OUT) if name in data]
     places = [(name, i) for name in names for i in range(len(data[name].z))]
     shares, others = other_class_share(*together(data, names))
     order = np.argsort(-shares, kind="stable")[:N_SHOWN]
@@ -100,33 +107,40 @@ def _duplicates(data: dict[str, Embedded], parts: dict[str, Part]) -> list[tuple
     """Return pairs that are neighbours in the embedding and the same in their pixels.
 
     They are of two parts, where test figures become too good, or of one part under two labels, one of which is wrong.
+    The N_COMPARED nearest pairs are looked at.
     """
-    found, names = [], list(data)
+    pairs, names = [], list(data)
     for b, second in enumerate(names):
         for first in names[: b + 1]:
             if parts[first].images.images.shape[1:] == parts[second].images.images.shape[1:]:
-                pairs = _same_images(data, parts, first, second)
-                found += [(apart, (first, i), (second, j)) for apart, i, j in pairs]
-    found.sort(key=lambda pair: pair[0])
+                pairs += _near_pairs(data, first, second)
+    pairs = sorted(pairs)[:N_COMPARED]
+    compared = [(_difference(parts, *pair), *pair) for _, *pair in pairs]
+    found = sorted((pair for pair in compared if pair[0] is not None), key=lambda pair: pair[0])
     return [(*image, f"differ by {apart:.1f}") for apart, *pair in found[:N_SHOWN] for image in pair]
 
 
-def _same_images(data: dict[str, Embedded], parts: dict[str, Part], first: str, second: str) -> list[tuple]:
-    """Return (mean difference, place in the first part, place in the second) of the images that are the same."""
-    x, y = (parts[name].images.images for name in (first, second))
-    k = min(N_CANDIDATES, len(x))
-    _, places = kneighbors(to_unit_norm(data[second].z), to_unit_norm(data[first].z), k)
-    found = []
-    for i, candidates in enumerate(places):
-        if first == second:  # each pair once
-            candidates = candidates[(candidates < i) & (data[first].y[candidates] != data[first].y[i])]
-        if len(candidates):
-            apart = np.abs(x[candidates].astype(np.int16) - y[i].astype(np.int16)).reshape(len(candidates), -1)
-            apart = apart.mean(axis=1)
-            j = int(apart.argmin())
-            if apart[j] <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y[i])):
-                found.append((apart[j], int(candidates[j]), i))
-    return found
+def _near_pairs(data: dict[str, Embedded], first: str, second: str) -> list[tuple]:
+    """Return (distance, (first, place), (second, place)) of images of two parts that may be the same image.
+
+    Of one part they are those under two labels, each pair once.
+    """
+    k = min(N_CANDIDATES, len(data[first].z))
+    distances, places = kneighbors(to_unit_norm(data[second].z), to_unit_norm(data[first].z), k)  # (m, k)
+    mine = np.broadcast_to(np.arange(len(places))[:, None], places.shape)
+    wanted = np.ones(places.shape, dtype=bool)
+    if first == second:
+        wanted = (places < mine) & (data[first].y[places] != data[first].y[mine])
+    order = np.argsort(distances[wanted], kind="stable")[:N_COMPARED]
+    found = zip(distances[wanted][order], places[wanted][order], mine[wanted][order], strict=True)
+    return [(float(apart), (first, int(i)), (second, int(j))) for apart, i, j in found]
+
+
+def _difference(parts: dict[str, Part], *pair: tuple[str, int]) -> float | None:
+    """Return the mean difference of two images, None where they are not the same."""
+    x, y = (parts[name].images.images[i].astype(np.int16) for name, i in pair)
+    apart = float(np.abs(x - y).mean())
+    return apart if apart <= min(SAME_PIXELS, OF_CONTRAST * _contrast(y)) else None
 
 
 def _contrast(image: np.ndarray) -> float:
@@ -149,16 +163,24 @@ def gallery_figure(table: pd.DataFrame, parts: dict[str, Part], kind: str) -> Fi
         return nothing_figure(KINDS[kind])
     n_columns = 4 if kind == "duplicate" else N_COLUMNS  # two pairs a row
     n_rows = -(-len(chosen) // n_columns)
-    size = (1.75 * n_columns, 2.25 * n_rows + 0.4)
+    side = WIDTH / n_columns
+    size = (WIDTH, (side + 0.6) * n_rows + 0.4)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, row in zip(axes.flat, chosen.itertuples(), strict=False):
         axis.imshow(parts[row.part].pictures(np.array([row.index]))[0], cmap="gray", vmin=0, vmax=255)
         note = row.note or f"p = {row.p_value:.3f}"
-        axis.set_title("\n".join(map(_short, (row[5], row.file.rpartition("/")[2], note))), fontsize=8)
+        axis.set_title("\n".join(map(_short, (row[5], row.file.rpartition("/")[2], note))), fontsize=9)
     figure.suptitle(kind, fontsize=11)
     plt.close(figure)
+    return figure
+
+
+def save_gallery(figure: Figure, folder: Path, kind: str) -> Figure:
+    """Write a gallery as png in all its colours; return it, so that a notebook shows it."""
+    path = folder / f"{slug(kind)}.png"
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=PNG_DPI))
     return figure
 
 
@@ -178,7 +200,7 @@ def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
     plane = {name: main.transform(to_unit_norm(data[name].z)) for name in shown}  # (n, 2)
     size = float(np.clip(6000 / sum(map(len, plane.values())), 8, 40))
     classes, y = parts["test"].images.classes, data["test"].y
-    figure, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
     points = {"s": size, "linewidth": 0, "alpha": 0.8, "rasterized": True}
     colors = np.array(sns.color_palette("husl", len(classes)))
     axis.scatter(*plane["test"].T, c=colors[y], label="test, by class", **points)
@@ -197,7 +219,7 @@ def ranking_figure(ranking: pd.DataFrame, chosen: str) -> Figure:
     """Draw the AUROC of each detector against classes that are left out in turn, best first, and which is chosen."""
     if ranking.auroc.isna().any():
         return nothing_figure(f"too few classes or images to leave one out: {ranking.detector[0]}, chosen beforehand")
-    figure, axis = plt.subplots(figsize=(6.5, 0.3 * len(ranking) + 0.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(ranking) + 0.9), layout="constrained")
     axis.plot(100 * ranking.auroc, ranking.detector, "o", color=ID_COLOR)
     own = ranking[ranking.detector == chosen]
     axis.plot(100 * own.auroc, own.detector, "o", color="C2", markersize=10, label="chosen")
@@ -221,7 +243,7 @@ def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
     shown = {name: np.arcsinh((scores - zero) / spread) for name, scores in shown.items()}
     colors = {"test": ID_COLOR} | ood_colors(["ood"])
     edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=40)
-    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     for name, values in shown.items():
         weights = np.full(len(values), 100 / len(values))
         axis.hist(values, edges, weights=weights, color=colors[name], alpha=0.6, label=f"{name} ({len(values)})")
@@ -238,7 +260,7 @@ def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
 
 def drift_figure(drift: Drift, is_ood: np.ndarray, what: str = "OOD image") -> Figure:
     """Draw the capital of a drift test along a stream, its alarm's level, and which images (n,) bool are `what`."""
-    figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
     line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
     axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
@@ -247,6 +269,6 @@ def drift_figure(drift: Drift, is_ood: np.ndarray, what: str = "OOD image") -> F
     if drift.alarm is not None:
         axis.axvline(drift.alarm, color="C3", linewidth=1.2, label=f"alarm at image {drift.alarm}")
     axis.set(xlabel="image of the stream", ylabel="log₁₀ of the capital", xlim=(0, len(is_ood)))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=4, frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False)
     plt.close(figure)
     return figure

@@ -1,4 +1,4 @@
-"""Models: an encoder and a fitted detector in; one torch module, from images to classes, scores and decisions, out.
+"""Models: an encoder and a fitted detector in one torch module, from images to classes, scores and decisions.
 
 What a program needs to judge an image is one graph: normalisation, backbone, head, distance to clusters, threshold and
 p-value. `OODModel.predict` takes images as they come; `OODModel.forward` takes tensors and can be exported by
@@ -6,8 +6,9 @@ p-value. `OODModel.predict` takes images as they come; `OODModel.forward` takes 
 `oodlib.scoring.distances`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,8 +18,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from oodlib.app.progress import BATCH, loaded_ahead
 from oodlib.arrays import to_unit_norm
-from oodlib.data.decoding import photo_square, reason_of
+from oodlib.data.decoding import decode, photo_square, reason_of
 from oodlib.encoders.encoder import Encoder, load_encoder
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
@@ -29,6 +31,8 @@ from oodlib.scoring.vim import ViMDetector
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    Given = np.ndarray | Sequence[Image.Image | str | os.PathLike] | Image.Image | str | os.PathLike
 
 Tensors = dict[str, torch.Tensor]
 Score = Callable[[torch.Tensor, Tensors], tuple[torch.Tensor, torch.Tensor]]  # z (n, d), state → scores, nearest
@@ -114,19 +118,46 @@ class OODModel(nn.Module):
             return self.encoder.classifier(z).argmax(dim=1)
         return nearest if self.nearest_is_class else torch.full_like(nearest, -1)
 
-    @torch.inference_mode()
-    def predict(self, images: "np.ndarray | Sequence[Image.Image] | Image.Image", batch_size: int = 500) -> Predictions:
-        """Return predictions of images uint8 (n, h, w) or (n, h, w, 3), or of PIL images of any mode and size.
+    def predict(self, images: "Given", batch_size: int = 500) -> Predictions:
+        """Return predictions of images uint8 (n, h, w) or (n, h, w, 3), of PIL images of any size, or of files.
 
-        PIL images become square and RGB as those of image folders do; all take the ID set's size and channels.
-        Raises ValueError for no images, other arrays and a PIL image that cannot be read, by its place, TypeError for a
-        list of something else, and FloatingPointError where the encoder gives NaN or infinity.
+        Files, by their paths, and PIL images become square and RGB as those of image folders do; all take the ID set's
+        size and channels. Raises ValueError for no images, other arrays, a PIL image that cannot be read, by its place,
+        and a file that cannot, TypeError for a list of something else, and FloatingPointError where the encoder gives
+        NaN or infinity.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        images = [images] if isinstance(images, str | os.PathLike) else images
+        if not isinstance(images, list | tuple) or not images or not isinstance(images[0], str | os.PathLike):
+            return self._predict(self.encoder.prepare(self._as_array(images)), batch_size)
+        found = []
+        for place, (predictions, failed) in enumerate(self.predict_files(images, batch_size)):
+            for i, reason in failed.items():
+                raise ValueError(f"cannot read the image {images[place * batch_size + i]}: {reason}")
+            found.append(predictions)
+        arrays = ([getattr(part, field.name) for part in found] for field in fields(Predictions))
+        return Predictions(*map(np.concatenate, arrays))
+
+    def predict_files(
+        self, paths: Sequence[str | os.PathLike], batch_size: int = BATCH
+    ) -> Iterator[tuple[Predictions, dict[int, str]]]:
+        """Yield of each batch of files the predictions of those that can be read, and by its place why another cannot.
+
+        While one batch is judged, the next one is decoded.
+        """
+
+        def load(first: int) -> tuple[torch.Tensor, dict[int, str]]:
+            images, failed = decode([str(path) for path in paths[first : first + batch_size]], self.encoder.spec.side)
+            return self.encoder.prepare(np.delete(images, list(failed), axis=0)), failed
+
+        for x, failed in loaded_ahead(load, range(0, len(paths), batch_size)):
+            yield self._predict(x, batch_size), failed
+
+    @torch.inference_mode()
+    def _predict(self, x: torch.Tensor, batch_size: int) -> Predictions:
         self.eval()
         device = self.encoder.mean.device
-        x = self.encoder.prepare(self._as_array(images))
         batches = [self(batch.to(device)) for batch in x.split(batch_size)]
         outputs = (torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True))
         found = dict(zip(OUTPUTS, outputs, strict=True))
@@ -147,7 +178,9 @@ class OODModel(nn.Module):
         side, squares = self.encoder.spec.side, []
         for i, image in enumerate(images):
             if not isinstance(image, Image.Image):
-                raise TypeError(f"images must be a uint8 array or a list of PIL images, got a list with {type(image)}")
+                raise TypeError(
+                    f"images must be a uint8 array or a list of PIL images or paths, got {type(image)} in it"
+                )
             if 0 in image.size:
                 raise ValueError(f"image {i} of the list has no pixels: its size is {image.size}")
             try:

