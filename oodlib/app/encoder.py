@@ -1,7 +1,9 @@
 """The encoder of your images: weights that are at hand, a file of yours, or else training from nothing."""
 
 import threading
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,8 +168,9 @@ def _train(config: TrainingConfig, images: ImageSet, held_out: ImageSet) -> tupl
     trainer = Trainer(config, encoder, x.repeat(repeats, 1, 1, 1), y.repeat(repeats), shown)
     progress = Progress("epochs of training", config.epochs)
     for _ in range(config.epochs):
-        trainer.epoch(threading.Event())
-        trainer.end_epoch()
+        with redirect_stdout(StringIO()):  # the rows of a study's training; here the history is drawn
+            trainer.epoch(threading.Event())
+            trainer.end_epoch()
         progress.step()
     return trainer.state.encoder.eval(), pd.DataFrame(trainer.state.history)
 
