@@ -18,8 +18,9 @@ from oodlib.app.progress import BATCH, Progress, loaded_ahead
 from oodlib.data.folders import MAX_SIDE, Images
 from oodlib.data.sets import ImageSet
 from oodlib.device import default_device
+from oodlib.encoders.architectures import check_arch, pretrained_config
 from oodlib.encoders.embedding import embed
-from oodlib.encoders.encoder import Encoder, EncoderSpec, check_arch, pretrained_config
+from oodlib.encoders.encoder import Encoder, EncoderSpec
 from oodlib.encoders.epoch import Trainer
 from oodlib.encoders.foreign_weights import (
     encoder_of_state,

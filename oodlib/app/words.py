@@ -55,7 +55,9 @@ def unknown_sentence(ranking: pd.DataFrame, chosen: str) -> str:
 def regret_sentence() -> str:
     """Say what choosing as here has cost in the studies of this project, as their reports measured it."""
     said = []
-    for path in sorted(resolve("outputs").glob("*/report/regret.csv")):
+    patterns = ("reported/*/report/regret.csv", "*/report/regret.csv")  # a study's own report, where there is one
+    reports = {path.parents[1].name: path for pattern in patterns for path in resolve("outputs").glob(pattern)}
+    for _, path in sorted(reports.items()):
         table = pd.read_csv(path)
         table = table[table.rule.isin([OF_NOTEBOOK, f"always {FALLBACK}"]) & table.group.isin(["near", "far"])]
         if OF_NOTEBOOK in set(table.rule):

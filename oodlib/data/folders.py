@@ -62,8 +62,8 @@ def read_folder(folder: Path, split: str, side: int, flat: bool = False) -> Fold
 
     Its sub-folders are the classes, with whatever is below them, in the order of torchvision's ImageFolder. The folders
     train and test, or val where there is no test, are the splits (see `split_folders`); where there is none, the folder
-    itself is the split "test". `flat`: files that are in no sub-folder count, too, as a class of the folder's name. The images are
-    `FolderImages` where they would fill more than IN_MEMORY_BYTES.
+    itself is the split "test". `flat`: files that are in no sub-folder count, too, as a class of the folder's name. The
+    images are `FolderImages` where they would fill more than IN_MEMORY_BYTES.
     `skipped` holds (path in the folder, reason) of files, hidden folders and classes without an image; `converted`
     counts the images that were no upright RGB of 8 bit, by what their headers tell (see `decoding.read_headers`);
     `files` (n,) is the path of each image.
