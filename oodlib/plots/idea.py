@@ -1,5 +1,7 @@
 """The idea in one picture: images, their embeddings in a plane, and the scores that tell known from unknown."""
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,10 +9,30 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oodlib.data.sets import ImageSet
+from oodlib.data.sets import ImageSet, load_images
+from oodlib.plots.saving import show_saved
+from oodlib.report.results import Results
 
 KNOWN, UNKNOWN = "C0", "C3"
 ROWS, COLUMNS = 2, 7  # thumbnails of each kind
+
+
+def show_idea(results: Results, seed: int, data_root: str, folder: Path) -> None:
+    """Write and show the idea on the first run of a seed and its first near OOD set, where the images are at hand."""
+    run = results.runs[results.runs.seed == seed].run.iloc[0]
+    projection, scores = (table[table.run == run] for table in (results.projection, results.scores))
+    metrics = results.metrics[(results.metrics.run == run) & (results.metrics.group == "near")]
+    if projection.empty or scores.empty or metrics.empty:
+        return
+    try:
+        known, unknown = (
+            load_images(name, "test", data_root or None)
+            for name in (metrics.id_dataset.iloc[0], metrics.ood_dataset.iloc[0])
+        )
+    except (OSError, ValueError):  # the report is made without images, too
+        return
+    scores = scores[scores.detector == scores.detector.iloc[0]]
+    show_saved(idea_figure(known, unknown, projection, scores), folder, "idea")
 
 
 def idea_figure(known: ImageSet, unknown: ImageSet, projection: pd.DataFrame, scores: pd.DataFrame) -> Figure:
