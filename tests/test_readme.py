@@ -115,6 +115,27 @@ def cells(study: str, objective: str, detector: str, columns: list[tuple[str, st
     return set(chosen.n), found
 
 
+def test_verdicts_and_their_numbers_are_the_committed_ones():
+    rows = rows_below("| claim | digits | CIFAR, weak encoders | the number that decides |")
+    studies = [pd.read_csv(REPORTED / study / "report" / "verdicts.csv") for study in ("digits", "cifar-resnet20")]
+    for claim, (_, *verdicts, numbers) in zip(("C1", "C2", "C3", "C4", "C5"), rows, strict=True):
+        tables = [study[study.claim == claim] for study in studies]
+        for said, table in zip(verdicts, tables, strict=True):
+            assert set(re.findall("supported|contradicted|undecided", said)) == set(table.verdict) - {"not tested"}
+        quoted = re.findall(r"(-?[0-9.]+) \[(-?[0-9.]+), (-?[0-9.]+)\]", numbers)
+        measured = pd.concat(tables)[["value", "low", "high"]].map("{:.2f}".format)
+        assert quoted
+        assert set(quoted) <= set(measured.itertuples(index=False, name=None))
+
+
+def test_the_regret_of_the_recommended_rule_is_the_committed_one():
+    table = pd.read_csv(REPORTED / "cifar-resnet20" / "report" / "regret_pooled.csv").set_index("rule")
+    rule, worst = re.search(r"Always `(.+?)` loses least where it is worst: ([0-9.]+) AUROC", README).groups()
+    everywhere = table[table.n == table.n.max()]
+    assert everywhere.worst.idxmin() == f"always {rule}"
+    assert f"{everywhere.worst.min():.1f}" == worst
+
+
 def test_speed_and_memory_are_the_measured_ones():
     table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "factors.csv")
     ratios = table[table.ratio.notna()].pivot(index=["benchmark", "data", "other"], columns="kind", values="ratio")
@@ -233,7 +254,7 @@ def test_photos_become_a_page_and_a_model(project):
             Image.fromarray(image).save(project / "path" / "to" / "photos" / name / f"{j}.png")
     Image.fromarray(pixels[0]).save(project / "photo.jpg")
     first, second = block("yours").splitlines()
-    run(f"{first} --backbone airbench_4_8_8 --weights none", project)
+    run(f"{first} --backbone airbench_4_8_8 --weights ''", project)
     assert list((project / "outputs" / "your_images").glob("*.html"))
     assert "photo.jpg" in run(second, project)
     with_onnx = find_spec("onnxscript") is not None
