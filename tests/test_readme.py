@@ -261,7 +261,7 @@ def test_photos_become_a_page_and_a_model(project):
     lines = f"{block('model', 'oodlib')}\n{block('export', 'oodlib')}".splitlines()
     code = "\n".join(line for line in lines if with_onnx or "onnx" not in line)
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
-    assert re.match(r"\['(dark|bright)'\] \[-[0-9.]+\] \[0\.[0-9]+\] \[ *(True|False)\]", done.stdout)
+    assert re.match(r"\['(dark|bright)'\] \[-[0-9.]+\] \[[01]\.[0-9]*\] \[ *(True|False)\]", done.stdout)
     assert (project / "model.pt2").is_file()
     assert (project / "model.onnx").is_file() == with_onnx
     if with_onnx:
