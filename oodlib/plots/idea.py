@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from oodlib.data.sets import ImageSet, load_images
 from oodlib.plots.saving import show_saved
@@ -86,4 +87,5 @@ def _draw_scores(axis: Axes, scores: pd.DataFrame, known: str, unknown: str) -> 
     axis.text(threshold, height * 0.97, " known", ha="left", va="top", color=KNOWN, fontsize=10)
     axis.set(title="score: minus the distance to the nearest cluster", yticks=[], xlabel="more normal →", ylabel="")
     axis.title.set_fontsize(10)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.grid(False)
