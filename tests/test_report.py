@@ -37,7 +37,7 @@ def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied
     drawn = ["separation", "projection", "histograms", "roc", "epochs", "cluster_sizes", "risk", "product"]
     drawn = [f"{name}_digits" for name in drawn]
     drawn += [f"false_alarms_digits_labels_{distance}" for distance in ("mahalanobis", "cosine")]
-    drawn += ["auroc", "history", "predictors", "ranks_near", "ranks_far", "accuracy", "regret"]
+    drawn += ["idea", "auroc", "history", "predictors", "ranks_near", "ranks_far", "accuracy", "regret"]
     drawn += ["thumbnails_digits_ce", "thumbnails_digits_supcon"]
     others = {"environment.json", "05_report.ipynb", "product.csv", "regret.csv"}
     assert {path.name for path in folder.iterdir()} == tables | {f"{name}.png" for name in drawn} | others

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
-from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 
 from oodlib.app.folder import Part, is_folder
 from oodlib.app.progress import BATCH, Progress, loaded_ahead
@@ -37,6 +35,7 @@ from oodlib.scoring.detector import check_alpha
 
 AUTO, PRETRAINED, HERE = "auto", "pretrained", ""  # words for weights; all others are files
 TRAINED_HERE = "airbench_32_128_128"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of most weights
 SIDE = 32  # that the network sees where it is trained here
 EPOCH = 1000  # views: an epoch goes through a smaller folder several times
 

@@ -3,37 +3,17 @@
 Adding one is a function and an entry of ARCHITECTURES; every name of timm is known already.
 """
 
-import warnings
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from oodlib.encoders import packaged_weights as packages
 from oodlib.encoders.airbench import NAME, SMALLEST, Airbench, airbench_widths
+from oodlib.encoders.packaged_weights import import_timm
 
 if TYPE_CHECKING:
     from oodlib.encoders.encoder import EncoderSpec
-
-
-@cache
-def _timm() -> ModuleType:
-    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
-            return import_module("timm")
-    except RuntimeError as error:
-        if "torchvision" not in str(error):
-            raise
-        raise ImportError(
-            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
-            "together from one place: python -m pip install --force-reinstall torch torchvision"
-        ) from error
 
 
 def check_arch(arch: str, pretrained: bool = False) -> None:
@@ -41,7 +21,7 @@ def check_arch(arch: str, pretrained: bool = False) -> None:
     ours = airbench_widths(arch) is not None or arch in ARCHITECTURES
     if ours and not pretrained:
         return
-    timm = _timm()
+    timm = import_timm()
     is_timm = timm.is_model_pretrained if "." in arch else timm.is_model  # what follows a dot names weights
     if not ours and not is_timm(arch):
         known = ", ".join((NAME, f"{NAME}_WIDTH_WIDTH_WIDTH", *ARCHITECTURES))
@@ -52,7 +32,7 @@ def check_arch(arch: str, pretrained: bool = False) -> None:
 
 def pretrained_config(arch: str) -> dict:
     """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
-    timm = _timm()
+    timm = import_timm()
     about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
     return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
 
@@ -83,7 +63,7 @@ def _build_with_timm(spec: "EncoderSpec", pretrained: bool) -> nn.Module:
         options["img_size"] = spec.input_size
     packaged = packages.packaged_weights(spec.arch) if pretrained else None
     try:
-        net = _timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
+        net = import_timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
     except OSError as error:  # first: some of the hub's errors are ValueErrors, too
         raise ConnectionError(
             f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
@@ -113,7 +93,7 @@ def _with_small_stem(net: nn.Module, width: int = 64) -> nn.Module:
 
 
 def _small_resnet(name: str) -> Callable[[], nn.Module]:
-    return lambda: _with_small_stem(_timm().create_model(name, num_classes=0))
+    return lambda: _with_small_stem(import_timm().create_model(name, num_classes=0))
 
 
 def _resnet20() -> nn.Module:

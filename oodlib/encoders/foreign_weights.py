@@ -10,12 +10,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
 from oodlib.encoders.architectures import ARCHITECTURES
 from oodlib.encoders.encoder import Encoder, EncoderSpec, load_encoder
+from oodlib.encoders.packaged_weights import import_timm
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema", "net", "network", "teacher")
 HEADS = ("fc", "head", "classifier", "linear")  # what classifiers are called
@@ -136,7 +136,7 @@ def fit_names(state: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[s
 
 def has_small_stem(state: dict[str, torch.Tensor], backbone: str) -> bool:
     """Return whether weights fit the stem for small images of one of ARCHITECTURES rather than timm's own."""
-    if backbone not in ARCHITECTURES or not timm.is_model(backbone):
+    if backbone not in ARCHITECTURES or not import_timm().is_model(backbone):
         return backbone in ARCHITECTURES
     own = ARCHITECTURES[backbone]().state_dict().get("conv1.weight")
     stems = [t.shape for name, t in state.items() if name.endswith("conv1.weight") and t.shape[1:2] == (3,)]
@@ -148,7 +148,7 @@ def guess_backbone(path: Path, state: dict[str, torch.Tensor]) -> str:
     for name in GUESSES:
         small = has_small_stem(state, name)
         with torch.device("meta"):
-            net = ARCHITECTURES[name]() if small else timm.create_model(name, num_classes=0)
+            net = ARCHITECTURES[name]() if small else import_timm().create_model(name, num_classes=0)
         expected = net.state_dict()
         if not _mismatches(expected, fit_names(state, expected)):
             return name

