@@ -22,7 +22,7 @@ def names() -> dict[str, list[str]]:
     return {
         "studies": study_names(),
         "image sets": [*bundled, *TORCHVISION, *stored, "folder:PATH[@SIDE]"],
-        "arch": [*ARCHITECTURES, "any name of timm.list_models()"],
+        "arch": ["airbench", "airbench_WIDTH_WIDTH_WIDTH", *ARCHITECTURES, "any name of timm.list_models()"],
         "objective": list(OBJECTIVES),
         "clusterings": list(CLUSTERINGS),
         "distances": list(DISTANCES),
