@@ -11,7 +11,6 @@ from oodlib.clustering.collapse import (
     cdnv,
     compactness,
     dispersion,
-    id_ood_separation,
     neural_collapse,
     rankme,
     uniformity,
@@ -110,14 +109,11 @@ def test_variance_measures_ignore_scale_and_shift(scale, shift):
 
 def test_angles_are_the_plain_loops():
     z, y = blobs()
-    ood = np.random.default_rng(5).normal(size=(30, 6))
     directions = class_directions(z, y)
     between = [angle(directions[i], directions[j]) for i in range(4) for j in range(i)]
     assert dispersion(z, y) == pytest.approx(np.mean(between), rel=1e-12)
     own = [angle(row, directions[label]) for row, label in zip(z, y, strict=True)]
     assert compactness(z, y) == pytest.approx(np.mean(own), rel=1e-12)
-    nearest = [[min(angle(row, direction) for direction in directions.values()) for row in rows] for rows in (z, ood)]
-    assert id_ood_separation(z, y, ood) == pytest.approx(np.mean(nearest[1]) - np.mean(nearest[0]), rel=1e-10)
     lengths = np.random.default_rng(6).uniform(1e-5, 1e3, size=(80, 1))  # only directions count
     assert dispersion(z * lengths, y) == pytest.approx(dispersion(z, y), rel=1e-12)
     assert compactness(z * lengths, y) == pytest.approx(compactness(z, y), rel=1e-12)
@@ -171,12 +167,8 @@ def test_bad_embeddings_and_labels_are_named(measure):
 
 
 def test_other_bad_input_is_named():
-    with pytest.raises(ValueError, match="z_id and z_ood must have the same d, got 2 and 1"):
-        id_ood_separation(SQUARE, PAIRS, [[1.0]])
-    with pytest.raises(ValueError, match="y_id must be integers"):
-        id_ood_separation(SQUARE, PAIRS * 0.5, SQUARE)
-    with pytest.raises(ValueError, match="z_ood must be finite"):
-        id_ood_separation(SQUARE, PAIRS, SQUARE * np.nan)
+    with pytest.raises(ValueError, match="y must be integers"):
+        dispersion(SQUARE, PAIRS * 0.5)
     with pytest.raises(ValueError, match="z_a and z_b must have one shape"):
         alignment(SQUARE, SQUARE[:2])
     with pytest.raises(ValueError, match="uniformity needs at least 2 rows, got 1"):

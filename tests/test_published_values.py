@@ -3,7 +3,7 @@
 Every constant was printed by running the implementation named above it on `Z` and `Y` once; none is ours, and no code
 of theirs is here. A comment says which version, which call and which convention; where conventions differ, the test
 converts. rsc and oodformer round to float32: within 1e-6 absolute; everything else within 1e-6 of the value.
-No published code was found for dispersion, compactness and id_ood_separation in degrees. nmi, ari, silhouette,
+No published code was found for dispersion and compactness in degrees. nmi, ari, silhouette,
 Davies-Bouldin and Calinski-Harabasz are compared with scikit-learn itself in test_separation.py.
 """
 

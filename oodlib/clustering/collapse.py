@@ -65,7 +65,7 @@ def dispersion(z, y) -> float:
 
     In [0, 180], larger is better. Ming et al. 2023; the angles, not the cosines, are averaged.
     """
-    directions, _, _ = _class_directions("z", z, "y", y)
+    directions, _, _ = _class_directions(z, y)
     pairs = np.triu_indices(len(directions), k=1)
     return float(_degrees((directions @ directions.T)[pairs]).mean()) if len(directions) > 1 else np.nan
 
@@ -75,22 +75,8 @@ def compactness(z, y) -> float:
 
     In [0, 180], smaller is better. Ming et al. 2023; the angles, not the cosines, are averaged.
     """
-    directions, z, codes = _class_directions("z", z, "y", y)
+    directions, z, codes = _class_directions(z, y)
     return float(_degrees((z * directions[codes]).sum(axis=1)).mean())
-
-
-def id_ood_separation(z_id, y_id, z_ood) -> float:
-    """Return how much farther OOD stands from its nearest ID class mean than ID does, in degrees.
-
-    z_id (n, d), y_id (n,) int, z_ood (m, d). The mean angle of an OOD sample to the nearest class mean of z_id, minus
-    the same for z_id. In [-180, 180], larger is better. The separability of Ming et al. 2023, in angles.
-    """
-    directions, z_id, _ = _class_directions("z_id", z_id, "y_id", y_id)
-    z_ood = to_unit_norm(_as_float64("z_ood", z_ood))
-    if z_ood.shape[1] != z_id.shape[1]:
-        raise ValueError(f"z_id and z_ood must have the same d, got {z_id.shape[1]} and {z_ood.shape[1]}")
-    nearest_id, nearest_ood = (_degrees((z @ directions.T).max(axis=1)) for z in (z_id, z_ood))
-    return float(nearest_ood.mean() - nearest_id.mean())
 
 
 def alignment(z_a, z_b) -> float:
@@ -140,10 +126,10 @@ def _with_class_means(z, y):
     return z, codes, cluster_means(z, codes, len(labels))
 
 
-def _class_directions(z_name, z, y_name, y):
+def _class_directions(z, y):
     """Return the class means at unit length (C, d), z at unit length (n, d) and the class index (n,) of each row."""
-    z = to_unit_norm(_as_float64(z_name, z))
-    labels, codes = check_labels(y_name, y, len(z))
+    z = to_unit_norm(_as_float64("z", z))
+    labels, codes = check_labels("y", y, len(z))
     return to_unit_norm(cluster_means(z, codes, len(labels))), z, codes
 
 
