@@ -4,7 +4,7 @@ Adding one is a function and an entry of ARCHITECTURES; every name of timm is kn
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,8 +12,31 @@ from oodlib.encoders import packaged_weights as packages
 from oodlib.encoders.airbench import NAME, SMALLEST, Airbench, airbench_widths
 from oodlib.encoders.packaged_weights import import_timm
 
-if TYPE_CHECKING:
-    from oodlib.encoders.encoder import EncoderSpec
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is, apart from its weights.
+
+    `side` and `channels` (1 or 3) are the ID set's own; every image takes them before it is brought to `input_size`.
+    `mean` and `std` are of the prepared training images in [0, 1], one a channel, or those of pretrained weights.
+    `patch_size` and `pool` ("token" or "avg") are of vision transformers; 0 and "" leave the architecture's own.
+    `small_stem` is whether one of ARCHITECTURES keeps the resolution at its stem; pretrained weights fit timm's stem.
+    `mirrored` embeds an image as the mean over itself and its mirror image.
+    """
+
+    arch: str
+    classes: tuple[str, ...]
+    heads: tuple[str, ...]
+    side: int
+    channels: int
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    projection_dim: int = 128
+    patch_size: int = 0
+    pool: str = ""
+    small_stem: bool = True
+    mirrored: bool = False
 
 
 def check_arch(arch: str, pretrained: bool = False) -> None:
@@ -37,7 +60,7 @@ def pretrained_config(arch: str) -> dict:
     return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
 
 
-def build_backbone(spec: "EncoderSpec", pretrained: bool = False) -> nn.Module:
+def build_backbone(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
     """Return the backbone that a spec names, with random weights or timm's pretrained ones.
 
     Raises ValueError for an unknown architecture or an argument it does not take, ConnectionError where pretrained
@@ -56,7 +79,7 @@ def build_backbone(spec: "EncoderSpec", pretrained: bool = False) -> nn.Module:
     return Airbench(widths) if widths else ARCHITECTURES[spec.arch]()
 
 
-def _build_with_timm(spec: "EncoderSpec", pretrained: bool) -> nn.Module:
+def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
     options = {"patch_size": spec.patch_size, "global_pool": spec.pool}
     options = {name: value for name, value in options.items() if value}
     if pretrained_config(spec.arch).get("fixed_input_size"):

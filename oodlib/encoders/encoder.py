@@ -6,7 +6,7 @@ both. Weights and spec are one safetensors file, which holds arrays and JSON onl
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +14,10 @@ import torch
 from torch import nn
 
 from oodlib.data.sets import prepare
-from oodlib.encoders.architectures import build_backbone
+from oodlib.encoders.architectures import EncoderSpec, build_backbone
 from oodlib.files import read_tensors, write_tensors
 
 FORMAT = "oodlib-encoder-1"
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What an encoder is, apart from its weights.
-
-    `side` and `channels` (1 or 3) are the ID set's own; every image takes them before it is brought to `input_size`.
-    `mean` and `std` are of the prepared training images in [0, 1], one a channel, or those of pretrained weights.
-    `patch_size` and `pool` ("token" or "avg") are of vision transformers; 0 and "" leave the architecture's own.
-    `small_stem` is whether one of ARCHITECTURES keeps the resolution at its stem; pretrained weights fit timm's stem.
-    `mirrored` embeds an image as the mean over itself and its mirror image.
-    """
-
-    arch: str
-    classes: tuple[str, ...]
-    heads: tuple[str, ...]
-    side: int
-    channels: int
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    projection_dim: int = 128
-    patch_size: int = 0
-    pool: str = ""
-    small_stem: bool = True
-    mirrored: bool = False
 
 
 class Encoder(nn.Module):
