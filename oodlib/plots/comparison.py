@@ -14,6 +14,7 @@ from oodlib.clustering.clusters import OWN_SIZE
 from oodlib.data.catalogue import display_name
 from oodlib.plots.style import (
     legend_below,
+    name_rows,
     nothing_figure,
     objective_color,
     objective_handles,
@@ -45,8 +46,7 @@ def auroc_figure(results: Results) -> Figure:
         part = means[(means.id_dataset == dataset) & (means.group == group)]
         _draw_rows(axis, part, detectors, objectives)
         axis.set(title=f"{display_name(dataset)}: {group} OOD", xlabel="AUROC, %")
-        axis.set(yticks=range(len(detectors)), yticklabels=detectors, ylim=(len(detectors) - 0.5, -0.5))
-        axis.label_outer()
+        name_rows(axis, detectors)
     legend_below(figure, objective_handles(objectives), 6)
     plt.close(figure)
     return figure

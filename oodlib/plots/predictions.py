@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from oodlib.data.catalogue import display_name
 from oodlib.plots.style import (
     legend_below,
+    name_rows,
     nothing_figure,
     objective_color,
     objective_colors,
@@ -128,8 +129,7 @@ def regret_figure(regrets: pd.DataFrame) -> Figure:
         means = part.groupby("rule").regret.mean().reindex(order)
         axis.plot(means, range(len(order)), "|", color="0.2", markersize=20, markeredgewidth=1.5)
         axis.set(title=f"{display_name(dataset)}: {group} OOD", xlabel="regret, AUROC points")
-        axis.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
-        axis.label_outer()
+        name_rows(axis, order)
     legend_below(figure, objective_handles(objectives), 6)
     plt.close(figure)
     return figure

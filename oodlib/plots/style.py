@@ -67,6 +67,12 @@ def label_rows(axes: list[Axes], label: str) -> None:
             axis.set_ylabel(label)
 
 
+def name_rows(axis: Axes, names: list[str]) -> None:
+    """Give each row of an axis its name, from the top down; panels that share the axis are labelled at the edge."""
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axis.label_outer()
+
+
 def legend_below(figure: Figure, handles: dict[str, plt.Line2D], n_columns: int = 5) -> None:
     """Put a legend below all panels, of handles by their names."""
     n_columns = min(len(handles), n_columns)

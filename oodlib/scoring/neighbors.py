@@ -73,12 +73,12 @@ class Table:
         tight = (spread < RESOLVED * ((sample - mean) ** 2).sum(axis=1).mean()).mean() > TIGHT
         self.centers, self.sizes = centers.astype(np.float64), sizes * (len(rows) / len(sample))  # (G,) estimated
         ids, origin = start + np.arange(len(rows)), mean.astype(np.float32)
-        self.all, self.groups = (None, None) if tight else (Group(rows - origin, origin, ids), None)
+        self.all, self.groups = None, None
         if tight:
-            self.groups = [
-                Group(part - center, center, own)
-                for part, own, center in zip(*_split(rows, ids, centers), centers, strict=True)
-            ]
+            parts = zip(*_split(rows, ids, centers), centers, strict=True)
+            self.groups = [Group(part - center, center, own) for part, own, center in parts]
+        else:
+            self.all = Group(rows - origin, origin, ids)
 
     @property
     def radius(self) -> float:
