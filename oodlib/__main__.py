@@ -138,7 +138,9 @@ def list_names() -> int:
 def train_only(study: str, name: str | None, minutes: float) -> int:
     """Train the runs of a study one after another in this process, or in those that torchrun started.
 
-    The first seed of every cell comes first, so that what is done when the minutes are over is worth most.
+    The first seed of every cell comes first, so that what is done when the minutes are over is worth most. Where the
+    command runs twice side by side, as two processes fill a big GPU better than one, each takes the runs that the other
+    has not begun.
     """
     from oodlib.encoders import distributed
     from oodlib.study.checks import check_trainings
@@ -156,16 +158,22 @@ def train_only(study: str, name: str | None, minutes: float) -> int:
             if distributed.rank() == 0:
                 check_trainings(chosen)  # which fetches the image sets: once, not in every process
         chosen = sorted(chosen, key=lambda plan: plan.parameters["train"]["seed"])
-        n_done = _train_until(study, chosen, until)
-        if n_done < len(chosen):
+        n_left = _train_until(study, chosen, until, wait=name is not None)
+        if n_left:
+            n_done = len(chosen) - n_left
             distributed.say(
                 f"{minutes:g} minutes are over: {n_done} of {len(chosen)} runs are trained; the next call goes on"
             )
     return 0
 
 
-def _train_until(study: str, runs: list["PlannedRun"], until: float) -> int:
-    """Train runs until a time of time.monotonic; return how many are done."""
+def _train_until(study: str, runs: list["PlannedRun"], until: float, wait: bool) -> int:
+    """Train runs until a time of time.monotonic; return how many are left when it is over.
+
+    Without `wait`, what another process is training is left to it.
+    """
+    from filelock import Timeout
+
     from oodlib.encoders import distributed
     from oodlib.encoders.settings import TrainingConfig
     from oodlib.encoders.training import OutOfTime
@@ -174,14 +182,16 @@ def _train_until(study: str, runs: list["PlannedRun"], until: float) -> int:
     start = time.monotonic()
     for n, plan in enumerate(runs):
         if distributed.anywhere(time.monotonic() >= until):
-            return n
+            return len(runs) - n
         distributed.say(f"{plan.run.name} · {n + 1} of {len(runs)} · {time.monotonic() - start:.0f} s")
         try:
-            train_step(study, TrainingConfig(**plan.parameters["train"]), until=until, say_every=SAY_EVERY)
+            train_step(study, TrainingConfig(**plan.parameters["train"]), until=until, say_every=SAY_EVERY, wait=wait)
+        except Timeout:
+            distributed.say("another process is training it")
         except OutOfTime as stopped:
             distributed.say(f"{plan.run.name} {stopped}")
-            return n
-    return len(runs)
+            return len(runs) - n
+    return 0
 
 
 def _complain(text: str) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from oodlib import __main__
 from oodlib.__main__ import main
@@ -169,6 +170,16 @@ def test_training_alone_needs_no_jupyter_and_takes_the_first_seed_of_every_cell_
     assert all(project.run_folder("tried", run).joinpath("encoder.safetensors").is_file() for run in runs)
     again = train_bare(project)
     assert sum("is trained already" in line for line in again) == 4
+
+
+def test_what_another_process_is_training_is_left_to_it(project, capsys):
+    project.write_study("tried", f"parameters: {{seed: [0, 1], epochs: 1, batch_size: 256, {SMALL_NET}}}")
+    first, second = (project.run_folder("tried", f"digits-airbench_4_8_8-ce-s{seed}") for seed in (0, 1))
+    first.mkdir(parents=True)
+    with FileLock(first.parents[1] / f"{first.name}.lock"):
+        assert main(["train", "tried"]) == 0
+    assert "another process is training it" in capsys.readouterr().out
+    assert [(folder / "encoder.safetensors").is_file() for folder in (first, second)] == [False, True]
 
 
 def test_when_the_minutes_are_over_it_stops_by_itself_and_the_next_call_goes_on_to_the_same_bytes(project):

@@ -62,13 +62,15 @@ def train_step(
     data_root: str = "",
     until: float = math.inf,
     say_every: float = math.inf,
+    wait: bool = True,
 ) -> Run:
     """Train the run that a configuration names, or find it trained; write its weights and history; return it.
 
     `until` and `say_every` are those of `training.train`, which raises OutOfTime.
 
     A run that is on record keeps what it kept on its way: checkpoints and snapshots do not decide its weights. Where
-    another process trains the run, it waits for that one, and goes on from what it has left.
+    another process trains the run, it waits for that one, and goes on from what it has left; without `wait` it raises
+    filelock.Timeout.
     """
     from oodlib.encoders import distributed
     from oodlib.encoders.checkpoint import remove_checkpoint
@@ -82,7 +84,7 @@ def train_step(
         distributed.say(f"{run.name} is trained already: {run.path}")
     else:
         images = load_images(config.id_dataset, "train", data_root or None)
-        with distributed.on_first(_alone_at(run), otherwise=None):
+        with distributed.on_first(_alone_at(run, wait), otherwise=None):
             if distributed.anywhere(not run.is_done("train", asdict(config))):
                 _train(run, config, images, until, say_every)
     if distributed.rank() == 0:
@@ -92,8 +94,8 @@ def train_step(
 
 
 @contextmanager
-def _alone_at(run: Run) -> Iterator[None]:
-    """Wait until no other process trains a run, and keep others waiting."""
+def _alone_at(run: Run, wait: bool) -> Iterator[None]:
+    """Wait until no other process trains a run, or raise Timeout where one does; keep others waiting."""
     from filelock import FileLock, Timeout
 
     run.path.mkdir(parents=True, exist_ok=True)
@@ -101,6 +103,8 @@ def _alone_at(run: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            raise
         print(f"{run.name} is being trained by another process, which is waited for", flush=True)
         lock.acquire()
     try:
