@@ -6,8 +6,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from oodlib.clustering import e_step as expectation
-from oodlib.clustering import mixture
+from oodlib.clustering import gaussians, mixture
 from oodlib.clustering.kmeans import kmeans
 from oodlib.clustering.mixture import COVARIANCES, fit_mixture
 
@@ -68,14 +67,14 @@ def test_log_joint_is_the_formula_for_every_component(z):
     ids=["far", "far-narrow", "near", "one"],
 )
 def test_em_that_leaves_negligible_components_out_is_plain_em(monkeypatch, z, left_out):
-    shares, log_joint = [], expectation.log_joint
+    shares, log_joint = [], gaussians.log_joint
 
     def spy(*args, **options):
         values = log_joint(*args, **options)
         shares.append(np.isneginf(values).mean())
         return values
 
-    monkeypatch.setattr(expectation, "log_joint", spy)
+    monkeypatch.setattr(gaussians, "log_joint", spy)
     found = fit_mixture(z, 3)
     if left_out is not None:
         assert shares == pytest.approx([left_out] * len(shares))
@@ -93,10 +92,10 @@ def test_only_values_below_the_margin_are_left_out():
     x -= x.mean(axis=0)
     means, covariances = RNG.normal(size=(4, 150)) / 4, np.stack([np.eye(150) * scale for scale in (0.5, 1, 1, 2)])
     weights = np.array([0.1, 0.2, 0.3, 0.4])
-    exact = expectation.log_joint(x, weights, means, covariances, "full")
+    exact = gaussians.log_joint(x, weights, means, covariances, "full")
     below = exact < exact.max(axis=1, keepdims=True) - 20
     assert 0.05 < below.mean() < 0.7
-    found = expectation.log_joint(x, weights, means, covariances, "full", margin=20)
+    found = gaussians.log_joint(x, weights, means, covariances, "full", margin=20)
     np.testing.assert_allclose(found, np.where(below, -np.inf, exact), rtol=1e-12)
 
 

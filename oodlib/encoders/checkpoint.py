@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from oodlib.encoders import distributed
 from oodlib.encoders.encoder import Encoder
-from oodlib.encoders.settings import TrainingConfig
 from oodlib.files import differences, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from oodlib.encoders.settings import TrainingConfig
 
 FORMAT = "oodlib-checkpoint-1"
 
@@ -53,7 +56,7 @@ class TrainingState:
         }
 
 
-def save_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
+def save_checkpoint(path: str | Path, state: TrainingState, config: "TrainingConfig") -> None:
     """Write a checkpoint; where that fails, with an OSError, the one that was there stays."""
     about = {"config": asdict(config), "history": state.history}
     about |= {"epoch": state.epoch, "step": state.step, "seconds": state.seconds, "where": _where()}
@@ -61,7 +64,7 @@ def save_checkpoint(path: str | Path, state: TrainingState, config: TrainingConf
 
 
 @torch.no_grad()
-def load_checkpoint(path: str | Path, state: TrainingState, config: TrainingConfig) -> None:
+def load_checkpoint(path: str | Path, state: TrainingState, config: "TrainingConfig") -> None:
     """Bring a fresh state to where a checkpoint left off; say so where the weights will not be the undisturbed ones.
 
     Raises ValueError for a file that is cut short, foreign, or of another configuration or network; it names which.

@@ -6,13 +6,12 @@ small module beside the encoder, saved with a checkpoint and not with the encode
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oodlib.encoders.encoder import Encoder
 from oodlib.losses import (
     compactness_loss,
     dispersion_loss,
@@ -21,6 +20,9 @@ from oodlib.losses import (
     supcon_loss,
     update_prototypes,
 )
+
+if TYPE_CHECKING:
+    from oodlib.encoders.encoder import Encoder
 
 Heads = dict[str, torch.Tensor]  # what each head gives for all views stacked: (views·n, C) or (views·n, p)
 
@@ -42,7 +44,7 @@ class Prototypes(nn.Module):
         self.register_buffer("values", torch.zeros(n_classes, dim))
 
     @classmethod
-    def of(cls, encoder: Encoder) -> "Prototypes":
+    def of(cls, encoder: "Encoder") -> "Prototypes":
         return cls(len(encoder.spec.classes), encoder.spec.projection_dim or encoder.dim)
 
 
@@ -59,7 +61,7 @@ class Objective:
     n_views: int
     temperature: float
     loss: Callable[[Heads, torch.Tensor, float, LossSettings, nn.Module | None], torch.Tensor]
-    memory: Callable[[Encoder], nn.Module] | None = None
+    memory: "Callable[[Encoder], nn.Module] | None" = None
     pairs: bool = False
 
 

@@ -62,7 +62,6 @@ class TrainingConfig:
     pretrained: bool = False
     trained: str = ALL
     half: bool = False
-    compile: bool = False
     checkpoint_epochs: int = 1
     snapshot_epochs: int = 0
     calibration_fraction: float = 0.1

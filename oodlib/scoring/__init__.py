@@ -6,13 +6,13 @@ A name is imported when it is first asked for: detectors need scikit-learn, whos
 from importlib import import_module
 
 _NAMES = {
-    "classifier_scores": ("activation_limit", "ash", "fdbd", "nci", "nnguide", "react", "scale"),
+    "classifier_scores": ("LOGIT_SCORES", "activation_limit", "ash", "energy", "fdbd", "gen", "max_logit", "msp", "nci")
+    + ("nnguide", "react", "scale"),
     "cluster_detector": ("ClusterDetector",),
     "detector": ("Detector",),
     "distances": ("DISTANCES", "Distance", "nearest_cluster", "nearest_clusters"),
     "knn": ("KNNDetector",),
     "loading": ("DETECTORS", "load_detector"),
-    "logit_scores": ("LOGIT_SCORES", "energy", "gen", "max_logit", "msp"),
     "outlier_exposure": ("OutlierExposureDetector",),
     "thresholds": ("THRESHOLDS", "Threshold"),
     "vim": ("ViMDetector",),
