@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from oodlib.data.catalogue import display_name, look_up
-from oodlib.report import provenance
+from oodlib.report import tables
 from oodlib.report.published import absent_sets, comparison_table, figures, with_accuracy
 
 CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
@@ -64,13 +64,13 @@ def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results
     whole = results.runs.assign(clustering="none", measure="rankme", size=45000, value=1.0)
     metrics = results.metrics.assign(n_id=10000, n_ood=1200)
     results = replace(results, metrics=metrics, clusters=whole)
-    table = provenance.data_table(results).set_index("set")
+    table = tables.data_table(results).set_index("set")
     assert "in ImageNet" not in table
     assert table.loc["CIFAR-10", ["part", "images"]].tolist() == ["ID", "45000 training, 10000 test"]
     assert table.loc["DTD (10 classes)", ["part", "images"]].tolist() == ["far OOD of CIFAR-10, CIFAR-100", "1200 test"]
     assert table.loc["noise 32", "source"] == "computed"
     assert table.loc["folder:mine", "source"] == ""
-    pretrained = provenance.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
+    pretrained = tables.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
     assert pretrained.set_index("set")["in ImageNet"]["Tiny ImageNet"] == look_up("tinyimagenet").in_imagenet != ""
 
 
