@@ -88,3 +88,16 @@ def test_thumbnails_of_missing_sets_are_left_out_and_said_so(make_results, capsy
     missing = extremes.assign(dataset=extremes.dataset.replace("digits", "gone"), id_dataset="gone")
     assert dict(pictures.thumbnail_figures(missing, DETECTOR, 0)) == {}
     assert "no thumbnails of gone" in capsys.readouterr().out
+
+
+def test_the_most_wrong_images_have_a_row_a_set(make_results, capsys):
+    extremes = make_results().extremes
+    extremes = extremes[(extremes.run == extremes.run.iloc[0]) & (extremes.detector == DETECTOR)]
+    wrong = extremes[(extremes.extreme == "least") == (extremes.dataset == "digits")]
+    figure = pictures.wrong_images_figure(wrong, DETECTOR)
+    rows = [axis.get_ylabel() for axis in figure.axes]
+    assert rows == [f"{NAMED[0]}\nleast normal", *(f"{name}\nmost normal" for name in NAMED[1:])]
+    shown = figure.axes[3].images[0].get_array()
+    np.testing.assert_array_equal(shown, pictures.strip(load_images("photos").images[:3], 3))
+    pictures.wrong_images_figure(wrong.assign(dataset="gone"), DETECTOR)
+    assert capsys.readouterr().out == "no thumbnails of gone: load_images('gone') says why\n"

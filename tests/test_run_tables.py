@@ -17,7 +17,6 @@ from oodlib.study.artefacts import (
     ID_SPLITS,
     SHOWN,
     describe_embeddings,
-    extreme_table,
     false_alarm_table,
     id_embeddings,
     interval_table,
@@ -200,24 +199,6 @@ def test_quantiles_are_of_every_test_set():
         np.testing.assert_allclose(kept.level, np.arange(101) / 100, atol=1e-12)
         np.testing.assert_array_equal(kept.score, np.quantile(scored.scores[key], kept.level))
         assert kept.score.iloc[[0, -1]].tolist() == [scored.scores[key].min(), scored.scores[key].max()]
-
-
-def test_extremes_are_the_least_and_the_most_normal_images_from_the_extreme_inwards():
-    scored = draw_scored()
-    table = extreme_table(scored, named())
-    assert set(table) == {"detector", "dataset", "extreme", "rank", "index", "score"}
-    for key, dataset in named().items():
-        of = table[table.dataset == dataset].set_index("extreme")
-        ascending = sorted(range(len(scored.scores[key])), key=lambda i: scored.scores[key][i])
-        assert of.loc["least", "index"].tolist() == ascending[:12]
-        assert of.loc["most", "index"].tolist() == ascending[::-1][:12]
-        assert of.loc["most", "rank"].tolist() == list(range(12))
-        np.testing.assert_array_equal(of["score"], scored.scores[key][of["index"]])
-
-
-def test_a_set_of_two_images_has_two_extremes():
-    table = extreme_table(draw_scored(n_ood=2), named())
-    assert table[table.dataset == "photos"].groupby("extreme").size().to_dict() == {"least": 2, "most": 2}
 
 
 def test_intervals_are_delongs_the_bootstraps_and_clopper_and_pearsons():

@@ -26,6 +26,7 @@ from oodlib.scoring.choices import choice_table
 from oodlib.study import Run, steps
 from oodlib.study.artefacts import ID_SPLITS, run_embeddings
 from oodlib.study.checks import check_ood_sets, check_same_classes
+from oodlib.study.image_scores import load_image_scores
 
 NAME = "digits-resnet20-ce-s0"
 NEAR, FAR, SANITY = ["digits789"], ["letters", "photos"], ["noise:8"]
@@ -42,7 +43,6 @@ ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected",
 EVALUATED = [
     "metrics",
     "scores",
-    "extremes",
     "intervals",
     "risk_coverage",
     "false_alarms",
@@ -405,18 +405,18 @@ def test_id_accuracy(trained):
     assert accuracy["classifier"] == (test["logits"].argmax(axis=1) == test["y"]).mean()
 
 
-def test_score_quantiles_and_extremes_are_of_the_shown_detectors(trained):
-    scores, extremes = (read(trained, name) for name in ("scores", "extremes"))
-    assert set(scores.detector) == set(extremes.detector) == {"labels/mahalanobis", "labels/cosine", "knn"}
-    assert set(scores.dataset) == set(extremes.dataset) == {"digits", *GROUPS}
+def test_score_quantiles_and_scores_of_images_are_of_the_shown_detectors(trained):
+    scores, each = read(trained, "scores"), load_image_scores(trained)
+    assert set(scores.detector) == {*each.columns[2:]} == {"labels/mahalanobis", "labels/cosine", "knn"}
+    assert set(scores.dataset) == {"digits", *GROUPS}
+    assert each.groupby("dataset", sort=False).size().to_dict() == {"digits": 379} | dict.fromkeys(GROUPS, 150)
     expected = reference_scores(trained, "photos")["none", 0, "knn"]
     kept = scores[(scores.detector == "knn") & (scores.dataset == "photos")]
     np.testing.assert_allclose(kept.level, np.linspace(0, 1, 101))
     np.testing.assert_allclose(kept.score, np.quantile(expected, np.linspace(0, 1, 101)), atol=1e-4)
-    chosen = extremes[(extremes.detector == "knn") & (extremes.dataset == "photos")].set_index("extreme")
-    assert list(chosen.loc["most", "rank"]) == list(range(12))
-    np.testing.assert_allclose(expected[chosen.loc["most", "index"]], np.sort(expected)[::-1][:12], atol=1e-4)
-    np.testing.assert_allclose(expected[chosen.loc["least", "index"]], np.sort(expected)[:12], atol=1e-4)
+    photos = each[each.dataset == "photos"]
+    assert photos["index"].tolist() == list(range(150))
+    np.testing.assert_allclose(photos.knn, expected, atol=1e-4)
 
 
 def test_projection_holds_some_images_of_every_set(trained):
@@ -468,7 +468,7 @@ def test_sets_of_one_and_of_two_images_are_evaluated(copied):
     assert metrics.auroc.between(0, 1).all()
     with_interval = read(copied, "intervals").query("measure == 'auroc'").ood_dataset
     assert set(with_interval) == set(GROUPS) - {"letters"}  # one image has no variance
-    assert read(copied, "extremes").groupby(["detector", "dataset"]).size()["knn", "letters"] == 2
+    assert load_image_scores(copied).groupby("dataset").size()[["letters", "photos"]].tolist() == [1, 2]
 
 
 def test_risks_and_false_alarms_are_of_the_shown_detectors(trained):
@@ -492,7 +492,8 @@ def test_a_second_call_changes_no_file(copied):
 def test_same_machine_same_numbers(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = all_steps("other_name")
-    for name in (*(f"{table}.csv" for table in (*EVALUATED, "clusters", "projection")), "encoder.safetensors"):
+    tables = (f"{table}.csv" for table in (*EVALUATED, "clusters", "projection"))
+    for name in (*tables, "image_scores.npz", "encoder.safetensors"):
         assert (again.path / name).read_bytes() == (trained.path / name).read_bytes(), name
 
 

@@ -14,6 +14,7 @@ from oodlib.plots.clusters import projections_figure
 from oodlib.report import results as report
 from oodlib.report.tables import main_table_text
 from oodlib.study import Run, reported
+from oodlib.study.image_scores import extreme_table, load_image_scores
 from oodlib.study.reported import DRAWN, OTHERS, RANKING
 from oodlib.study.studies import read_study
 
@@ -76,13 +77,17 @@ def test_what_is_drawn_is_that_of_the_runs(studied, collected):
         ("scores", "score", 6e-5, 0),
         ("projection", "x", 0, 6e-3),
         ("risk_coverage", "risk", 6e-4, 0),
-        ("extremes", "index", 0, 0),
         ("false_alarms", "rate", 0, 6e-5),
         ("history", "seconds", 0, 0),
     ):
         own, found = artefact(studied, name), getattr(collected, name)
         assert len(found) == len(own), name
         np.testing.assert_allclose(found[value], own[value], rtol=rtol, atol=atol, err_msg=name)
+    for run, found in collected.extremes.groupby("run"):
+        own = extreme_table(load_image_scores(Run("small", run)))
+        columns = ["detector", "dataset", "extreme", "rank", "index"]
+        pd.testing.assert_frame_equal(found[columns].reset_index(drop=True), own[columns], check_dtype=False)
+    assert collected.extremes.run.nunique() == 4
     choices, best = artefact(studied, "choices"), collected.choices
     assert best.auroc.tolist() == pytest.approx(choices.groupby(["run", "rule"]).auroc.max().tolist(), abs=6e-5)
     assert set(collected.intervals.measure) == {"auroc"}

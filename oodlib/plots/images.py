@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from oodlib.data.catalogue import display_name
 from oodlib.data.sets import ImageSet, load_images, prepare
 from oodlib.plots.scores import of_seed
-from oodlib.plots.style import objective_name
+from oodlib.plots.style import nothing_figure, objective_name
 
 if TYPE_CHECKING:
     import torch
@@ -100,23 +100,39 @@ def thumbnail_figures(
     """
     extremes = extremes[extremes.detector == detector]
     extremes = pd.concat([of_seed(extremes, name, seed) for name in dict.fromkeys(extremes.id_dataset)])
+    images = _images_of(extremes, data_root)
+    for (id_dataset, objective), part in extremes.groupby(["id_dataset", "objective"], sort=False):
+        if id_dataset in images:
+            shown = {name: images[name] for name in dict.fromkeys(part.dataset) if name in images}
+            yield (
+                f"{id_dataset}_{objective}",
+                _thumbnails(part, shown, f"{objective_name(objective)}, {detector}, seed {seed}"),
+            )
+
+
+def wrong_images_figure(wrong: pd.DataFrame, detector: str, data_root: str = "") -> Figure:
+    """Draw the images that a detector is most wrong on, as `oodlib.study.image_scores.most_wrong` finds them.
+
+    Image sets that are not on this machine are left out, and said so.
+    """
+    images = _images_of(wrong, data_root)
+    return _thumbnails(wrong, images, detector) if images else nothing_figure("no images on this machine")
+
+
+def _images_of(extremes: pd.DataFrame, data_root: str) -> dict[str, np.ndarray]:
+    """Return the test images of each set of a table, in its order, of those sets that are here."""
     images = {}
     for name in dict.fromkeys(extremes.dataset):
         try:
             images[name] = load_images(name, "test", data_root or None).images
         except (OSError, ValueError):  # what it says names a folder of this machine, and reports are shared
             print(f"no thumbnails of {name}: load_images({name!r}) says why")
-    for (id_dataset, objective), part in extremes.groupby(["id_dataset", "objective"], sort=False):
-        if id_dataset in images:
-            yield (
-                f"{id_dataset}_{objective}",
-                _thumbnails(part, images, f"{objective_name(objective)}, {detector}, seed {seed}"),
-            )
+    return images
 
 
 def _thumbnails(extremes: pd.DataFrame, images: dict[str, np.ndarray], title: str) -> Figure:
-    sets = [name for name in dict.fromkeys(extremes.dataset) if name in images]
-    rows = [(name, extreme) for name in sets for extreme in ("most", "least")]
+    there = set(zip(extremes.dataset, extremes.extreme, strict=True))
+    rows = [(name, extreme) for name in images for extreme in ("most", "least") if (name, extreme) in there]
     n_columns = int(extremes["rank"].max()) + 1
     size = (0.75 * n_columns + 1.6, 0.78 * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), figsize=size, squeeze=False, layout="constrained")

@@ -1,4 +1,4 @@
-"""Drawings of the notebooks that teach: points in a plane and on the unit circle, contours of a score, image rows."""
+"""Drawings of the notebooks that teach: points in a plane and on the unit circle, contours of a score."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 
 from oodlib.arrays import sample_rows, to_unit_norm
 from oodlib.data.sets import ImageSet, load_images, take
-from oodlib.plots.images import show_images
 from oodlib.plots.style import nothing_figure, show_saved
 from oodlib.report.results import Results
 from oodlib.study.run import Run
@@ -93,31 +92,6 @@ def snapshots_figure(run: Run, images: ImageSet, n_snapshots: int = 4, n_images:
         z = z - z.mean(axis=0)
         plane = z @ np.linalg.svd(z, full_matrices=False)[2][:2].T  # (n, 2)
         draw_points(axis, plane, images.labels[some], f"epoch {int(path.stem)}", size=8)
-    plt.close(figure)
-    return figure
-
-
-def wrong_images_figure(
-    id_dataset: str, scores: dict[str, np.ndarray], data_root: str = "", n_images: int = 12
-) -> Figure:
-    """Draw the least normal test images of the ID set and the most normal ones of every OOD set, a row a set.
-
-    scores: by the name of a set, the score (n,) of each of its first n test images. Sets whose images are not on this
-    machine are left out, and said so.
-    """
-    rows = {}
-    for name, values in scores.items():
-        extreme, key = ("least", values) if name == id_dataset else ("most", -values)
-        try:
-            images = load_images(name, "test", data_root or None).images
-            rows[f"{name}\n{extreme} normal"] = images[np.argsort(key, kind="stable")[:n_images]]
-        except (OSError, ValueError):  # what it says names a folder of this machine, and notebooks are shared
-            print(f"no images of {name}: load_images({name!r}) says why")
-    if not rows:
-        return nothing_figure("no images on this machine")
-    figure, axes = plt.subplots(len(rows), figsize=(0.75 * n_images, 0.8 * len(rows)), squeeze=False)
-    for axis, (label, images) in zip(axes.flat, rows.items(), strict=True):
-        show_images(axis, images, label, n_images)
     plt.close(figure)
     return figure
 

@@ -101,7 +101,7 @@ def write_csv(table: pd.DataFrame, path: Path, digits: int = 7) -> None:
 
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
-N_QUANTILES, N_EXTREMES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 12, 250, 200, 50
+N_QUANTILES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 250, 200, 50
 
 
 def aligned(run: Run) -> dict:
@@ -224,18 +224,6 @@ def quantile_table(scored: Scored, sets: dict[str, str]) -> pd.DataFrame:
         pd.DataFrame({"dataset": dataset, "level": levels, "score": np.quantile(scored.scores[key], levels)})
         for key, dataset in sets.items()
     ]
-    return pd.concat(tables).assign(detector=shown_name(scored))
-
-
-def extreme_table(scored: Scored, sets: dict[str, str]) -> pd.DataFrame:
-    """Return the indices of each set's least and most normal test images, from the extreme inwards."""
-    tables = []
-    for key, dataset in sets.items():
-        s = scored.scores[key]
-        order = np.argsort(s, kind="stable")
-        for extreme, index in (("least", order[:N_EXTREMES]), ("most", order[::-1][:N_EXTREMES])):
-            about = {"dataset": dataset, "extreme": extreme, "rank": np.arange(len(index))}
-            tables.append(pd.DataFrame(about | {"index": index, "score": s[index]}))
     return pd.concat(tables).assign(detector=shown_name(scored))
 
 

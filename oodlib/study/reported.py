@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from oodlib.files import resolve, write_text
-from oodlib.study.run import ARTEFACTS, Run, study_folder
+from oodlib.study.image_scores import extreme_table, load_image_scores
+from oodlib.study.run import ARTEFACTS, IMAGE_SCORES, Run, study_folder
 
 DRAWN = ("scores", "extremes", "projection", "risk_coverage")  # of one seed alone
 RANKING = ("global", "per-cluster")  # the thresholds that rank images differently
@@ -151,7 +152,9 @@ def _all_clusters(clusterings: pd.DataFrame, clusters: pd.DataFrame) -> pd.DataF
     return both.merge(places, on=keys[:3]).sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
 
 
-TABLES = [name.removesuffix(".csv") for names in ARTEFACTS.values() for name in names if name.endswith(".csv")]
+TABLES = {  # each with the file of a run that it is read from
+    file.removesuffix(".csv"): file for files in ARTEFACTS.values() for file in files if file.endswith(".csv")
+} | {"extremes": IMAGE_SCORES}
 KEPT = ("*.csv", "*.md", "*.png", "*.ipynb", "*.json")  # of a report
 
 
@@ -160,7 +163,7 @@ def run_folders(study: str) -> tuple[list[Path], list[str]]:
     complete, incomplete = [], []
     for folder in sorted((study_folder(study) / "runs").glob("[!.]*/")):
         record = Run(study, folder.name).record
-        if ARTEFACTS.keys() <= record.keys() and all((folder / f"{name}.csv").is_file() for name in TABLES):
+        if ARTEFACTS.keys() <= record.keys() and all((folder / name).is_file() for name in TABLES.values()):
             complete.append(folder)
         else:
             incomplete.append(folder.name)
@@ -221,15 +224,19 @@ def _texts_of(runs: list[Run], shown_seed: int | None) -> dict[str, str]:
     records = [_without_files(run.record) for run in runs]
     seeds = [record["train"]["parameters"]["seed"] for record in records]
     tables = {}
-    for name in TABLES:
+    for name, file in TABLES.items():
         chosen = [n for n in range(len(runs)) if name not in DRAWN or shown_seed in (None, seeds[n])]
-        parts = [pd.read_csv(runs[n].path / f"{name}.csv").assign(run=n) for n in chosen]
+        parts = [_read(runs[n], file).assign(run=n) for n in chosen]
         parts = [part for part in parts if len(part)] or parts[:1]  # an empty one has no types
         tables[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     lines = ",\n".join(json.dumps(record) for record in records)
     return {"runs.json": f"[\n{lines}\n]\n"} | {
         f"{name}.csv": table.to_csv(index=False) for name, table in condensed(tables).items() if len(table.columns)
     }
+
+
+def _read(run: Run, file: str) -> pd.DataFrame:
+    return extreme_table(load_image_scores(run)) if file == IMAGE_SCORES else pd.read_csv(run.path / file)
 
 
 def _without_files(record: dict) -> dict:

@@ -16,6 +16,7 @@ from time import perf_counter
 
 from oodlib.files import differences, resolve, slug, write_atomically
 
+IMAGE_SCORES = "image_scores.npz"
 ARTEFACTS = {  # what each step writes
     "train": ("history.csv", "encoder.safetensors"),
     "embed": ("embeddings", "epochs.csv"),
@@ -23,7 +24,7 @@ ARTEFACTS = {  # what each step writes
     "evaluate": (
         "metrics.csv",
         "scores.csv",
-        "extremes.csv",
+        IMAGE_SCORES,
         "intervals.csv",
         "risk_coverage.csv",
         "false_alarms.csv",

@@ -28,7 +28,6 @@ from oodlib.study.artefacts import (
     SHOWN,
     VIEWED,
     aligned,
-    extreme_table,
     false_alarm_table,
     interval_table,
     is_correct,
@@ -43,6 +42,7 @@ from oodlib.study.artefacts import (
     write_csv,
 )
 from oodlib.study.checks import check_clusterings, check_evaluation, check_ood_sets, check_same_classes
+from oodlib.study.image_scores import save_image_scores
 from oodlib.study.reported import reported_record
 from oodlib.study.run import Run, run_name
 from oodlib.study.snapshots import epoch_table
@@ -222,8 +222,9 @@ def evaluate_step(
     `cluster`, and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the
     latter. `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the
     false-alarm rate of the thresholds. What figures are drawn from it writes for some detectors (SHOWN):
-    quantiles of scores (scores.csv), most and least normal images (extremes.csv), intervals of metrics (intervals.csv),
-    risk-coverage curves (risk_coverage.csv), promised and realised false-alarm rates (false_alarms.csv).
+    the score of every test image (image_scores.npz), quantiles of scores (scores.csv), intervals of metrics
+    (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and realised false-alarm rates
+    (false_alarms.csv).
     """
     parameters = {
         "distances": distances,
@@ -272,13 +273,14 @@ def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: floa
     sets = {"test": run.record["train"]["parameters"]["id_dataset"]} | {name: name for name in ood_sets}
     tables = {
         "scores": [quantile_table(scored, sets) for scored in shown],
-        "extremes": [extreme_table(scored, sets) for scored in shown],
         "intervals": [interval_table(scored, ood_sets, correct, alpha) for scored in shown],
         "risk_coverage": [risk_table(scored, ood_sets, correct) for scored in shown],
         "false_alarms": [false_alarm_table(scored) for scored in shown],
     }
     for name, parts in tables.items():
         write_csv(pd.concat(parts), run.path / f"{name}.csv")
+    scores = {shown_name(scored): {sets[key]: scored.scores[key] for key in sets} for scored in shown}
+    save_image_scores(run, scores)
 
 
 def ready(run: Run, step: str, data_root: str = "") -> Run:
