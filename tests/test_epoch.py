@@ -104,14 +104,6 @@ def test_the_loss_gets_float32_outputs_of_all_views_their_labels_and_the_tempera
     assert seen == [(0.7, outputs, 32), (0.3, outputs, 32)]
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
-    monkeypatch.setattr("oodlib.encoders.distributed.world_size", lambda: 3)
-    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 32 evenly$"):
-        make_trainer(TINY, few)
-    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 80 evenly$"):
-        make_trainer(replace(TINY, batch_size=99), few)  # 80 images are one batch
-
-
 # Options
 
 

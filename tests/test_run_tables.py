@@ -15,7 +15,6 @@ from oodlib.study import Run
 from oodlib.study.artefacts import ID_SPLITS, id_embeddings, ood_groups, run_embeddings
 from oodlib.study.tables import (
     ALPHAS,
-    SHOWN,
     describe_embeddings,
     extreme_table,
     false_alarm_table,
@@ -24,7 +23,6 @@ from oodlib.study.tables import (
     project_tests,
     quantile_table,
     risk_table,
-    shown_name,
 )
 
 OOD = {"letters": "near", "photos": "far", "noise:8": "sanity"}
@@ -178,12 +176,6 @@ def draw_scored(nearest: bool = True, sizes: dict[str, int] = SIZES, n_ood: int 
 
 def named(dataset: str = "digits") -> dict[str, str]:
     return {"test": dataset} | {name: name for name in OOD}
-
-
-def test_names():
-    assert shown_name(draw_scored()) == "labels/mahalanobis"
-    assert shown_name(draw_scored(nearest=False)) == "knn"
-    assert {shown_name(draw_scored()), shown_name(draw_scored(nearest=False))} < set(SHOWN)
 
 
 def test_quantiles_are_of_every_test_set():
