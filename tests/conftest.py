@@ -41,6 +41,19 @@ parameters:
 """
 
 
+def few_digits():
+    """Return every tenth digit: 89 images of seven classes, 80 to train on, two batches of 32 an epoch."""
+    from oodlib.data import ImageSet, load_images
+
+    digits = load_images("digits", "train")
+    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
+
+
+@pytest.fixture(scope="session")
+def few():
+    return few_digits()
+
+
 @dataclass(frozen=True)
 class Project:
     """A project's folder with the notebooks and the package of this checkout, and studies of its own."""

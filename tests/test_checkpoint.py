@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PLAIN
+from conftest import PLAIN, few_digits
 from PIL import Image
 
 from oodlib.data import ImageSet, folders, load_images
@@ -45,17 +45,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def few_digits():
-    """Every tenth digit: 89 images, 80 to train on, two batches of 32 an epoch."""
-    digits = load_images("digits", "train")
-    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
-
-
-@pytest.fixture(scope="module")
-def few():
-    return few_digits()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from conftest import PLAIN
 from torch import nn
 
-from oodlib.data import ImageSet, decoding, load_images
+from oodlib.data import decoding
 from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, architectures, embed, knn_accuracy, loader
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
@@ -23,12 +23,6 @@ TINY = TrainingConfig(
     **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "crop": 1.0}
 )  # views are the images
 RATE = 0.5
-
-
-@pytest.fixture(scope="module")
-def few():
-    digits = load_images("digits", "train")
-    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
 
 
 @pytest.fixture

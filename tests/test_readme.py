@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_project
 from PIL import Image
 
 from oodlib.app import model
@@ -186,15 +186,19 @@ def run(commands: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project without any outputs."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "oodlib"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    """A copy of the project without any outputs, its notebooks the cells of their steps."""
+    made = make_project(tmp_path_factory.mktemp("readme") / "project")
+    made.bare_notebooks()
+    return made.root
 
 
 def test_papermill_commands_run(project):
-    run(block("papermill", "notebooks"), project)
+    run(
+        block("papermill", "notebooks").replace(
+            "02_embed.ipynb out.ipynb", "02_embed.ipynb out.ipynb -p max_images 150"
+        ),
+        project,
+    )
     folder = project / "outputs" / "mine" / "runs" / "digits-airbench_16_32_64-supcon-s0"
     assert len(pd.read_csv(folder / "history.csv")) == 5
     assert {"auroc", "fpr95"} <= set(pd.read_csv(folder / "metrics.csv"))
