@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(study: str, jobs: int, dask: str | None) -> int:
     """Run a study, print its main table and where the report is."""
-    from oodlib.report.auroc_tables import main_table_text
+    from oodlib.report.tables import main_table_text
     from oodlib.study.reported import run_folders
     from oodlib.study.run import study_folder
     from oodlib.study.runner import run_study
@@ -128,7 +128,7 @@ def publish_results(study: str) -> int:
 
 def list_names() -> int:
     """Print all that can be named in a study."""
-    from oodlib.study.names import names
+    from oodlib.study.checks import names
 
     for parameter, known in names().items():
         print(f"{parameter}: {', '.join(known)}")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from oodlib.data import ImageSet, data_root, load_images, prepare
-from oodlib.data.stored import TORCHVISION, read_npz
+from oodlib.data.sources import TORCHVISION, read_npz
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from oodlib.encoders import ARCHITECTURES, Encoder, EncoderSpec, embed, load_encoder, packaged_weights, save_encoder
+from oodlib.encoders import ARCHITECTURES, Encoder, EncoderSpec, architectures, embed, load_encoder, save_encoder
 from oodlib.encoders.architectures import check_arch
 from oodlib.encoders.encoder import FORMAT
 from oodlib.files import read_tensors, write_tensors
@@ -206,10 +206,10 @@ def test_torch_and_torchvision_that_do_not_fit_are_named_with_the_way_out(monkey
 
     monkeypatch.setattr(packaged_weights, "import_module", fail)
     for error, kind in (("operator torchvision::nms does not exist", ImportError), ("out of memory", RuntimeError)):
-        packaged_weights.import_timm.cache_clear()
+        architectures.import_timm.cache_clear()
         with pytest.raises(kind, match=error):
             check_arch("vgg11")
-    packaged_weights.import_timm.cache_clear()
+    architectures.import_timm.cache_clear()
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from PIL import Image
 from oodlib.data import ImageSet, load_images
 from oodlib.encoders import OBJECTIVES, Encoder, TrainingConfig
 from oodlib.encoders.training import encoder_spec
-from oodlib.plots import clusters, comparison, predictions, saving, scores, style, training
+from oodlib.plots import clusters, comparison, scores, style, training
 from oodlib.plots import images as pictures
 from oodlib.plots.style import objective_color
-from oodlib.report import predictors
-from oodlib.report.ranks import ranking
-from oodlib.report.regret import regrets
+from oodlib.report import measures
+from oodlib.report.ranks import ranking, regrets
 from oodlib.separation import PAIR_METRICS, global_separation
 from oodlib.study import Run
 from oodlib.study.artefacts import id_embeddings
@@ -82,7 +81,7 @@ def test_auroc_figure_has_panels_of_id_sets_and_groups_and_means_over_their_poin
         assert to_rgb(mean.get_color()) == pytest.approx(objective_color(objective))
         assert set(points.get_ydata()) == set(mean.get_ydata())  # means stand in line with their points
     assert not texts_overlap(figure)
-    assert figure.get_size_inches()[0] * saving.PNG_DPI <= saving.MAX_WIDTH
+    assert figure.get_size_inches()[0] * style.PNG_DPI <= style.MAX_WIDTH
 
 
 DETECTORS = (
@@ -294,12 +293,12 @@ def test_accuracy_has_a_point_a_run_of_each_study_and_the_published_ones(make_re
         "one": made(id_datasets=("cifar10",), ood=near, detectors=detectors),
         "two": made(detectors=detectors, objectives=("ce",)),
     }
-    table = predictions.accuracy_points(studies)
+    table = comparison.accuracy_points(studies)
     ours = table[(table.study == "one") & (table.detector == "knn") & (table.objective == "ce")]
     np.testing.assert_allclose(ours[["accuracy", "auroc"]], [(90 + seed, 65 + 10 * seed) for seed in range(3)])
     theirs = table[table.study == "published"].set_index(["id_dataset", "detector"])
     assert theirs.loc[("cifar10", "knn"), ["accuracy", "auroc"]].tolist() == [95.06, 90.6]
-    figure = predictions.accuracy_figure(studies)
+    figure = comparison.accuracy_figure(studies)
     assert titles(figure) == [f"{name}, {own}" for name in ("CIFAR-10", "digits 0–6") for own in ("msp", "knn")]
     stars = [[line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "*"] for axis in figure.axes]
     assert stars == [[[[95.06, 88.0]]], [[[95.06, 90.6]]], [], []]
@@ -307,7 +306,7 @@ def test_accuracy_has_a_point_a_run_of_each_study_and_the_published_ones(make_re
     assert marks == {"o", "s"}  # a mark a study
     assert legend(figure) == ["cross-entropy", "SupCon", "one", "two", "published"]
     assert not texts_overlap(figure)
-    far = predictions.accuracy_figure({"far": make_results(ood={"photos": "far"})})
+    far = comparison.accuracy_figure({"far": make_results(ood={"photos": "far"})})
     assert far.axes[0].get_title() == "no near OOD set, so no AUROC to hold against accuracy"
 
 
@@ -317,9 +316,9 @@ def test_predictor_figure_draws_the_papers_measures_and_the_strongest_a_point_a_
         separation=lambda objective, seed, **_: len(objective) / 10 + seed / 50,
         id_datasets=("digits", "letters32"),
     )
-    table = predictors.predictors(study, "knn")
-    figure = predictions.predictor_figure(study, "knn", table, n_shown=2)
-    measures, reached = predictors.id_measures(study), 100 * predictors.ood_auroc(study, "knn")
+    table = measures.predictors(study, "knn")
+    figure = comparison.predictor_figure(study, "knn", table, n_shown=2)
+    measures, reached = measures.id_measures(study), 100 * measures.ood_auroc(study, "knn")
     rows = [(id_dataset, group) for id_dataset in ("digits", "letters32") for group in ("near", "far")]
     for line, (id_dataset, group) in zip(np.reshape(figure.axes, (4, 2)), rows, strict=True):
         best = table[(table.id_dataset == id_dataset) & (table.group == group)]
@@ -331,13 +330,13 @@ def test_predictor_figure_draws_the_papers_measures_and_the_strongest_a_point_a_
             expected = sorted(zip(x, y, strict=True))
             np.testing.assert_allclose(sorted(map(tuple, axis.collections[0].get_offsets())), expected)
     assert not texts_overlap(figure)
-    nothing = predictions.predictor_figure(study, "knn", table[:0])
+    nothing = comparison.predictor_figure(study, "knn", table[:0])
     assert "nothing to correlate" in nothing.axes[0].get_title()
 
 
 def test_regret_has_a_point_a_run_and_set_in_the_colour_of_the_objective(make_results, texts_overlap):
     table = regrets(make_results(lambda detector, **_: 0.9 if detector == "knn" else 0.8))
-    figure = predictions.regret_figure(table)
+    figure = comparison.regret_figure(table)
     near, far = figure.axes
     assert set(labels(near.get_yticklabels())[:2]) == {"virtual outliers", "always knn"}  # no regret
     n_points = [sum(len(c.get_offsets()) for c in axis.collections) for axis in (near, far)]
@@ -370,17 +369,17 @@ def test_panels_fit_the_width_of_a_page(n, shape):
 def test_figures_are_saved_as_small_pngs_that_stay_the_same(results, tmp_path, monkeypatch):
     for name in ("first", "second one", "folder:../my images/a"):
         figure = clusters.separation_figure(results, "digits")
-        assert saving.save_figure(figure, tmp_path / "report", name) is figure
+        assert style.save_figure(figure, tmp_path / "report", name) is figure
         assert not plt.fignum_exists(figure.number)
     files = sorted((tmp_path / "report").iterdir())
     assert [path.name for path in files] == ["first.png", "folder_.._my_images_a.png", "second_one.png"]
     assert len({path.read_bytes() for path in files}) == 1
     with Image.open(files[0]) as image:
         assert image.mode == "P"
-        assert len(image.getcolors()) <= saving.N_COLORS
+        assert len(image.getcolors()) <= style.N_COLORS
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    saving.show_saved(clusters.separation_figure(results, "digits"), tmp_path, "first")
+    style.show_saved(clusters.separation_figure(results, "digits"), tmp_path, "first")
     assert [image.data for image in shown] == [files[0].read_bytes()]
 
 
@@ -389,7 +388,7 @@ def test_a_png_keeps_the_colours_of_a_few_points_apart(tmp_path):
     axis.imshow(np.random.default_rng(0).random((99, 99, 3)))  # thousands of others
     for i, color in enumerate(style.objective_colors(OBJECTIVES).values()):
         axis.plot([15 * i + 5], [50], "s", markersize=12, color=color)
-    saving.save_figure(figure, tmp_path, "points")
+    style.save_figure(figure, tmp_path, "points")
     pixels = np.asarray(Image.open(tmp_path / "points.png").convert("RGB")).reshape(-1, 3).astype(int)
     for color in style.objective_colors(OBJECTIVES).values():
         assert np.abs(pixels - 255 * np.array(color)).max(axis=1).min() <= 20

@@ -11,7 +11,7 @@ from oodlib.encoders import OBJECTIVES
 from oodlib.scoring import DISTANCES
 from oodlib.study import notebooks as execution
 from oodlib.study.notebooks import do_run
-from oodlib.study.plugins import VARIABLE, load_plugins
+from oodlib.study.parameters import VARIABLE, load_plugins
 from oodlib.study.studies import StudyError, read_study
 
 STUDY = """

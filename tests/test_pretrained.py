@@ -9,9 +9,8 @@ import torch
 
 from oodlib.encoders import Encoder, EncoderSpec
 from oodlib.encoders import packaged_weights as pretrained
-from oodlib.encoders.architectures import pretrained_config
+from oodlib.encoders.architectures import MEAN, STD, load_packaged, packaged_weights, pretrained_config
 from oodlib.encoders.optimisation import frozen_modules, stages
-from oodlib.encoders.packaged_weights import MEAN, STD, load_packaged, packaged_weights
 
 ARCH = "tf_efficientnet_lite0"
 SPEC = EncoderSpec(ARCH, ("a", "b"), (), 64, 3, 64, MEAN, STD)

@@ -22,8 +22,7 @@ from oodlib.encoders.training import train
 from oodlib.plots.style import OBJECTIVE_NAMES
 from oodlib.report.means import mean_sd
 from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, load_detector
-from oodlib.scoring.evaluation import evaluate
-from oodlib.scoring.product import Embedded, RunEmbeddings, cluster_scores
+from oodlib.scoring.evaluation import Embedded, RunEmbeddings, cluster_scores, evaluate
 from oodlib.study.studies import read_study
 
 ROOT = Path(__file__).parents[1]

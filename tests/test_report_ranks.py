@@ -8,9 +8,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.report import predictors
-from oodlib.report.ranks import critical_difference, friedman, ranking
-from oodlib.report.regret import ALWAYS, BY_CLUSTERS, chosen_detectors, pooled, regrets
+from oodlib.report import measures
+from oodlib.report.ranks import (
+    ALWAYS,
+    BY_CLUSTERS,
+    chosen_detectors,
+    critical_difference,
+    friedman,
+    pooled,
+    ranking,
+    regrets,
+)
 from oodlib.report.results import SETTING, choose
 
 DETECTORS = (("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("kmeans", 20, "cosine"), ("none", 0, "knn"))
@@ -157,7 +165,7 @@ def measured(make_results):
 
 
 def test_measures_of_a_run_are_means_over_its_clusters_of_as_many_as_classes(measured, make_results):
-    table = predictors.id_measures(measured)
+    table = measures.id_measures(measured)
     assert list(table.index.names) == [*SETTING, "seed"]
     # what is the same in all runs, as purity of the classes themselves, is left out
     assert set(table) == {"id_accuracy", "nearest_class_mean"} | (MEASURED.keys() - {"constant"})
@@ -165,13 +173,13 @@ def test_measures_of_a_run_are_means_over_its_clusters_of_as_many_as_classes(mea
     np.testing.assert_allclose(table.weak, MEASURED["weak"])
     other = make_results(separation=lambda seed, **_: 0.3 * seed, purity=lambda seed, **_: seed)
     more = other.clusters[other.clusters.clustering == "kmeans"].assign(n_clusters=20, value=9.0)
-    table = predictors.id_measures(replace(other, clusters=pd.concat([other.clusters, more])))
+    table = measures.id_measures(replace(other, clusters=pd.concat([other.clusters, more])))
     assert sorted(table["k-means cluster_purity"]) == [0, 0, 1, 1, 2, 2]
     assert sorted(table.global_separation) == pytest.approx([0, 0, 0.3, 0.3, 0.6, 0.6])
 
 
 def test_predictors_are_rank_correlations_strongest_first(measured):
-    table = predictors.predictors(measured, "knn")
+    table = measures.predictors(measured, "knn")
     near, far = (table[table.group == group].set_index("measure") for group in ("near", "far"))
     assert list(table.group) == ["near"] * len(near) + ["far"] * len(far)
     by_hand = {"rising": 1, "falling": -1, "unrelated": 0, "weak": 0.8, "often_infinite": 0.5, "id_accuracy": 1}
@@ -183,7 +191,7 @@ def test_predictors_are_rank_correlations_strongest_first(measured):
         assert far.spearman[measure] == pytest.approx(stats.spearmanr(MEASURED[measure], FAR).statistic, abs=1e-12)
     for part in (near, far):
         assert (np.diff(part.spearman.abs()) < 1e-9).all()
-    assert predictors.predictors(measured, "labels/cosine").empty  # its AUROC is the same in all runs
+    assert measures.predictors(measured, "labels/cosine").empty  # its AUROC is the same in all runs
 
 
 def test_predictors_are_found_within_each_id_set(make_results):
@@ -194,21 +202,21 @@ def test_predictors_are_found_within_each_id_set(make_results):
         separation=lambda id_dataset, seed, **_: 0.3 + seed / 100 + 0.2 * (id_dataset == "letters32"),
         id_datasets=("digits", "letters32"),
     )
-    table = predictors.predictors(results, "knn").query("measure == 'global_separation'")
+    table = measures.predictors(results, "knn").query("measure == 'global_separation'")
     assert table[["id_dataset", "group"]].to_numpy().tolist() == [
         [id_dataset, group] for id_dataset in ("digits", "letters32") for group in ("near", "far")
     ]
     np.testing.assert_allclose(table.spearman, 1)
     assert set(table.n) == {3}
-    assert predictors.predictors(make_results(objectives=("ce",), seeds=(0, 1)), "knn").empty
+    assert measures.predictors(make_results(objectives=("ce",), seeds=(0, 1)), "knn").empty
 
 
 @pytest.mark.parametrize("y", [[1, 2, 3, 4], [4, 3, 2, 1, 5, 6], [3, 1, 2, 3, 5]])
 def test_p_is_the_share_of_all_orders_that_are_as_strong(y):
     x = np.arange(len(y))
-    spearman, p = predictors.rank_correlation(x, y)
+    spearman, p = measures.rank_correlation(x, y)
     assert spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     others = [stats.spearmanr(order, y).statistic for order in itertools.permutations(x)]
     exact = np.mean(np.abs(others) >= abs(spearman) - 1e-9)
-    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / predictors.N_PERMUTATIONS) + 1e-4)
-    assert p == predictors.rank_correlation(x, y)[1]  # the same each time
+    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / measures.N_PERMUTATIONS) + 1e-4)
+    assert p == measures.rank_correlation(x, y)[1]  # the same each time

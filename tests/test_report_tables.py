@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from oodlib.data.catalogue import display_name, look_up
-from oodlib.report import auroc_tables, detectors, means, measures, provenance, verdicts
+from oodlib.report import claims, detectors, means, measures, tables
 from oodlib.report import results as report
 from oodlib.report.published import absent_sets, comparison_table, figures, with_accuracy
 from oodlib.report.results import SETTING
-from oodlib.report.table_files import write_table
+from oodlib.report.tables import write_table
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -138,7 +138,7 @@ def test_over_seeds_is_mean_sd_with_n_minus_1_and_n():
 
 
 def test_main_table_is_mean_sd_and_n_over_seeds_in_percent(make_results):
-    table = auroc_tables.main_table(make_results(values, seeds=(0, 1, 2)))
+    table = tables.main_table(make_results(values, seeds=(0, 1, 2)))
     assert list(table) == [*report.SETTING, "detector", "group", "ood_dataset", "mean", "sd", "n"]
     key = {"objective": "supcon", "detector": "knn", "ood_dataset": "photos"}
     by_hand = 100 * np.array([0.72, 0.74, 0.80])
@@ -152,7 +152,7 @@ def test_near_and_far_means_are_averaged_within_a_seed_first(make_results):
     def opposed(ood, seed, **_):  # one near set rises with the seed as the other falls
         return 0.5 + {"digits789": 0.1 * seed, "letters": -0.1 * seed, "photos": 0.2, "noise:8": 0.5}[ood]
 
-    table = auroc_tables.main_table(make_results(opposed))
+    table = tables.main_table(make_results(opposed))
     key = {"objective": "ce", "detector": "knn"}
     assert cell(table, "sd", ood_dataset="digits789", **key) == pytest.approx(10)
     assert cell(table, "mean", ood_dataset="near mean", **key) == pytest.approx(50)
@@ -167,7 +167,7 @@ def test_a_detector_that_lacks_a_set_has_no_mean_over_the_group(make_results):
     lacks = (results.metrics.detector == "knn") & (results.metrics.ood_dataset == "letters")
     results = replace(results, metrics=results.metrics[~lacks | (results.metrics.objective == "ce")])
     for chosen in (results, report.choose(results, ["knn"])):
-        table = auroc_tables.main_table(chosen)
+        table = tables.main_table(chosen)
         of_knn = table[(table.detector == "knn") & (table.objective == "supcon")]
         assert list(of_knn.ood_dataset) == ["digits789", "photos", "noise:8", "far mean"]
         key = {"objective": "ce", "detector": "knn", "ood_dataset": "near mean"}
@@ -181,7 +181,7 @@ def test_a_detector_that_lacks_a_set_has_no_mean_over_the_group(make_results):
 
 
 def test_wide_table_has_the_means_first_and_then_the_sets_by_group(make_results):
-    table = auroc_tables.wide(auroc_tables.main_table(make_results(values)))
+    table = tables.wide(tables.main_table(make_results(values)))
     sets = ["near mean", "far mean", "digits789", "letters", "photos", "noise:8"]
     assert list(table) == [*report.SETTING, "detector", "n", *sets]
     assert set(table.n) == {"3"}
@@ -192,7 +192,7 @@ def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(mak
     results = make_results(values, id_datasets=("digits", "letters32"), ood={"photos": "near", "digits789": "far"})
     metrics = results.metrics
     metrics["group"] = np.where((metrics.id_dataset == "digits") == (metrics.ood_dataset == "photos"), "near", "far")
-    table = auroc_tables.wide(auroc_tables.main_table(replace(results, metrics=metrics)))
+    table = tables.wide(tables.main_table(replace(results, metrics=metrics)))
     assert sorted(table.columns[5:]) == ["digits789", "far mean", "near mean", "photos"]
     assert not (table == "").any(axis=None)
 
@@ -201,10 +201,10 @@ def test_the_best_of_a_column_is_bold_and_so_is_what_equals_it_at_one_decimal(ma
     def close(objective, detector, **_):
         return {"ce": 0.9012, "supcon": 0.9014}[objective] - (detector != "knn") / 10
 
-    table = auroc_tables.wide(auroc_tables.main_table(make_results(close, seeds=(0,))))
+    table = tables.wide(tables.main_table(make_results(close, seeds=(0,))))
     assert list(table[table.detector == "knn"].digits789) == ["**90.1**"] * 2
     assert not table[table.detector != "knn"].digits789.str.contains("*", regex=False).any()
-    low = auroc_tables.wide(auroc_tables.main_table(make_results(close, seeds=(0,)), "fpr95"), best="min")
+    low = tables.wide(tables.main_table(make_results(close, seeds=(0,)), "fpr95"), best="min")
     assert list(low[low.detector == "knn"].digits789) == ["**9.9**"] * 2
 
 
@@ -213,9 +213,9 @@ def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
     assert means.mean_sd(97.25, float("nan")) == "97.2"
     assert means.mean_sd(97.25, float("nan"), 96.04, 98.0) == "97.2 [96.0, 98.0]"
     assert means.mean_sd(97.25, 1.349, 96.04, 98.0) == "97.2 ± 1.3"
-    one = auroc_tables.wide(auroc_tables.main_table(make_results(values, seeds=(0,))))
+    one = tables.wide(tables.main_table(make_results(values, seeds=(0,))))
     assert not one.map(lambda text: "±" in text).any(axis=None)
-    several = auroc_tables.wide(auroc_tables.main_table(make_results(values)))
+    several = tables.wide(tables.main_table(make_results(values)))
     assert several[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
 
 
@@ -223,7 +223,7 @@ def test_where_a_seed_lacks_a_set_n_is_a_range(make_results):
     results = make_results(values)
     metrics = results.metrics
     metrics = metrics[(metrics.objective != "ce") | (metrics.ood_dataset != "photos") | (metrics.seed != 1)]
-    table = auroc_tables.wide(auroc_tables.main_table(replace(results, metrics=metrics)))
+    table = tables.wide(tables.main_table(replace(results, metrics=metrics)))
     assert set(table[table.objective == "ce"].n) == {"2–3"}
     assert set(table[table.objective == "supcon"].n) == {"3"}
 
@@ -327,7 +327,7 @@ def test_product_has_a_row_a_combination_with_k_in_numerical_order(make_results)
     )
     per_cluster = results.decisions[results.decisions.threshold == "global"].assign(threshold="per-cluster", auroc=0.5)
     decisions = pd.concat([results.decisions, per_cluster[per_cluster.clustering != "none"]])
-    table = auroc_tables.product_table(replace(results, decisions=decisions, metrics=detectors.ranked(decisions)))
+    table = tables.product_table(replace(results, decisions=decisions, metrics=detectors.ranked(decisions)))
     assert len(table) == 2 * 2 * (3 * 2 + 1)
     first = table[(table.id_dataset == "digits") & (table.objective == "ce")]
     clusterings = [("labels", 7), ("kmeans", 7), ("kmeans", 20)]
@@ -344,24 +344,24 @@ def test_one_run_has_an_interval_where_it_was_kept(make_results):
     about = results.runs[["run", "id_dataset", "arch", "objective"]].iloc[:1]
     about = about.assign(detector="labels/cosine", ood_dataset="photos", value=0.7, low=0.6, high=0.8)
     kept = pd.concat([about.assign(measure="auroc"), about.assign(measure="aurc", low=0.0)])
-    table = auroc_tables.with_intervals(auroc_tables.main_table(results), replace(results, intervals=kept))
-    (tables,) = auroc_tables.reading_tables(table).values()
+    table = tables.with_intervals(tables.main_table(results), replace(results, intervals=kept))
+    (tables,) = tables.reading_tables(table).values()
     found = tables.set_index(["objective", "detector"]).photographs.str.strip("*")
     assert found["ce", "labels/cosine"] == "70.0 [60.0, 80.0]"
     assert found["ce", "knn"] == "71.0"
     three = make_results(values)
-    table = auroc_tables.with_intervals(auroc_tables.main_table(three), replace(three, intervals=kept))
+    table = tables.with_intervals(tables.main_table(three), replace(three, intervals=kept))
     assert table.low.isna().all()  # three seeds have an sd
 
 
 def test_reading_tables_are_one_an_id_set_and_name_several_architectures(make_results):
     results = make_results(values, id_datasets=("digits", "other"))
-    tables = auroc_tables.reading_tables(auroc_tables.main_table(results))
+    tables = tables.reading_tables(tables.main_table(results))
     assert list(tables) == ["digits 0–6", "other"]
     sets = ["digits 7–9", "letters", "photographs", "noise 8"]
     assert list(tables["other"]) == ["objective", "detector", "n", "near mean", "far mean", *sets]
     several = make_results(values, archs=("resnet20", "resnet18"))
-    (table,) = auroc_tables.reading_tables(auroc_tables.main_table(several)).values()
+    (table,) = tables.reading_tables(tables.main_table(several)).values()
     assert set(table.arch) == {"resnet20", "resnet18"}
 
 
@@ -385,7 +385,7 @@ def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, m
     records = json.loads((committed / "digits" / "runs.json").read_text())
     runs = pd.DataFrame([record["train"]["parameters"] for record in records])[["objective", "seed"]]
     raw = pd.read_csv(committed / "digits" / "metrics.csv").query("threshold == 'global'").join(runs, on="run")
-    table = auroc_tables.main_table(report.choose(results, ["labels/cosine", "knn", "kmeans-7/ssd"]), "fpr95")
+    table = tables.main_table(report.choose(results, ["labels/cosine", "knn", "kmeans-7/ssd"]), "fpr95")
     for row in table[table.group == "far"].sample(10, random_state=0).itertuples():
         clustering, distance = row.detector.split("/") if "/" in row.detector else ("none", row.detector)
         own = raw[(raw.objective == row.objective) & (raw.clustering == clustering.split("-")[0])]
@@ -393,7 +393,7 @@ def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, m
         sets = ["letters", "photos"] if row.ood_dataset == "far mean" else [row.ood_dataset]
         seeds = 100 * own.groupby("seed")[[f"fpr95 {name}" for name in sets]].mean().mean(axis=1)
         assert [row.mean, row.sd, row.n] == pytest.approx([seeds.mean(), seeds.std(), 3])
-    found = verdicts.verdicts(results, report.choose(results, []), "labels/mahalanobis").set_index(["claim", "group"])
+    found = claims.verdicts(results, report.choose(results, []), "labels/mahalanobis").set_index(["claim", "group"])
     clusters = pd.read_csv(committed / "digits" / "clusters.csv").join(runs, on="run")
     own = clusters[(clusters.clustering == "labels") & (clusters.objective == "supcon")]
     separation = own.groupby("run").global_separation.mean()
@@ -463,13 +463,13 @@ def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results
     whole = results.runs.assign(clustering="none", measure="rankme", size=45000, value=1.0)
     metrics = results.metrics.assign(n_id=10000, n_ood=1200)
     results = replace(results, metrics=metrics, clusters=whole)
-    table = provenance.data_table(results).set_index("set")
+    table = tables.data_table(results).set_index("set")
     assert "in ImageNet" not in table
     assert table.loc["CIFAR-10", ["part", "images"]].tolist() == ["ID", "45000 training, 10000 test"]
     assert table.loc["DTD (10 classes)", ["part", "images"]].tolist() == ["far OOD of CIFAR-10, CIFAR-100", "1200 test"]
     assert table.loc["noise 32", "source"] == "computed"
     assert table.loc["folder:mine", "source"] == ""
-    pretrained = provenance.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
+    pretrained = tables.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
     assert pretrained.set_index("set")["in ImageNet"]["Tiny ImageNet"] == look_up("tinyimagenet").in_imagenet != ""
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from oodlib.report import claims, verdicts
-from oodlib.report.estimates import best_of_others, estimate
+from oodlib.report import claims
+from oodlib.report.means import best_of_others, estimate
 from oodlib.report.results import choose
 
 DETECTOR = "labels/mahalanobis"
@@ -22,7 +22,7 @@ def noise(seed: int, points: float = 0.1) -> float:
 
 
 def judged(claim: str, results, detector: str = DETECTOR) -> pd.DataFrame:
-    table = verdicts.verdicts(results, results, detector)
+    table = claims.verdicts(results, results, detector)
     return table[table.claim == claim].set_index(["id_dataset", "group"])
 
 
@@ -214,7 +214,7 @@ def test_c5_is_about_the_best_dearer_objective(make_results, points, cost, expec
 
 def test_one_seed_decides_nothing_and_what_cannot_be_tested_is_said(make_results):
     results = make_results(objectives=("supcon", "simclr"), separation=lambda objective, **_: 0.9, seeds=(0,))
-    table = verdicts.verdicts(results, choose(results, ["knn"]), DETECTOR)
+    table = claims.verdicts(results, choose(results, ["knn"]), DETECTOR)
     assert table.set_index("claim").verdict.to_dict() == {
         "C1": "undecided",
         **dict.fromkeys(("C2", "C3"), "not tested"),
@@ -222,7 +222,7 @@ def test_one_seed_decides_nothing_and_what_cannot_be_tested_is_said(make_results
         "C5": "not tested",
     }
     assert list(table) == claims.COLUMNS
-    readable = verdicts.reading_table(table)
+    readable = claims.reading_table(table)
     assert readable.shape == (5, 4)
     with pytest.raises(ValueError, match="unknown detector 'vim'; known: labels/mahalanobis, labels/cosine"):
-        verdicts.verdicts(results, results, "vim")
+        claims.verdicts(results, results, "vim")

@@ -12,17 +12,20 @@ from oodlib.scoring.evaluation import Scored
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 from oodlib.selective import aurc, aurc_interval, risk_coverage
 from oodlib.study import Run
-from oodlib.study.artefacts import ID_SPLITS, id_embeddings, ood_groups, run_embeddings
-from oodlib.study.tables import (
+from oodlib.study.artefacts import (
     ALPHAS,
+    ID_SPLITS,
     describe_embeddings,
     extreme_table,
     false_alarm_table,
+    id_embeddings,
     interval_table,
     is_correct,
+    ood_groups,
     project_tests,
     quantile_table,
     risk_table,
+    run_embeddings,
 )
 
 OOD = {"letters": "near", "photos": "far", "noise:8": "sanity"}

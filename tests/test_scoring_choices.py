@@ -17,7 +17,7 @@ from oodlib.scoring.choices import (
     rank_candidates,
     virtual_outliers,
 )
-from oodlib.scoring.product import Embedded, RunEmbeddings
+from oodlib.scoring.evaluation import Embedded, RunEmbeddings
 
 KEYS = [("labels", 4), ("one", 1), ("kmeans", 4), ("kmeans", 3)]
 DISTANCES = ["cosine", "mahalanobis", "relative-mahalanobis"]

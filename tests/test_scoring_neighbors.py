@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from oodlib.scoring import neighbors
-from oodlib.scoring.neighbors import NeighborIndex, kneighbors
+from oodlib.scoring import knn
+from oodlib.scoring.knn import NeighborIndex, kneighbors
 
 
 def brute_force(queries, reference) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_tight_groups_far_from_each_other():
 def test_groups_that_cannot_be_reached_are_not_searched(monkeypatch):
     reference, queries = clusters(0, 4000, 48, noise=1e-3), clusters(1, 500, 48, noise=1e-3)
     asked = []
-    search = neighbors._search_group
+    search = knn._search_group
 
     def spy(group, queries, asking, *lists):
         asked.append(len(asking) * len(group.rows))

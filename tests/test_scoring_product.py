@@ -25,13 +25,13 @@ from oodlib.scoring import (
     react,
     scale,
 )
-from oodlib.scoring.evaluation import evaluate
-from oodlib.scoring.product import (
+from oodlib.scoring.evaluation import (
     Embedded,
     RunEmbeddings,
     all_scores,
     cluster_scores,
     clusterless_scores,
+    evaluate,
     exposed_scores,
     n_detectors,
 )

@@ -12,9 +12,9 @@ import pytest
 from oodlib.__main__ import main
 from oodlib.plots.clusters import projections_figure
 from oodlib.report import results as report
-from oodlib.report.auroc_tables import main_table_text
+from oodlib.report.tables import main_table_text
 from oodlib.study import Run, reported
-from oodlib.study.condensed import DRAWN, OTHERS, RANKING
+from oodlib.study.reported import DRAWN, OTHERS, RANKING
 from oodlib.study.studies import read_study
 
 CHECKOUT = Path(__file__).parents[1]

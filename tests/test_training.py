@@ -10,7 +10,7 @@ import torch
 from conftest import PLAIN
 
 from oodlib.data import ImageSet, folders, load_images, prepare
-from oodlib.data.splits import split_calibration
+from oodlib.data.sets import split_calibration
 from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, load_encoder, training
 from oodlib.encoders.epoch import Trainer
 from oodlib.encoders.training import CHECKPOINT, SNAPSHOTS, encoder_spec, make_trainer, snapshots_of, train

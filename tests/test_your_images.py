@@ -27,7 +27,7 @@ from oodlib.data.decoding import decode
 from oodlib.encoders import Encoder, linear_probe, load_encoder, save_encoder
 from oodlib.scoring import load_detector
 from oodlib.scoring.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
-from oodlib.scoring.product import Embedded
+from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 
 CLASSES = ("china", "flower", "ones", "zeros")
@@ -343,7 +343,7 @@ def nothing_at_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    monkeypatch.setattr("oodlib.encoders.packaged_weights.PACKAGED", {})
+    monkeypatch.setattr("oodlib.encoders.architectures.PACKAGED", {})
     return tmp_path
 
 

@@ -16,7 +16,15 @@ from oodlib.app.progress import BATCH, Progress, loaded_ahead
 from oodlib.data.folders import MAX_SIDE, Images
 from oodlib.data.sets import ImageSet
 from oodlib.device import default_device
-from oodlib.encoders.architectures import check_arch, pretrained_config
+from oodlib.encoders.architectures import (
+    EXTRA,
+    PACKAGED,
+    architectures_at_hand,
+    cached_weights,
+    check_arch,
+    packaged_weights,
+    pretrained_config,
+)
 from oodlib.encoders.embedding import embed
 from oodlib.encoders.encoder import Encoder, EncoderSpec
 from oodlib.encoders.epoch import Trainer
@@ -27,7 +35,6 @@ from oodlib.encoders.foreign_weights import (
     own_encoder,
     read_state,
 )
-from oodlib.encoders.packaged_weights import EXTRA, PACKAGED, architectures_at_hand, cached_weights, packaged_weights
 from oodlib.encoders.settings import TrainingConfig
 from oodlib.encoders.training import encoder_spec
 from oodlib.files import resolve

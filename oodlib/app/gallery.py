@@ -19,11 +19,10 @@ from oodlib.app.folder import HELD_OUT, Part
 from oodlib.app.workflow import together
 from oodlib.arrays import to_unit_norm
 from oodlib.files import slug, write_atomically
-from oodlib.plots.saving import PNG_DPI
-from oodlib.plots.style import ID_COLOR, nothing_figure, ood_colors
+from oodlib.plots.style import ID_COLOR, PNG_DPI, nothing_figure, ood_colors
 from oodlib.scoring.detector import Detector
-from oodlib.scoring.neighbors import kneighbors
-from oodlib.scoring.product import Embedded
+from oodlib.scoring.evaluation import Embedded
+from oodlib.scoring.knn import kneighbors
 
 KINDS = {  # and what to say where there are none
     "most normal": "no held-out images",

@@ -22,8 +22,8 @@ from oodlib.encoders.foreign_weights import set_classifier
 from oodlib.scoring.choices import MAX_TRAIN, choose_candidate, rank_candidates
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
+from oodlib.scoring.evaluation import Embedded, RunEmbeddings
 from oodlib.scoring.knn import KNNDetector
-from oodlib.scoring.product import Embedded, RunEmbeddings
 from oodlib.scoring.thresholds import rate_band
 from oodlib.separation import cluster_purity, global_separation
 

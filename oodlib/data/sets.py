@@ -1,6 +1,6 @@
 """Image sets by name, as uint8 arrays, and `prepare`, which brings any of them to a network's input.
 
-A name is one of the bundled sets (offline, `oodlib.data.bundled`), one of torchvision's (fetched once, then read from
+A name is one of the bundled sets (offline, `oodlib.data.sources`), one of torchvision's (fetched once, then read from
 ROOT/NAME-SPLIT.npz), any other NAME for which that npz is there, or folder:PATH, with one sub-folder of images a class,
 which folder:PATH@SIDE brings to another side than 64 pixels.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oodlib.data.bundled import BUNDLED
 from oodlib.data.catalogue import look_up
 from oodlib.data.folders import FolderImages, Images, read_folder
-from oodlib.data.stored import TORCHVISION, fetch, read_npz
+from oodlib.data.sources import BUNDLED, TORCHVISION, fetch, read_npz
 from oodlib.files import resolve
 
 if TYPE_CHECKING:
     import torch
+
 
 SPLITS = ("train", "test")
 FOLDER_SIDE = 64  # of the images of a folder:PATH without @SIDE
@@ -167,3 +167,18 @@ def _unknown(name: str, root: Path) -> str:
         f"unknown image set {name!r}: allowed are {', '.join(BUNDLED)}, noise:SIDE (bundled), {', '.join(TORCHVISION)} "
         f"(torchvision), {there} (npz files in {root}) and folder:PATH[@SIDE]"
     )
+
+
+def split_calibration(images: ImageSet, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices (training, calibration) of a training set, `fraction` of every class held out.
+
+    A class of two or more has at least one image on either side; the only one of a class is for training. Nothing is
+    trained on the calibration images: the accuracy of a history row and conformal thresholds come from them.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for label in np.unique(images.labels):
+        members = rng.permutation(np.flatnonzero(images.labels == label))
+        held_out.append(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
+    held_out = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(images)), held_out), held_out

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from oodlib.encoders.architectures import ARCHITECTURES
+from oodlib.encoders.architectures import ARCHITECTURES, import_timm
 from oodlib.encoders.encoder import Encoder, EncoderSpec, load_encoder
-from oodlib.encoders.packaged_weights import import_timm
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema", "net", "network", "teacher")
 HEADS = ("fc", "head", "classifier", "linear")  # what classifiers are called

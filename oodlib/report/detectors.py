@@ -6,7 +6,7 @@ In a list, {classes} is the number of classes of the ID set.
 import pandas as pd
 
 from oodlib.clustering.clusters import OWN_SIZE
-from oodlib.study.condensed import RANKING
+from oodlib.study.reported import RANKING
 
 MAIN = (  # in tables for reading, in figures and rank diagrams: as many as a reader takes in
     "labels/cosine",

@@ -15,9 +15,8 @@ from oodlib.arrays import sample_rows
 from oodlib.clustering.clusters import OWN_SIZE, cluster
 from oodlib.metrics import auroc
 from oodlib.scoring.distances import fit_distances, nearest_cluster
-from oodlib.scoring.evaluation import Scored
+from oodlib.scoring.evaluation import Embedded, Key, RunEmbeddings, Scored, all_scores, cluster_scores
 from oodlib.scoring.knn import KNNDetector
-from oodlib.scoring.product import Embedded, Key, RunEmbeddings, all_scores, cluster_scores
 
 MAX_TRAIN = 10_000  # training embeddings that detectors are fitted on for a choice
 MAX_FOLDS = 5  # parts that the classes are left out in

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from oodlib.clustering.clusters import CLUSTERINGS
-from oodlib.data.sets import ImageSet, load_images
+from oodlib.data.sets import ImageSet, data_root, load_images, stored_names
+from oodlib.data.sources import BUNDLED, TORCHVISION
 from oodlib.files import slug
-from oodlib.scoring.choices import check_rules
+from oodlib.scoring.choices import RULES, check_rules
 from oodlib.scoring.detector import check_alpha
-from oodlib.scoring.product import check_detectors
-from oodlib.scoring.thresholds import check_thresholds
-from oodlib.study.studies import NOTEBOOKS, PlannedRun, StudyError
+from oodlib.scoring.distances import DISTANCES
+from oodlib.scoring.evaluation import WITH_CLASSIFIER, WITHOUT_CLASSIFIER, check_detectors
+from oodlib.scoring.thresholds import THRESHOLDS, check_thresholds
+from oodlib.study.studies import NOTEBOOKS, PlannedRun, StudyError, study_names
 
 
 def check_ood_sets(
@@ -102,3 +104,26 @@ def _check_sets(sets: set[tuple[str, str]]) -> None:
             load_images(name, split)
         except (ValueError, OSError) as error:
             raise StudyError(str(error)) from error
+
+
+def names() -> dict[str, list[str]]:
+    """Return the names by parameter; "image sets" stand for id_dataset, near_ood, far_ood and sanity_ood."""
+    from oodlib.encoders.architectures import ARCHITECTURES
+    from oodlib.encoders.objectives import OBJECTIVES
+    from oodlib.encoders.settings import POOLS
+
+    bundled = [name for name in BUNDLED if name != "noise"] + ["noise:SIDE"]
+    stored = sorted(stored_names(data_root()) - set(TORCHVISION))
+    return {
+        "studies": study_names(),
+        "image sets": [*bundled, *TORCHVISION, *stored, "folder:PATH[@SIDE]"],
+        "arch": ["airbench", "airbench_WIDTH_WIDTH_WIDTH", *ARCHITECTURES, "any name of timm.list_models()"],
+        "objective": list(OBJECTIVES),
+        "clusterings": list(CLUSTERINGS),
+        "distances": list(DISTANCES),
+        "thresholds": list(THRESHOLDS),
+        "detectors without clusters": list(dict.fromkeys([*WITH_CLASSIFIER, *WITHOUT_CLASSIFIER])),
+        "known_outliers": ["numbers of OOD images a class, each for a detector outlier-exposure-NUMBER"],
+        "pool": [name for name in POOLS if name],
+        "choice_rules": list(RULES),
+    }

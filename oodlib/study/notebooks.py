@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodlib.files import project_root
-from oodlib.study.plugins import hand_on
+from oodlib.study.parameters import hand_on
 from oodlib.study.studies import NOTEBOOKS, PlannedRun
 
 if TYPE_CHECKING:

@@ -22,33 +22,30 @@ from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
 from oodlib.files import ON_THE_WAY
 from oodlib.scoring.choices import choice_table
 from oodlib.scoring.distances import DISTANCES
-from oodlib.scoring.evaluation import Scored, evaluate
-from oodlib.scoring.product import all_scores, n_detectors
+from oodlib.scoring.evaluation import Scored, all_scores, evaluate, n_detectors
 from oodlib.separation import cluster_quality, embedding_quality
 from oodlib.study.artefacts import (
+    SHOWN,
     VIEWED,
+    aligned,
+    extreme_table,
+    false_alarm_table,
+    interval_table,
+    is_correct,
     load_clusters,
     ood_groups,
+    project_tests,
+    quantile_table,
+    risk_table,
     run_embeddings,
     save_clusters,
+    shown_name,
     write_csv,
 )
 from oodlib.study.checks import check_clusterings, check_evaluation, check_ood_sets, check_same_classes
 from oodlib.study.reported import reported_record
 from oodlib.study.run import Run, run_name
 from oodlib.study.snapshots import epoch_table
-from oodlib.study.tables import (
-    SHOWN,
-    aligned,
-    extreme_table,
-    false_alarm_table,
-    interval_table,
-    is_correct,
-    project_tests,
-    quantile_table,
-    risk_table,
-    shown_name,
-)
 
 if TYPE_CHECKING:
     from oodlib.encoders.settings import TrainingConfig
@@ -131,7 +128,7 @@ def embed_step(
     run: Run, near_ood: list[str], far_ood: list[str], sanity_ood: list[str], max_images: int = 0, data_root: str = ""
 ) -> Run:
     """Embed the ID splits and the test split of every OOD set; OOD labels are -1, `max_images` 0 takes all."""
-    from oodlib.data.splits import split_calibration
+    from oodlib.data.sets import split_calibration
     from oodlib.encoders.encoder import load_encoder
     from oodlib.encoders.training import snapshots_of
 
@@ -221,7 +218,7 @@ def evaluate_step(
 ) -> pd.DataFrame:
     """Score every OOD set with every detector and threshold; write and return metrics.csv.
 
-    The detectors are those of `oodlib.scoring.product`: every distance to the clusters of every clustering of step
+    The detectors are those of `oodlib.scoring.evaluation`: every distance to the clusters of every clustering of step
     `cluster`, and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the
     latter. `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the
     false-alarm rate of the thresholds. What figures are drawn from it writes for some detectors (SHOWN):

@@ -20,8 +20,7 @@ from pathlib import Path
 import yaml
 
 from oodlib.files import project_root
-from oodlib.study.parameters import check_type, declarations
-from oodlib.study.plugins import hand_on, load_plugins
+from oodlib.study.parameters import check_type, declarations, hand_on, load_plugins
 from oodlib.study.run import Run, run_name
 
 NOTEBOOKS = {"train": "01_train", "embed": "02_embed", "cluster": "03_clusters", "evaluate": "04_evaluate"}

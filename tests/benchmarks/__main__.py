@@ -22,8 +22,7 @@ import training
 
 from oodlib.device import default_device, describe_machine, has_fast_bfloat16
 from oodlib.files import resolve, write_text
-from oodlib.plots.saving import save_figure
-from oodlib.plots.style import use_style
+from oodlib.plots.style import save_figure, use_style
 
 TABLES = {
     "factors": {

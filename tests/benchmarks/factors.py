@@ -28,7 +28,7 @@ def knn(scale: float) -> Iterator[dict]:
     """Exact k nearest neighbours, index and search, on made embeddings and on those of trained encoders."""
     import faiss
 
-    from oodlib.scoring.neighbors import NeighborIndex
+    from oodlib.scoring.knn import NeighborIndex
 
     n, m = sizes(scale)
     pairs = {name: [embeddings(size, D, CLASSES, r, size)[0] for size in (n, m)] for name, r in TIGHTNESS.items()}
@@ -154,8 +154,7 @@ def product(scale: float) -> Iterator[dict]:
 
     from oodlib.clustering import cluster
     from oodlib.scoring import THRESHOLDS, ClusterDetector
-    from oodlib.scoring.evaluation import evaluate
-    from oodlib.scoring.product import Embedded, RunEmbeddings, cluster_scores
+    from oodlib.scoring.evaluation import Embedded, RunEmbeddings, cluster_scores, evaluate
 
     n, m = sizes(scale)
     share = m // 8

@@ -1,12 +1,39 @@
-"""Tables of AUROC or FPR95 by detector and OOD set: for programs, for reading, and of the whole product of factors."""
+"""Tables of a report: AUROC of every detector, where images are from, how runs were made; as csv and as markdown."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
-from oodlib.data.catalogue import display_name
+from oodlib.data.catalogue import display_name, look_up
+from oodlib.files import write_text
 from oodlib.report.means import group_means, mean_sd, over_seeds
 from oodlib.report.results import SETTING, Results, collect
+from oodlib.study.run import ARTEFACTS
+
+
+def write_table(
+    folder: Path,
+    name: str,
+    tidy: pd.DataFrame,
+    readable: pd.DataFrame | dict[str, pd.DataFrame] | None = None,
+    digits: int = 6,
+) -> str:
+    """Write a table as csv, floats to so many digits, and its form for reading as markdown; return the markdown.
+
+    The form for reading may be several tables by their titles.
+    """
+    tables = readable if isinstance(readable, dict) else {"": tidy if readable is None else readable}
+    write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format=f"%.{digits}g"))
+    text = "\n\n".join(f"**{title}**\n\n" * bool(title) + markdown(table) for title, table in tables.items())
+    write_text(folder / f"{name}.md", text + "\n")
+    return text
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table for reading as markdown."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def main_table(results: Results, measure: str = "auroc") -> pd.DataFrame:
@@ -103,3 +130,55 @@ def main_table_text(study: str) -> str:
     if results.incomplete:
         heading += f"\nincomplete, and left out: {', '.join(results.incomplete)}"
     return f"{heading}\n{table.to_markdown(index=False, disable_numparse=True)}"
+
+
+def data_table(results: Results) -> pd.DataFrame:
+    """Return where the image sets of a study are from: part in it, images used, source, terms and what must be known.
+
+    Where encoders start from ImageNet's weights, the column "in ImageNet" says what these have seen. A set of the
+    user's own has no source here.
+    """
+    metrics, whole = results.metrics, results.clusters[results.clusters.clustering == "none"]
+    n_train = whole.groupby("id_dataset")["size"].max()
+    rows = []
+    for name in dict.fromkeys(results.runs.id_dataset):
+        n_test = metrics[metrics.id_dataset == name].n_id.max()
+        rows.append((name, "ID", f"{n_train.get(name, 0)} training, {n_test} test"))
+    for (group, name), part in metrics[metrics.seen == 0].groupby(["group", "ood_dataset"], sort=False):
+        id_sets = ", ".join(display_name(own) for own in dict.fromkeys(part.id_dataset))
+        rows.append((name, f"{group} OOD of {id_sets}", f"{part.n_ood.max()} test"))
+    entries = [look_up(name) for name, *_ in rows]
+    columns = {
+        "set": [entry.title for entry in entries],
+        "part": [part for _, part, _ in rows],
+        "images": [images for *_, images in rows],
+        "source": [entry.source for entry in entries],
+        "terms": [entry.terms for entry in entries],
+        "note": [entry.note for entry in entries],
+    }
+    if results.runs.pretrained.astype(bool).any():
+        columns["in ImageNet"] = [entry.in_imagenet for entry in entries]
+    return pd.DataFrame(columns)
+
+
+def run_table(results: Results) -> pd.DataFrame:
+    """Return how each run was made: seed, epochs, accuracy, seconds of the four steps, threads, machine, versions.
+
+    Seconds of training are those of all epochs, also of a run that was interrupted.
+    """
+    trained = results.history.groupby("run").seconds.sum()
+    rows = []
+    for run, record in zip(results.runs.itertuples(), results.records, strict=True):
+        machine = record["train"]["environment"]
+        seconds = {step: record[step]["seconds"] for step in ARTEFACTS} | {"train": trained[run.run]}
+        versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "timm", "scikit-learn"))
+        rows.append(
+            {"run": run.run, "seed": run.seed, "epochs": run.epochs, "ID accuracy %": f"{100 * run.id_accuracy:.1f}"}
+            | {f"{step} s": round(spent) for step, spent in seconds.items()}
+            | {
+                "threads": machine["threads"],
+                "machine": f"{machine['device']}, {machine['processor']}",
+                "versions": versions,
+            }
+        )
+    return pd.DataFrame(rows)
