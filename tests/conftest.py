@@ -1,6 +1,7 @@
 """What several test files share: projects in temporary folders, one small study that ran in one, hand-made results."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -40,6 +41,19 @@ parameters:
 """
 
 
+def few_digits():
+    """Return every tenth digit: 89 images of seven classes, 80 to train on, two batches of 32 an epoch."""
+    from oodlib.data import ImageSet, load_images
+
+    digits = load_images("digits", "train")
+    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
+
+
+@pytest.fixture(scope="session")
+def few():
+    return few_digits()
+
+
 @dataclass(frozen=True)
 class Project:
     """A project's folder with the notebooks and the package of this checkout, and studies of its own."""
@@ -62,6 +76,14 @@ class Project:
     @staticmethod
     def arguments(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "oodlib", *arguments]
+
+    def bare_notebooks(self) -> None:
+        """Leave of the notebooks of steps the cells that do them; those that teach and draw run in `studied`."""
+        for path in (self.root / "notebooks").glob("0[1-4]_*.ipynb"):
+            notebook = json.loads(path.read_text())
+            code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+            (step,) = [cell for cell in code[3:] if "_step(" in "".join(cell["source"])]
+            path.write_text(json.dumps(notebook | {"cells": [*code[:3], step]}))
 
     def files(self) -> dict[str, tuple[int, str]]:
         """Return the time and the SHA-256 of every file of the project's outputs and studies."""

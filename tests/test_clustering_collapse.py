@@ -127,11 +127,6 @@ def test_one_class_has_nothing_to_compare():
     assert 0 < compactness(z, y) < 90
 
 
-def test_alignment_counted_by_hand():
-    assert alignment([[1.0, 0], [0, 2]], [[5.0, 0], [3, 0]]) == pytest.approx((0 + 2) / 2)
-    assert alignment([[1.0, 0]], [[-4.0, 0]]) == pytest.approx(4)
-
-
 def test_uniformity_is_the_plain_loop(monkeypatch):
     z, _ = blobs()
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import few_digits
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from oodlib.data import ImageSet, load_images
 from oodlib.encoders import ARCHITECTURES, TrainingConfig, distributed
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.training import make_trainer, train
@@ -38,11 +38,6 @@ del ARCHITECTURES["plain"]
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "plain", Plain)
-
-
-def few_digits():
-    digits = load_images("digits", "train")
-    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from conftest import PLAIN
 from torch import nn
 
-from oodlib.data import ImageSet, decoding, load_images
+from oodlib.data import decoding
 from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, epoch, knn_accuracy
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
@@ -22,12 +22,6 @@ TINY = TrainingConfig(
     **PLAIN | {"epochs": 3, "batch_size": 32, "input_size": 8, "warmup_epochs": 1, "crop": 1.0}
 )  # views are the images
 RATE = 0.5
-
-
-@pytest.fixture(scope="module")
-def few():
-    digits = load_images("digits", "train")
-    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
 
 
 @pytest.fixture
@@ -101,14 +95,6 @@ def test_the_loss_gets_float32_outputs_of_all_views_their_labels_and_the_tempera
         after_one_step(replace(TINY, objective="simclr", temperature=temperature), few)
     outputs = {"projection": ((64, 128), torch.float32)}
     assert seen == [(0.7, outputs, 32), (0.3, outputs, 32)]
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(few, monkeypatch):
-    monkeypatch.setattr("oodlib.encoders.distributed.world_size", lambda: 3)
-    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 32 evenly$"):
-        make_trainer(TINY, few)
-    with pytest.raises(ValueError, match=r"^3 processes cannot share a batch of 80 evenly$"):
-        make_trainer(replace(TINY, batch_size=99), few)  # 80 images are one batch
 
 
 # Options

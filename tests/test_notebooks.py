@@ -7,7 +7,6 @@ import subprocess
 import sysconfig
 import venv
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -18,7 +17,6 @@ from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from oodlib.encoders import TrainingConfig
 from oodlib.study.studies import NOTEBOOKS, REPORT
 
 CHECKOUT = Path(__file__).parents[1]
@@ -40,10 +38,6 @@ def parameters_cell(path: Path):
     return cell
 
 
-def test_every_step_has_its_notebook():
-    assert {*NOTEBOOKS.values(), REPORT} <= {path.stem for path in PATHS}
-
-
 @every_notebook
 def test_notebook_is_committed_cleared(path):
     notebook = nbformat.read(path, as_version=4)
@@ -59,17 +53,6 @@ def test_notebook_is_committed_cleared(path):
 
 
 @every_notebook
-def test_notebook_opens_with_title_badge_and_what_it_reads_computes_and_writes(path):
-    first = nbformat.read(path, as_version=4).cells[0]
-    assert first.cell_type == "markdown"
-    assert first.source.startswith(f"# {path.stem[:2]} · ")
-    assert re.search(
-        rf"colab\.research\.google\.com/github/[\w-]+/[\w-]+/blob/main/notebooks/{path.name}\)", first.source
-    )
-    assert re.findall(r"^\*\*(\w+)\*\* ", first.source, re.M) == ["Reads", "Computes", "Writes"]
-
-
-@every_notebook
 def test_notebook_is_short_and_defines_nothing_but_what_solves_an_exercise(path):
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) <= 30
@@ -80,15 +63,6 @@ def test_notebook_is_short_and_defines_nothing_but_what_solves_an_exercise(path)
             assert not re.search(r"^\s*(async def|def|class) |\blambda\b", cell.source, re.M), cell.source
         assert "ipywidgets" not in cell.source
         assert str(CHECKOUT) not in cell.source
-
-
-@teaching_notebooks
-def test_notebook_has_formulas_and_draws(path):
-    cells = nbformat.read(path, as_version=4).cells
-    words = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    assert words.count("$$") % 2 == 0
-    assert len(re.findall(r"\$\$.+?\$\$", words, re.S)) >= 2
-    assert sum("figure" in cell.source for cell in code_cells(path)) >= 4
 
 
 @teaching_notebooks
@@ -142,14 +116,6 @@ def test_parameters_come_right_after_the_set_up(path):
     assert {"data_root"} | of_a_study <= inspect_notebook(str(path)).keys()
 
 
-def test_defaults_of_training_are_those_of_its_configuration():
-    found = inspect_notebook(str(CHECKOUT / "notebooks" / "01_train.ipynb"))
-    defaults = {field.name: repr(field.default) for field in fields(TrainingConfig)}
-    shown = {name: about["default"].replace('"', "'") for name, about in found.items()}
-    assert {name: eval(shown[name]) for name in defaults} == {name: eval(value) for name, value in defaults.items()}
-    assert shown.keys() - defaults.keys() == {"study", "data_root"}
-
-
 def test_parameters_of_the_same_name_have_the_same_default():
     defaults = {}
     for path in PATHS:
@@ -167,6 +133,7 @@ def execute(path: Path, where: Path, parameters: dict, kernel: str = "python3", 
 
 
 def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studied_copy):
+    studied_copy.bare_notebooks()
     notebooks = studied_copy.root / "notebooks"
     of_run = {"study": "small", "run": RUN}
     parameters = {
@@ -174,7 +141,6 @@ def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studi
         "02_embed": of_run | {"max_images": 150, "sanity_ood": "noise:8"},  # as papermill's -p gives them
         "03_clusters": of_run,
         "04_evaluate": of_run,
-        "05_report": {"study": "small"},
     }
     before = studied_copy.files()
     with ThreadPoolExecutor(2) as pool:
@@ -182,13 +148,13 @@ def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studi
     printed = {name: future.result() for name, future in started.items()}
     assert f"{RUN} is trained already" in printed["01_train"]
     assert "accuracy on the ID test images: {'classifier':" in printed["04_evaluate"]
-    assert "4 complete runs; incomplete, and left out: none" in printed["05_report"]
-    changed = {name for name, state in studied_copy.files().items() if before.get(name, [0, 0])[1] != state[1]}
-    assert {name for name in changed if not name.startswith("outputs/small/report/")} == set()
+    after = studied_copy.files()
+    assert {name: sha for name, (_, sha) in after.items()} == {name: sha for name, (_, sha) in before.items()}
     assert not (notebooks / "outputs").exists()
 
 
 def test_a_notebook_opened_alone_in_a_fresh_clone_makes_the_earlier_steps_first(studied_copy):
+    studied_copy.bare_notebooks()
     folder = studied_copy.run_folder("small", RUN)
     shutil.rmtree(folder / "embeddings")
     for name in ("encoder.safetensors", "clusters.npz"):

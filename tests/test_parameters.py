@@ -98,9 +98,8 @@ def test_values_by_hand():
 def test_what_somebody_types_into_the_cell_counts_too():
     found = run_with('near_ood: list[str] = "letters"  # sets\nn_clusters: list[int] = 20\nstudy: str = 2024')
     assert (found["near_ood"], found["n_clusters"], found["study"]) == (["letters"], [20], "2024")
-    found = run_with(
-        "import os\nepochs: int = 2 * 10\nfolder: object = 3", folder=4
-    )  # object is no type of a parameter
+    source = "import os\nepochs: int = 2 * 10\nfolder: object = 3"  # object is no type of a parameter
+    found = run_with(source, folder=4)
     assert (found["epochs"], found["folder"]) == (20, 4)
 
 

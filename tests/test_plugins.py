@@ -54,6 +54,7 @@ def _as_before(monkeypatch):
 
 def test_a_study_with_an_objective_and_a_distance_of_its_own_runs_in_all_its_processes(project):
     (project.root / "mine.py").write_text(PLUGIN)
+    project.bare_notebooks()
     project.write_study("own", STUDY)
     done = project.command("train", "own")
     assert done.returncode == 0, done.stderr

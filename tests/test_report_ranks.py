@@ -128,11 +128,8 @@ def test_pooled_regret_has_a_row_a_rule_and_recommends_the_least_worst(chosen_re
     rows = table.set_index("rule")
     # study one: always knn is right on one of two near sets, else it loses 10, 11, 12; study two: it is always right
     assert rows.loc["always knn", "near"] == pytest.approx((3 * 2 * 5.5 * 2 + 0) / (12 + 2))
-    assert rows.loc["always knn", ["worst", "worst_at", "n"]].tolist() == [
-        pytest.approx(11),
-        "one, digits, far",
-        18 + 3,
-    ]
+    found = rows.loc["always knn", ["worst", "worst_at", "n"]].tolist()
+    assert found == [pytest.approx(11), "one, digits, far", 18 + 3]
     assert rows.loc["always labels/mahalanobis", "worst"] == pytest.approx(11)
     assert rows.loc["virtual outliers", "n"] == 18
     assert table.n.is_monotonic_decreasing  # a rule that did not choose everywhere is not recommended

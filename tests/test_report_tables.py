@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from oodlib.data.catalogue import display_name, look_up
 from oodlib.report import claims, detectors, means, measures, tables
 from oodlib.report import results as report
+from oodlib.report.published import absent_sets, comparison_table, figures, with_accuracy
 from oodlib.report.results import SETTING
 from oodlib.report.tables import write_table
 
@@ -32,16 +34,8 @@ def cell(table: pd.DataFrame, column: str, **key):
 
 
 def test_detectors_are_called_clustering_k_distance():
-    table = pd.DataFrame(
-        [
-            ("labels", 7, "cosine"),
-            ("kmeans", 10, "mahalanobis"),
-            ("none", 0, "knn"),
-            ("one", 1, "ssd"),
-            ("gmm", 5, "cosine"),
-        ],
-        columns=["clustering", "n_clusters", "distance"],
-    )
+    rows = [("labels", 7, "cosine"), ("kmeans", 10, "mahalanobis"), ("none", 0, "knn"), ("one", 1, "ssd")]
+    table = pd.DataFrame([*rows, ("gmm", 5, "cosine")], columns=["clustering", "n_clusters", "distance"])
     names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "one/ssd", "gmm-5/cosine"]
     assert list(detectors.detector_names(table)) == names
     clusterings = ["labels", "kmeans-10", "none-0", "one", "gmm-5"]
@@ -90,9 +84,8 @@ def test_detectors_are_chosen_by_name_or_pattern_in_the_order_given(make_results
     assert list(shown.metrics) == list(results.metrics)
     expected = results.metrics[results.metrics.detector.isin(chosen)]
     keys = ["run", "detector", "ood_dataset"]
-    pd.testing.assert_frame_equal(
-        shown.metrics.sort_values(keys, ignore_index=True), expected.sort_values(keys, ignore_index=True)
-    )
+    tables = [table.sort_values(keys, ignore_index=True) for table in (shown.metrics, expected)]
+    pd.testing.assert_frame_equal(*tables)
     assert shown.decisions is results.decisions  # only what ranks is chosen from
 
 
@@ -104,9 +97,8 @@ def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
     of_classes = make_results(detectors=(("labels", 7, "cosine"), ("kmeans", 7, "cosine"), ("gmm", 7, "ssd")))
     names = list(dict.fromkeys(report.choose(of_classes, []).metrics.detector))
     assert names == ["labels/cosine", "kmeans-7/cosine", "gmm-7/ssd"]
-    assert set(report.choose(of_classes, [], ["kmeans-{classes}/cosine", "msp"]).metrics.detector) == {
-        "kmeans-7/cosine"
-    }
+    asked = report.choose(of_classes, [], ["kmeans-{classes}/cosine", "msp"])
+    assert set(asked.metrics.detector) == {"kmeans-7/cosine"}
     lacking = report.choose(make_results(detectors=(("none", 0, "residual"), ("one", 1, "cosine"))), [])
     assert set(lacking.metrics.detector) == {"residual"}
 
@@ -123,22 +115,13 @@ def test_a_pattern_can_name_the_number_of_classes_of_each_id_set(make_results):
     other = (results.decisions.id_dataset == "other") & (results.decisions.clustering == "labels")
     decisions = results.decisions.assign(n_clusters=results.decisions.n_clusters.mask(other, 20))
     shown = report.choose(replace(results, decisions=decisions), ["kmeans-{classes}/cosine"]).metrics
-    assert set(zip(shown.id_dataset, shown.detector, strict=True)) == {
-        ("digits", "kmeans-7/cosine"),
-        ("other", "kmeans-20/cosine"),
-    }
+    found = set(zip(shown.id_dataset, shown.detector, strict=True))
+    assert found == {("digits", "kmeans-7/cosine"), ("other", "kmeans-20/cosine")}
 
 
 def test_of_classes_takes_as_many_clusters_as_classes():
-    rows = [
-        ("digits", "labels", 7, 0.1),
-        ("digits", "kmeans", 7, 0.2),
-        ("digits", "kmeans", 20, 0.3),
-        ("letters32", "labels", 20, 0.5),
-        ("letters32", "kmeans", 7, 0.6),
-        ("letters32", "kmeans", 20, 0.7),
-    ]
-    table = pd.DataFrame(rows, columns=["id_dataset", "clustering", "n_clusters", "value"])
+    table = pd.DataFrame({"clustering": ["labels", "kmeans", "kmeans"] * 2, "n_clusters": [7, 7, 20, 20, 7, 20]})
+    table = table.assign(id_dataset=np.repeat(["digits", "letters32"], 3), value=[0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
     clusters = pd.concat([table.assign(measure="purity"), table.assign(measure="other", value=9.0)])
     assert list(report.of_classes(clusters, "kmeans", "purity").value) == [0.2, 0.7]
     assert list(report.of_classes(clusters, "labels", "purity").value) == [0.1, 0.5]
@@ -418,3 +401,79 @@ def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, m
     near = raw[(raw.clustering == "labels") & (raw.distance == "mahalanobis")]
     near = 100 * near.pivot(index="seed", columns="objective", values="auroc digits789")
     assert found.loc[("C5", "near"), "value"] == pytest.approx((near.supcon - near.ce).mean())  # SimCLR is far behind
+
+
+# Published figures beside hand-made ones, and the catalogue of image sets
+
+CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
+
+
+def test_own_figures_stand_beside_published_ones_near_and_far(make_results):
+    def auroc(ood, seed, **_):
+        return {"cifar100": 0.7, "tinyimagenet": 0.8, "mnist": 0.9}.get(ood, 1.0) + 0.01 * seed
+
+    detectors = (("labels", 10, "mahalanobis"), ("one", 1, "ssd"), ("none", 0, "knn"))
+    objectives = ("ce", "supcon", "simclr")
+    results = make_results(auroc, id_datasets=("cifar10",), ood=CIFAR, detectors=detectors, objectives=objectives)
+    table = comparison_table(results)
+    assert table.shape[1] == 8
+    assert table.drop(columns=["ID set", "source"]).to_numpy().tolist() == [
+        ["ce: MDS", "84.2", "76.0 ± 1.0", "89.7", "91.0 ± 1.0", "95.1 / 91.0 ± 1.0, n = 3"],
+        ["ce: KNN", "90.6", "76.0 ± 1.0", "93.0", "91.0 ± 1.0", "95.1 / 91.0 ± 1.0, n = 3"],
+        ["simclr: SSD, CIFAR-100 alone", "90.6", "71.0 ± 1.0", "", "", "– / 91.0 ± 1.0, n = 3"],
+        ["supcon: CSI, labelled, CIFAR-100 alone", "90.6", "71.0 ± 1.0", "", "", "– / 91.0 ± 1.0, n = 3"],
+        ["supcon: KNN+, mean of 5 sets", "", "", "98.0", "91.0 ± 1.0", "– / 91.0 ± 1.0, n = 3"],
+    ]
+    assert table.source[0] == "OpenOOD 1.5, ResNet-18, 100 epochs"
+    assert comparison_table(replace(results, runs=results.runs.assign(pretrained=True))).empty  # another class
+    assert comparison_table(make_results()).empty
+
+
+def test_pretrained_networks_stand_beside_published_ones_that_are(make_results):
+    ood = {"cifar10": "near", "mnist": "far"}
+    results = make_results(id_datasets=("cifar100",), ood=ood, detectors=(("labels", 100, "mahalanobis"),))
+    table = comparison_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
+    assert table.source.tolist() == ["ViT-L/16, pretrained on ImageNet-21k"]
+
+
+def test_figures_are_percentages_once_each_with_the_accuracy_of_their_source():
+    table = figures()
+    assert table.published.between(0, 100).all()
+    keys = ["id_dataset", "against", "objective", "detector", "source", "network", "method"]
+    assert not table.duplicated(keys).any()
+    known = with_accuracy().dropna(subset="accuracy")
+    assert set(known.source) == {"OpenOOD 1.5"}
+    assert known.groupby("id_dataset").accuracy.unique().map(list).to_dict() == {
+        "cifar10": [95.06],
+        "cifar100": [77.25],
+    }
+    assert set(known.objective) == {"ce"}
+    assert len(known) == 50
+
+
+def test_far_sets_of_the_literature_that_a_study_lacks_are_named(make_results):
+    results = make_results(id_datasets=("cifar10", "digits"), ood=CIFAR | {"folder:sets/LSUN": "far", "svhn": "far"})
+    assert absent_sets(results, "cifar10") == ["isun", "places365"]
+    assert absent_sets(results, "digits") == []
+
+
+def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results):
+    ood = {"tinyimagenet": "near", "dtd10": "far", "noise:32": "sanity", "folder:mine": "far"}
+    results = make_results(id_datasets=("cifar10", "cifar100"), ood=ood)
+    whole = results.runs.assign(clustering="none", measure="rankme", size=45000, value=1.0)
+    metrics = results.metrics.assign(n_id=10000, n_ood=1200)
+    results = replace(results, metrics=metrics, clusters=whole)
+    table = tables.data_table(results).set_index("set")
+    assert "in ImageNet" not in table
+    assert table.loc["CIFAR-10", ["part", "images"]].tolist() == ["ID", "45000 training, 10000 test"]
+    assert table.loc["DTD (10 classes)", ["part", "images"]].tolist() == ["far OOD of CIFAR-10, CIFAR-100", "1200 test"]
+    assert table.loc["noise 32", "source"] == "computed"
+    assert table.loc["folder:mine", "source"] == ""
+    pretrained = tables.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
+    assert pretrained.set_index("set")["in ImageNet"]["Tiny ImageNet"] == look_up("tinyimagenet").in_imagenet != ""
+
+
+def test_the_catalogue_names_classes_and_takes_what_is_not_in_it():
+    assert len(look_up("cifar10").classes) == 10
+    assert (display_name("folder:mine"), look_up("folder:mine").classes) == ("folder:mine", ())
+    assert display_name("noise:8") == "noise 8"

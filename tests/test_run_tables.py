@@ -15,7 +15,6 @@ from oodlib.study import Run
 from oodlib.study.artefacts import (
     ALPHAS,
     ID_SPLITS,
-    SHOWN,
     describe_embeddings,
     false_alarm_table,
     id_embeddings,
@@ -26,7 +25,6 @@ from oodlib.study.artefacts import (
     quantile_table,
     risk_table,
     run_embeddings,
-    shown_name,
 )
 
 OOD = {"letters": "near", "photos": "far", "noise:8": "sanity"}
@@ -180,12 +178,6 @@ def draw_scored(nearest: bool = True, sizes: dict[str, int] = SIZES, n_ood: int 
 
 def named(dataset: str = "digits") -> dict[str, str]:
     return {"test": dataset} | {name: name for name in OOD}
-
-
-def test_names():
-    assert shown_name(draw_scored()) == "labels/mahalanobis"
-    assert shown_name(draw_scored(nearest=False)) == "knn"
-    assert {shown_name(draw_scored()), shown_name(draw_scored(nearest=False))} < set(SHOWN)
 
 
 def test_quantiles_are_of_every_test_set():

@@ -76,15 +76,6 @@ def test_vim_is_its_formula(kept):
     np.testing.assert_allclose(single.score_samples(BOTH.astype(np.float32)), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_vim_in_the_plane_by_hand():
-    """The class boundary is the second axis and the training embeddings spread along the first."""
-    z = np.array([[-3.0, 1], [3, 1], [-3, -1], [3, -1]])
-    detector = ViMDetector(np.array([[1.0, 0], [-1, 0]]), np.zeros(2), n_components=1).fit(z)
-    assert detector.scale_ == pytest.approx(3 / 1)  # mean largest logit 3, mean residual 1
-    expected = [np.logaddexp(2, -2) - 3 * 5, np.logaddexp(0, 0)]
-    assert detector.score_samples(np.array([[2.0, 5], [0, 0]])) == pytest.approx(expected)
-
-
 def test_without_a_classifier_the_score_is_minus_the_residual_around_the_mean():
     detector = ViMDetector(n_components=7).fit(Z)
     centred = BOTH - Z.mean(axis=0)
@@ -161,30 +152,24 @@ def test_outlier_exposure_is_the_log_odds_of_gaussians(n_known):
     np.testing.assert_allclose(detector.score_samples(BOTH), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_seen_outliers_help_and_more_of_them_more():
-    """The outliers are ID images moved by half a standard deviation in every dimension."""
-
-    def moved(n, seed):
-        z, y = draw(n, seed)
-        return z + 0.5 * np.linspace(0.3, 1.5, D), y
-
-    detector, areas = OutlierExposureDetector(), []
-    outside = moved(150, 5)[0]
-    for n_known in (0, 5, 25, 250):
-        known, kinds = moved(n_known, 6) if n_known else (None, None)
-        detector.fit(Z, Y, z_outliers=known, y_outliers=kinds)
-        areas.append(auroc(detector.score_samples(ID), detector.score_samples(outside)))
-    assert areas == sorted(areas)
-    assert areas[0] < 0.75
-    assert areas[-1] > 0.9
-
-
 # Nearest neighbours
 
 
 def kth_distances(queries, reference, k):
     queries, reference = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (queries, reference))
     return np.sort(np.linalg.norm(queries[:, None] - reference, axis=2), axis=1)[:, k - 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [1, 5, 299])
+def test_knn_is_brute_force(k, dtype):
+    detector = KNNDetector(k, alpha=0.1).fit(Z.astype(dtype))
+    scores = detector.score_samples(BOTH.astype(dtype))
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, -kth_distances(BOTH, Z, k), rtol=0, atol=2e-6)
+    # on the training embeddings, each without itself
+    left_out = [-kth_distances(Z[i : i + 1], np.delete(Z, i, axis=0), k)[0] for i in range(300)]
+    assert detector.offset_ == pytest.approx(np.sort(left_out)[29], abs=1e-4)  # j = ⌊0.1 · 301⌋ = 30
 
 
 def test_knn_threshold_and_p_values_rest_on_the_calibration_images():
@@ -208,9 +193,6 @@ def test_knn_takes_its_threshold_from_a_sample_where_training_embeddings_are_man
     assert np.isin(sampled.reference_, whole.reference_).all()
     assert np.array_equal(sampled.score_samples(BOTH), whole.score_samples(BOTH))  # neighbours are still of all
     assert np.array_equal(KNNDetector(5, alpha=0.2).fit(Z).reference_, sampled.reference_)
-
-
-# What all share
 
 
 DETECTORS = {
@@ -334,9 +316,6 @@ def test_empty_and_double_dimensions_do_not_matter(embedded, dtype):
     ):
         expected = make(np.asarray).fit(z, **more(np.asarray)).score_samples(new)
         assert_same_order(make(change).fit(change(z), **more(change)).score_samples(change(new)), expected, 60)
-
-
-# Refusals
 
 
 @pytest.mark.parametrize(

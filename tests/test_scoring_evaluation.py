@@ -85,19 +85,6 @@ def test_error_metrics_are_those_of_all_scores_together_with_every_ood_answer_wr
     assert all(intervals[name][0] < found[name] < intervals[name][1] for name in ("error_auroc", "oscr"))
 
 
-def test_by_hand():
-    # ID 3 right, 2 wrong, 1 right; OOD 2 and 0
-    found = rank_metrics(np.array([3.0, 2, 1]), np.array([2.0, 0]), np.array([True, False, True]))
-    assert found["auroc"] == (2 + 1.5 + 1) / 6
-    assert found["error_auroc"] == (3 + 1) / 6  # right 3 and 1 against wrong 2, 2 and 0
-    assert found["oscr"] == (2 + 1) / 6  # the wrong one wins none of its pairs
-    # answers in order: right, two tied wrong ones, right, wrong
-    assert found["aurc"] == pytest.approx((0 + 1 / 2 + 2 / 3 + 2 / 4 + 3 / 5) / 5)
-    assert found["augrc"] == pytest.approx((0 + 1 / 2 + 3 / 2 + 2 + 5 / 2) / 25)  # errors 0, 0, 1, 2, 2, 3 of 5
-    assert found["fpr95"] == 1 / 2
-    assert (found["n_id"], found["n_ood"]) == (3, 2)
-
-
 @pytest.mark.parametrize("right", [0, 1, 2, 3])
 def test_there_is_no_interval_where_there_is_no_variance_to_estimate(right):
     correct = np.arange(3) < right
@@ -122,12 +109,6 @@ def test_rows_and_columns():
         assert (row["clustering"], row["n_clusters"], row["distance"]) == ("kmeans", K, "euclidean")
         assert row["n_ood"] == {"near": 70, "far": 60}[row["ood_dataset"]]
         assert row["oscr"] <= row["auroc"]
-
-
-def test_a_detector_without_clusters_has_two_thresholds():
-    scored = draw_scored()
-    rows = list(evaluate(Scored("none", 0, "knn", scored.scores), ["near"], CORRECT, ALPHA))
-    assert [row["threshold"] for row in rows] == ["global", "conformal"]
 
 
 def jth_smallest(scores: np.ndarray) -> float:

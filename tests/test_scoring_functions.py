@@ -104,9 +104,8 @@ each = pytest.mark.parametrize("name", FORMULAS)
 
 
 @each
-@pytest.mark.parametrize("seed", range(2))
-def test_each_is_its_formula(name, seed, monkeypatch):
-    z, weight, bias, train = make(seed)
+def test_each_is_its_formula(name, monkeypatch):
+    z, weight, bias, train = make(1)
     expected = [FORMULAS[name](x, weight, bias, train) for x in z]
     score = fitted(name)
     np.testing.assert_allclose(score(z, weight, bias, train), expected, rtol=1e-9)
@@ -139,9 +138,6 @@ def test_the_parameters_of_a_layer_are_taken_as_they_are(name, dtype):
     given = tensor.detach().double() if dtype == torch.float64 else tensor.detach().float()
     expected = fitted(name)(given.numpy(), *arrays, TRAIN)
     assert np.array_equal(fitted(name)(tensor, layer.weight, layer.bias, TRAIN), expected)
-
-
-# Rows that are zero, or without a positive value
 
 
 @each
@@ -210,34 +206,15 @@ def test_nnguide_leaves_a_row_out_of_its_own_neighbours(below, monkeypatch):
     assert np.allclose(nnguide(TRAIN[rows], WEIGHT, bias, TRAIN), expected) == bool(below)
 
 
-def test_nnguide_by_hand():
-    """Energies are 3 and 4 of the training embeddings, which are at right angles, and 6 of the new one."""
-    train, z, weight, bias = np.array([[3.0, 0], [0, 4]]), np.array([[3.0, 3]]), np.array([[1.0, 1]]), [0.0]
-    assert nnguide(z, weight, bias, train, 1) == pytest.approx([6 * 4 / math.sqrt(2)])
-    assert nnguide(z, weight, bias, train, 2) == pytest.approx([6 * (3 + 4) / math.sqrt(2) / 2])
-    assert nnguide(train, weight, bias, train, 1, own=True) == pytest.approx([0, 0])
-
-
-# Fast decision boundaries
-
-
 def test_fdbd_of_classes_that_differ_by_their_bias_alone_has_no_boundary_between_them():
     weight, z = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([[3.0, 1], [-1, 2]])
     found = fdbd(z, weight, np.array([0.0, -5, 0]), np.zeros(2))
     assert found == pytest.approx([2 / np.sqrt(2) / np.sqrt(10) / 2, (3 + 8) / np.sqrt(2) / np.sqrt(5) / 2])
 
 
-def test_fdbd_by_hand():
-    weight, bias, mean = np.array([[1.0, 0], [-1, 0], [1, 2]]), np.array([0.0, 0, -4]), np.array([0.0, 2])
-    # at (3, 0): logits 3, -3, -1; distances 6 / 2 and 4 / 2, radius √13; (0, 4): 0, 0, 4 and 4 / 2, 4 / √8, radius 2
-    z = np.array([[3.0, 0], [0, 4], [0, 2]])
-    found = fdbd(z, weight, bias, mean)
-    assert found[:2] == pytest.approx([2.5 / math.sqrt(13), (2 + math.sqrt(2)) / 2 / 2])
-    assert found[2] == math.inf  # at the mean
-    assert fdbd(np.array([[0.0, 1]]), weight[:2], bias[:2], mean) == pytest.approx([0])  # on the boundary
-
-
-# Refusals
+def test_fdbd_at_the_mean_and_on_the_boundary():
+    weight, mean = np.array([[1.0, 0], [-1, 0]]), np.array([0.0, 2])
+    assert fdbd(np.array([[0.0, 2], [0, 1]]), weight, np.zeros(2), mean).tolist() == [math.inf, 0]
 
 
 @each
@@ -297,18 +274,13 @@ def test_percentiles_out_of_range(percentile):
             score(Z, *HEAD, percentile)
 
 
-# Scores of logits
-
 LOGITS = np.random.default_rng(0).normal(size=(50, 7)) * 8
 
 
 def test_logit_scores_are_scipys():
     np.testing.assert_allclose(msp(LOGITS), special.softmax(LOGITS, axis=1).max(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(msp(LOGITS), np.exp(special.log_softmax(LOGITS, axis=1)).max(axis=1), rtol=1e-12)
     np.testing.assert_allclose(energy(LOGITS), special.logsumexp(LOGITS, axis=1), rtol=1e-12)
-    np.testing.assert_allclose(energy(LOGITS), np.log(np.exp(LOGITS).sum(axis=1)), rtol=1e-12)
     assert max_logit(LOGITS).tolist() == [max(row) for row in LOGITS.tolist()]
-    assert {"msp": msp, "maxlogit": max_logit, "energy": energy, "gen": gen} == LOGIT_SCORES
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,6 @@ def test_shares_that_binary_cannot_hold_are_counted_as_written(m):
         assert conformal_threshold(np.arange(1.0, m + 1), percent / 100) == (expected or -math.inf), percent
 
 
-@pytest.mark.parametrize(
-    ("score", "expected"), [(0, 1), (1, 2), (1.5, 2), (2, 5), (3, 5), (5, 6), (6.9, 6), (7, 10), (99, 10)]
-)
-def test_p_values_counted_by_hand(score, expected):
-    assert conformal_p_values(np.array([score]), TIES).tolist() == [expected / 10]
-
-
 @pytest.mark.parametrize("m", [1, 19, 40, 256])
 def test_p_value_is_at_most_alpha_exactly_where_the_score_is_below_the_threshold(m):
     rng = np.random.default_rng(m)

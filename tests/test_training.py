@@ -26,12 +26,6 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def few(digits):
-    """Every tenth digit: 89 images of seven classes, 80 to train on, two batches an epoch."""
-    return ImageSet(digits.images[::10], digits.labels[::10], digits.classes, "few")
-
-
-@pytest.fixture(scope="module")
 def trained(digits):
     return train(replace(TINY, epochs=3), digits)
 

@@ -103,7 +103,7 @@ def test_each_image_has_its_own_parameters(photographs):
 class NoHostSync(TorchDispatchMode):
     """Refuse what would make a GPU wait: reading a value, sizes that depend on data, constants copied from the host."""
 
-    FORBIDDEN = (
+    FORBIDDEN = [
         "_local_scalar_dense",
         "nonzero",
         "masked_select",
@@ -111,7 +111,7 @@ class NoHostSync(TorchDispatchMode):
         "is_nonzero",
         "unique",
         "equal.default",
-    )
+    ]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert not any(name in str(func) for name in self.FORBIDDEN), f"{func} waits for the device"
