@@ -498,7 +498,7 @@ def test_the_most_wrong_images_have_a_row_a_set(make_results, capsys):
     wrong = extremes[(extremes.extreme == "least") == (extremes.dataset == "digits")]
     figure = pictures.wrong_images_figure(wrong, DETECTOR)
     rows = [axis.get_ylabel() for axis in figure.axes]
-    assert rows == [f"{NAMED[0]}\nleast normal", *(f"{name}\nmost normal" for name in NAMED[1:])]
+    assert rows == ["digits 0–6\nleast normal", *(f"{name}\nmost normal" for name in NAMED)]
     shown = figure.axes[3].images[0].get_array()
     np.testing.assert_array_equal(shown, pictures.strip(load_images("photos").images[:3], 3))
     pictures.wrong_images_figure(wrong.assign(dataset="gone"), DETECTOR)
