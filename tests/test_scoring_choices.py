@@ -10,6 +10,7 @@ from oodlib.metrics import auroc
 from oodlib.scoring import ClusterDetector, KNNDetector, choices
 from oodlib.scoring.choices import (
     CANDIDATES,
+    FALLBACK,
     OF_NOTEBOOK,
     choice_table,
     choose_candidate,
@@ -125,13 +126,13 @@ def test_candidates_are_ranked_by_each_class_in_turn(data):
     ranking = rank_candidates(replace(data, test=data.calibration), n_neighbors=5)
     assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(CANDIDATES)
     assert ranking.auroc.is_monotonic_decreasing
-    knn = by_hand(data, "none", "knn")
+    least = by_hand(data, *FALLBACK)
     for row in ranking.itertuples():
         expected = by_hand(data, row.clustering, row.distance)
         assert row.auroc == pytest.approx(expected.mean(), abs=1e-3 if row.clustering == "kmeans" else 1e-6)
         if row.clustering != "kmeans":
-            assert row.ahead == pytest.approx((expected - knn).mean(), abs=1e-6)
-            assert row.noise == pytest.approx((expected - knn).std(ddof=1) / 2, abs=1e-6)  # of four classes
+            assert row.ahead == pytest.approx((expected - least).mean(), abs=1e-6)
+            assert row.noise == pytest.approx((expected - least).std(ddof=1) / 2, abs=1e-6)  # of four classes
 
 
 def test_folds_are_averaged_class_by_class_and_other_numbers_of_neighbours_join(data):
@@ -148,12 +149,14 @@ def test_up_to_twenty_classes_each_has_its_turn(data):
     assert [len(np.unique(part.train.y)) for part in parts] == [11] * 12
 
 
-@pytest.mark.parametrize(("ahead", "noise", "chosen"), [(0.02, 0.01, "cosine"), (0.02, 0.02, "knn"), (0.0, 0.0, "knn")])
-def test_a_lead_within_the_noise_falls_back_to_knn(ahead, noise, chosen):
-    rows = [("kmeans", "cosine", 0.9, ahead, noise), ("none", "knn", 0.9 - ahead, 0.0, 0.0)]
+@pytest.mark.parametrize(
+    ("ahead", "noise", "chosen"), [(0.02, 0.01, "cosine"), (0.02, 0.02, FALLBACK[1]), (0.0, 0.0, FALLBACK[1])]
+)
+def test_a_lead_within_the_noise_is_none(ahead, noise, chosen):
+    rows = [("kmeans", "cosine", 0.9, ahead, noise), (*FALLBACK, 0.9 - ahead, 0.0, 0.0)]
     table = pd.DataFrame(rows, columns=["clustering", "distance", "auroc", "ahead", "noise"])
     assert choose_candidate(table)[1] == chosen
-    assert choose_candidate(table[:0]) == ("none", "knn")
+    assert choose_candidate(table[:0]) == FALLBACK
 
 
 def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
@@ -167,5 +170,5 @@ def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
     assert row["auroc"] == best.auroc.item()
     two = [Embedded(e.z, e.y % 2) for e in (data.train, data.calibration)]
     none = choice_table(RunEmbeddings(*two, two[1], {}), [OF_NOTEBOOK], [], [], 5)
-    assert none[["clustering", "n_clusters", "distance"]].to_numpy().tolist() == [["none", 0, "knn"]]
+    assert none[["clustering", "n_clusters", "distance"]].to_numpy().tolist() == [["labels", 2, FALLBACK[1]]]
     assert none.auroc.isna().all()

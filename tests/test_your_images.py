@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from oodlib.data.decoding import decode
 from oodlib.encoders import Encoder, linear_probe, load_encoder, save_encoder
 from oodlib.scoring import load_detector
 from oodlib.scoring.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
+from oodlib.scoring.choices import FALLBACK as FALLEN
 from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 
+FALLBACK = "/".join(FALLEN)
 CLASSES = ("china", "flower", "ones", "zeros")
 
 
@@ -389,7 +392,7 @@ def test_one_class_is_learned_by_its_views(tmp_path):
     assert len(history) == 1
     data = your_images.embed_parts(encoder, parts)
     assert encoder.spec.classes == ("ones",)
-    assert your_images.choose_detector(your_images.rank_detectors(data)) == "knn"
+    assert your_images.choose_detector(your_images.rank_detectors(data)) == FALLBACK
 
 
 # Embeddings drawn for the rest
@@ -463,7 +466,7 @@ def test_without_a_part_to_choose_with_folds_of_the_training_images_take_its_pla
 def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
     ranking = your_images.rank_detectors(drawn())
     assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.05)) == ranking.detector[0]
-    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == "knn"
+    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == FALLBACK
 
 
 def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeypatch):
@@ -485,15 +488,15 @@ def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeyp
 @pytest.mark.parametrize("n_classes", [1, 2])
 def test_of_two_classes_none_can_be_left_out(n_classes):
     ranking = your_images.rank_detectors(drawn(n_classes))
-    assert ranking.detector.tolist() == ["knn"]
+    assert ranking.detector.tolist() == [FALLBACK]
     assert ranking.auroc.isna().all()
-    assert your_images.choose_detector(ranking) == "knn"
+    assert your_images.choose_detector(ranking) == FALLBACK
 
 
 def test_too_few_images_leave_no_choice():
     data = drawn()
     one_each = Embedded(data["choice"].z[:4], data["choice"].y[:4])
-    assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == ["knn"]
+    assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == [FALLBACK]
 
 
 @pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn", "knn-1"])
@@ -504,6 +507,22 @@ def test_the_threshold_is_conformal(name):
     assert detector.offset_ == pytest.approx(conformal_threshold(scores, 0.1), rel=1e-4)
     assert (detector.predict(data["calibration"].z) == -1).sum() == 9  # ⌊0.1 · 101⌋ = 10, whose own score is kept
     assert np.array_equal(np.sort(detector.reference_), np.sort(scores))
+
+
+@pytest.mark.parametrize("name", ["chosen", FALLBACK, "labels/cosine", "knn"])
+def test_five_percent_of_images_like_these_are_rejected_at_most(name):
+    """100 splits of held-out images: each false-alarm rate has a band that 95 of them are expected in."""
+    data, held_out = drawn(n=60), draw(400, 20)
+    name = your_images.choose_detector(your_images.rank_detectors(data)) if name == "chosen" else name
+    low, high = rate_band(0.05, 100, 300)
+    rates = []
+    for seed in range(100):
+        order = np.random.default_rng(seed).permutation(400)
+        calibration = Embedded(held_out.z[order[:100]], held_out.y[order[:100]])
+        detector = your_images.fit_detector(data | {"calibration": calibration}, name, 0.05)
+        rates.append((detector.predict(held_out.z[order[100:]]) == -1).mean())
+    assert np.mean(rates) <= 0.05 + 2 * np.std(rates) / 10  # the mean of so many splits is known to two such tenths
+    assert sum(low <= rate <= high for rate in rates) >= 93
 
 
 @pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
@@ -523,9 +542,11 @@ def test_the_alpha_that_is_advised_can_be_promised(n):
     assert "at most" in words.promise(n, advised)
 
 
-def test_one_image_a_class_falls_back_on_what_assumes_least():
+def test_classes_whose_images_do_not_differ_leave_cosine():
     data = {name: Embedded(np.eye(4), np.arange(4)) for name in ("train", "choice")}
-    assert your_images.rank_detectors(data).detector.tolist() == ["knn"]
+    ranking = your_images.rank_detectors(data)
+    assert ranking.detector.tolist() == ["labels/cosine"]
+    assert your_images.choose_detector(ranking) == "labels/cosine"
 
 
 def test_rejections_are_counted_with_their_intervals():
@@ -794,7 +815,8 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     assert run_command(["images", "mine", "--weights", "encoder.bin", "--alpha", "0.02", "--out", "out"]) == 0
     page, read, unknown, promised = capfd.readouterr().out.splitlines()
     assert read == "100 photos of 2 classes were read; 2 files or folders were skipped (skipped.csv says why)."
-    assert unknown == "Unknown classes: nobody can tell how well knn finds them; that takes three classes or more."
+    told = f"Unknown classes: nobody can tell how well {FALLBACK} finds them; that takes three classes or more."
+    assert unknown == told
     assert promised.startswith("20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected.")
     kept = load_encoder(project.root / "out" / "encoder.safetensors")
     assert kept.spec.classes == ("china", "zeros")  # of four that the file tells
@@ -823,6 +845,19 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     with pytest.raises(ValueError, match="cannot read the image nowhere.png: No such file"):
         model.predict(["mine/zeros/01.png", "nowhere.png"])
     assert model.predict(Path("mine/zeros/01.png")).normality == pytest.approx(found.normality[1], rel=1e-4)
+
+
+def test_a_reader_that_stops_early_is_no_error(project, photos, trained):
+    parts, encoder, _ = trained
+    data = your_images.embed_parts(encoder, parts)
+    save_encoder(encoder, project.root / "encoder.safetensors")
+    your_images.fit_detector(data, FALLBACK, 0.1, CLASSES).save(project.root / "detector.safetensors", encoder)
+    arguments = project.arguments("score", ".", str(photos / "zeros"))
+    process = subprocess.Popen(arguments, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as head does, before anything is written
+    said = process.stderr.read()
+    assert process.wait() == 0
+    assert not re.search("pipe|Traceback|Error", said, re.I)
 
 
 def test_a_request_that_is_wrong_is_one_sentence(project, photos, capfd):

@@ -26,8 +26,14 @@ def run_command(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "images":
-            return make_page(options)
-        return score(options.detector, options.photos, options.csv)
+            make_page(options)
+        else:
+            score(options.detector, options.photos, options.csv)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever reads standard output has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 0
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         say(f"oodlib: {error}")
         return 2
@@ -53,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_page(options: argparse.Namespace) -> int:
+def make_page(options: argparse.Namespace) -> None:
     """Run notebook 06 on a folder, write the page, print where it is and the lines of the answer."""
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -86,7 +92,6 @@ def make_page(options: argparse.Namespace) -> int:
     write_page(executed, out / PAGE, Path(parameters["id_folder"]).name, answer)
     say(f"done in {time.monotonic() - start:.0f} s")
     print(out / PAGE, *answer, sep="\n")
-    return 0
 
 
 def _where(name: str) -> str:
@@ -95,7 +100,7 @@ def _where(name: str) -> str:
     return str(path.absolute()) if name and path.exists() else name
 
 
-def score(detector: str, photos: list[str], table: str | None = None) -> int:
+def score(detector: str, photos: list[str], table: str | None = None) -> None:
     """Write class, normality, p-value and decision of each photo as CSV, and sums on standard error."""
     from oodlib.app.model import OODModel
     from oodlib.device import default_device
@@ -118,7 +123,6 @@ def score(detector: str, photos: list[str], table: str | None = None) -> int:
     )
     for reason in counts.keys() - {"accepted", "rejected"}:
         say(f"  skipped {counts[reason]:,}: {reason}")
-    return 0
 
 
 def _photos(names: list[str]) -> Iterator[str]:

@@ -8,10 +8,11 @@ import pandas as pd
 
 from oodlib.app.drift import Drift
 from oodlib.app.folder import Part
-from oodlib.app.workflow import FALLBACK
 from oodlib.files import resolve, write_text
 from oodlib.scoring.choices import OF_NOTEBOOK
 from oodlib.scoring.thresholds import images_needed
+
+ALWAYS = "always knn"  # the rule of a report that choosing is held against
 
 
 def read_sentence(parts: dict[str, Part], skipped: pd.DataFrame) -> str:
@@ -59,16 +60,16 @@ def regret_sentence() -> str:
     reports = {path.parents[1].name: path for pattern in patterns for path in resolve("outputs").glob(pattern)}
     for _, path in sorted(reports.items()):
         table = pd.read_csv(path)
-        table = table[table.rule.isin([OF_NOTEBOOK, f"always {FALLBACK}"]) & table.group.isin(["near", "far"])]
+        table = table[table.rule.isin([OF_NOTEBOOK, ALWAYS]) & table.group.isin(["near", "far"])]
         if OF_NOTEBOOK in set(table.rule):
             mean = table.groupby(["rule", "group"]).regret.mean()
             here, always = (
                 " and ".join(f"{mean[rule, g]:.1f} ({g})" for g in ("near", "far") if (rule, g) in mean.index)
-                for rule in (OF_NOTEBOOK, f"always {FALLBACK}")
+                for rule in (OF_NOTEBOOK, ALWAYS)
             )
             said.append(
                 f"{path.parents[1].name}, {table.run.nunique()} runs: {here} AUROC points below the best of all "
-                f"detectors, which nobody could have known; always {FALLBACK}: {always}."
+                f"detectors, which nobody could have known; {ALWAYS}: {always}."
             )
     return "\n".join(said) or "No report of a study here has measured what choosing like this costs."
 

@@ -19,7 +19,7 @@ from oodlib.arrays import sample_rows
 from oodlib.clustering.clusters import cluster
 from oodlib.encoders.encoder import Encoder
 from oodlib.encoders.foreign_weights import set_classifier
-from oodlib.scoring.choices import MAX_TRAIN, choose_candidate, rank_candidates
+from oodlib.scoring.choices import FALLBACK, MAX_TRAIN, choose_candidate, rank_candidates
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
 from oodlib.scoring.evaluation import Embedded, RunEmbeddings
@@ -28,7 +28,6 @@ from oodlib.scoring.thresholds import rate_band
 from oodlib.separation import cluster_purity, global_separation
 
 N_NEIGHBORS, OTHER_NEIGHBORS = 5, (1, 20, 50)  # k of KNN, and those that are tried beside it
-FALLBACK = "knn"  # see `oodlib.scoring.choices`
 TURNS = 8  # that classes are left out at least, over the folds of the training images, where they are few
 N_INVERTED = 500  # images, at most, that stand in for those to drift to
 N_SEPARATED = 5_000  # images that the clusters are measured on
@@ -91,7 +90,8 @@ def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
 
     The images are those of the part choice; where there is none, because the encoder has seen no image at all, folds of
     the part train take its place in turn. ahead and noise are of `choices.rank_candidates`. Where no class can be left
-    out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan.
+    out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan, or cosine where the images of
+    no class differ.
     """
     folds = _folds(data)
     few = (
@@ -100,9 +100,14 @@ def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
     parts = [RunEmbeddings(fitted, held_out, held_out, {}) for fitted, held_out in folds]
     found = pd.DataFrame() if few else rank_candidates(*parts, n_neighbors=N_NEIGHBORS, others=OTHER_NEIGHBORS)
     if found.empty:
-        return pd.DataFrame({"detector": [FALLBACK], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
+        chosen = _name(*FALLBACK) if _varies(data["train"]) else "labels/cosine"
+        return pd.DataFrame({"detector": [chosen], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
     names = [_name(*candidate) for candidate in zip(found.clustering, found.distance, strict=True)]
     return found.assign(detector=names)[["detector", "auroc", "ahead", "noise"]]
+
+
+def _varies(train: Embedded) -> bool:
+    return any((own != own[0]).any() for own in (train.z[train.y == label] for label in np.unique(train.y)))
 
 
 def _folds(data: dict[str, Embedded]) -> list[tuple[Embedded, Embedded]]:
@@ -124,7 +129,9 @@ def _folds(data: dict[str, Embedded]) -> list[tuple[Embedded, Embedded]]:
 
 
 def choose_detector(ranking: pd.DataFrame) -> str:
-    """Return the first of `rank_detectors`, or FALLBACK where it is not ahead of that by more than noise."""
+    """Return the first of `rank_detectors` that is ahead of FALLBACK by more than noise, else that."""
+    if len(ranking) == 1:
+        return ranking.detector[0]
     parts = ranking.detector.str.rpartition("/")
     return _name(*choose_candidate(ranking.assign(clustering=parts[0].replace("", "none"), distance=parts[2])))
 

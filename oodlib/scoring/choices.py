@@ -26,7 +26,9 @@ CANDIDATE_DISTANCES = {  # by clustering; others need many images a cluster
     "kmeans": ("cosine",),
 }
 CANDIDATES = [*((c, d) for c, names in CANDIDATE_DISTANCES.items() for d in names), ("none", "knn")]  # of notebook 06
-FALLBACK = ("none", "knn")  # where the others are not ahead by more than noise; it assumes least of the clusters
+# Where no other is ahead by more than noise. The fewer the images, the more its shrinkage makes it the Euclidean
+# distance at unit norm, which is cosine; with many it is Mahalanobis. So it is seldom far behind the better of the two.
+FALLBACK = ("labels", "mahalanobis-shrunk++")
 OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
 N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
 QUANTILE = 0.99  # of the calibration images' distances: where virtual outliers lie
