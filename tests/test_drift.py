@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from oodlib.app import drift_test
-from oodlib.app.drift import POWERS, SWITCH
 from oodlib.scoring import ClusterDetector, KNNDetector, ViMDetector
+from oodlib.scoring.drift import POWERS, SWITCH, drift_test
 
 
 def test_p_values_are_ranks_among_all_that_came_before():

@@ -17,17 +17,18 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from oodlib.app import OODModel, drift_test, gallery, words
+from oodlib.app import OODModel, gallery
 from oodlib.app import encoder as your_encoder
 from oodlib.app import folder as your_folder
+from oodlib.app import page as your_page
 from oodlib.app import workflow as your_images
 from oodlib.app.commands import run_command
 from oodlib.app.folder import HELD_OUT, Part
 from oodlib.data import ImageSet, load_images
 from oodlib.data.decoding import decode
 from oodlib.encoders import Encoder, linear_probe, load_encoder, save_encoder
-from oodlib.scoring import load_detector
-from oodlib.scoring.choices import CANDIDATE_DISTANCES, OF_NOTEBOOK
+from oodlib.scoring import drift_test, load_detector
+from oodlib.scoring.choices import CANDIDATE_DISTANCES
 from oodlib.scoring.choices import FALLBACK as FALLEN
 from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
@@ -174,14 +175,11 @@ def test_only_the_bundled_digits_are_shown_against_other_digits(photos, tmp_path
     assert "ood" not in read(photos)
     assert read("digits")["ood"].images.name == "digits789"
     assert read("digits", "letters")["ood"].images.name == "letters"
+    part, named = (read(name, name)["ood"] for name in (photos, f"folder:{photos}"))  # as a study names a folder
+    assert part.names.tolist() == named.names.tolist()
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "digits", pictures(8))
     assert "ood" not in read("digits")
-
-
-def test_a_folder_may_be_named_as_a_study_names_it(photos):
-    part, named = (read(name, name)["ood"] for name in (photos, f"folder:{photos}"))
-    assert part.names.tolist() == named.names.tolist()
 
 
 def test_the_validation_images_of_a_folder_are_its_test_images_where_there_are_no_others(tmp_path):
@@ -220,7 +218,7 @@ def test_thousands_of_empty_classes_are_skipped(tmp_path):
         (tmp_path / "mine" / f"empty {i}").mkdir()
     parts = read(tmp_path / "mine")
     assert your_folder.note_lines(parts) == ["mine: 32 images; skipped 2000: a class without an image 2000"]
-    assert words.read_sentence(parts, your_folder.skipped_table(parts)) == (
+    assert your_page.read_sentence(parts, your_folder.skipped_table(parts)) == (
         "32 photos of 4 classes were read; 2000 files or folders were skipped (skipped.csv says why)."
     )
 
@@ -469,22 +467,6 @@ def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
     assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == FALLBACK
 
 
-def test_regret_is_quoted_from_reports_that_measured_this_rule(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert words.regret_sentence() == "No report of a study here has measured what choosing like this costs."
-    for study, rule in (("mine", OF_NOTEBOOK), ("other", "left-out classes")):
-        (tmp_path / "outputs" / study / "report").mkdir(parents=True)
-        rows = [(r, name, group, regret) for r in "ab" for name, group, regret in (
-            (rule, "near", 1 if r == "a" else 2), (rule, "far", 4), ("always knn", "near", 3), ("always knn", "far", 5),
-        )]  # fmt: skip
-        table = pd.DataFrame(rows, columns=["run", "rule", "group", "regret"])
-        table.to_csv(tmp_path / "outputs" / study / "report" / "regret.csv", index=False)
-    assert words.regret_sentence() == (
-        "mine, 2 runs: 1.5 (near) and 4.0 (far) AUROC points below the best of all detectors, which nobody could have "
-        "known; always knn: 3.0 (near) and 5.0 (far)."
-    )
-
-
 @pytest.mark.parametrize("n_classes", [1, 2])
 def test_of_two_classes_none_can_be_left_out(n_classes):
     ranking = your_images.rank_detectors(drawn(n_classes))
@@ -509,26 +491,10 @@ def test_the_threshold_is_conformal(name):
     assert np.array_equal(np.sort(detector.reference_), np.sort(scores))
 
 
-@pytest.mark.parametrize("name", ["chosen", FALLBACK, "labels/cosine", "knn"])
-def test_five_percent_of_images_like_these_are_rejected_at_most(name):
-    """100 splits of held-out images: each false-alarm rate has a band that 95 of them are expected in."""
-    data, held_out = drawn(n=60), draw(400, 20)
-    name = your_images.choose_detector(your_images.rank_detectors(data)) if name == "chosen" else name
-    low, high = rate_band(0.05, 100, 300)
-    rates = []
-    for seed in range(100):
-        order = np.random.default_rng(seed).permutation(400)
-        calibration = Embedded(held_out.z[order[:100]], held_out.y[order[:100]])
-        detector = your_images.fit_detector(data | {"calibration": calibration}, name, 0.05)
-        rates.append((detector.predict(held_out.z[order[100:]]) == -1).mean())
-    assert np.mean(rates) <= 0.05 + 2 * np.std(rates) / 10  # the mean of so many splits is known to two such tenths
-    assert sum(low <= rate <= high for rate in rates) >= 93
-
-
 @pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
 def test_what_can_be_promised(m, alpha):
-    assert words.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
-    assert words.promise(m - 1, alpha) == (
+    assert your_page.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
+    assert your_page.promise(m - 1, alpha) == (
         f"{m - 1} calibration images are too few to promise {100 * alpha:.4g} %, which takes {m}: nothing "
         f"is rejected. Add images, or take alpha = {math.ceil(1000 / m) / 1000:.3f} or more."
     )
@@ -538,8 +504,8 @@ def test_what_can_be_promised(m, alpha):
 
 @pytest.mark.parametrize("n", [2, 8, 15, 22, 41, 333])
 def test_the_alpha_that_is_advised_can_be_promised(n):
-    advised = float(re.search(r"alpha = (\S+) or more", words.promise(n, 0.001))[1])
-    assert "at most" in words.promise(n, advised)
+    advised = float(re.search(r"alpha = (\S+) or more", your_page.promise(n, 0.001))[1])
+    assert "at most" in your_page.promise(n, advised)
 
 
 def test_classes_whose_images_do_not_differ_leave_cosine():
@@ -687,14 +653,14 @@ def test_gallery_figures_title_every_image(looked_at):
 @pytest.mark.filterwarnings("ignore:nothing is rejected")
 def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
     detector, data, parts, _ = looked_at
-    (axis,) = gallery.score_figure(detector, data).axes
+    (axis,) = your_page.score_figure(detector, data).axes
     below = {c[0].get_label(): sum(bar.get_height() for bar in c if bar.get_x() < 0) for c in axis.containers}
     rejected = (detector.predict(data["ood"].z) == -1).mean()
     assert below["ood (60)"] == pytest.approx(100 * rejected, abs=5)  # but for the bin that holds zero
     nothing = your_images.fit_detector(data, "labels/mahalanobis", 0.001)
-    legend = gallery.score_figure(nothing, data).axes[0].get_legend()
+    legend = your_page.score_figure(nothing, data).axes[0].get_legend()
     assert "lowest calibration score: nothing is rejected" in [text.get_text() for text in legend.get_texts()]
-    (plane,) = gallery.plane_figure(data, parts).axes
+    (plane,) = your_page.plane_figure(data, parts).axes
     assert [len(points.get_offsets()) for points in plane.collections] == [100, 60]
     reference = PCA(2).fit(normalize(data["train"].z.astype(np.float64)))
     for name, points in zip(("test", "ood"), plane.collections, strict=True):
@@ -705,7 +671,7 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
     assert len(np.unique(colors, axis=0)) == 4
     assert all(len(np.unique(colors[data["test"].y == label], axis=0)) == 1 for label in range(4))
     few = {name: Embedded(part.z[:20], part.y[:20]) for name, part in data.items()}
-    (small,) = gallery.plane_figure(few, parts).axes
+    (small,) = your_page.plane_figure(few, parts).axes
     assert small.collections[0].get_sizes()[0] > plane.collections[0].get_sizes()[0]
     assert {text.get_text() for text in plane.texts} == set(CLASSES)
 
@@ -713,10 +679,10 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
 @pytest.mark.usefixtures("figure_style")
 def test_ranking_is_drawn_best_first_or_said_to_be_none():
     ranking = your_images.rank_detectors(drawn())
-    (axis,) = gallery.ranking_figure(ranking, "knn").axes
+    (axis,) = your_page.ranking_figure(ranking, "knn").axes
     np.testing.assert_allclose(axis.lines[0].get_xdata(), 100 * ranking.auroc)
     np.testing.assert_allclose(axis.lines[1].get_xdata(), 100 * ranking.auroc[ranking.detector == "knn"])
-    figure = gallery.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}), "knn")
+    figure = your_page.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}), "knn")
     assert figure.axes[0].get_title() == "too few classes or images to leave one out: knn, chosen beforehand"
 
 
@@ -734,7 +700,7 @@ def test_a_stream_drifts_in_its_second_half_and_the_alarm_says_when():
     assert 80 < first < 130
     drift = drift_test(detector, scores)
     assert first < drift.alarm < first + 40
-    figure = gallery.drift_figure(drift, is_ood)
+    figure = your_page.drift_figure(drift, is_ood)
     assert f"alarm at image {drift.alarm}" in [text.get_text() for text in figure.legends[0].get_texts()]
     scores, is_ood = your_images.drift_stream(detector, without(data, "ood"))
     assert (len(scores), is_ood.any()) == (200, False)
@@ -753,13 +719,13 @@ def test_without_ood_images_the_stream_drifts_to_inverted_ones(trained):
     detector = your_images.fit_detector(data, "knn", 0.05)
     scores, is_ood = your_images.drift_stream(detector, shifting)
     assert is_ood.sum() == 40
-    figure = gallery.drift_figure(drift_test(detector, scores), is_ood, what)
+    figure = your_page.drift_figure(drift_test(detector, scores), is_ood, what)
     assert "test image, inverted: there are no OOD images" in [t.get_text() for t in figure.legends[0].get_texts()]
     again, what = your_images.with_shift(encoder, parts, shifting)
     assert (again is shifting, what) == (True, "OOD image")
 
 
-@pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn"])
+@pytest.mark.parametrize("name", [FALLBACK, "labels/mahalanobis", "labels/cosine", "kmeans/cosine", "knn"])
 def test_the_promised_rate_is_kept_on_real_images_in_93_of_100_splits(name):
     """The pixels of the digits 0-6 are split at random into 642 to fit, 222 to calibrate and 400 new images.
 

@@ -1,7 +1,8 @@
-"""Commands for your images: images makes a detector of a folder and a page about it, score judges photos by it."""
+"""Commands for your images: images makes a detector and one HTML page of a folder, score judges photos by it."""
 
 import argparse
 import csv
+import html
 import os
 import sys
 import time
@@ -11,14 +12,30 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oodlib.app.progress import BATCH, Progress, say
-from oodlib.files import project_root, resolve
+from oodlib.files import project_root, resolve, write_text
+from oodlib.progress import BATCH, Progress, say
 
 if TYPE_CHECKING:
     from oodlib.app.model import OODModel
 
 NOTEBOOK, PAGE, ANSWER = "06_your_images", "your_images.html", "answer.txt"
 COLUMNS = ("path", "class", "normality", "p_value", "accepted", "skipped")
+LEFT_OUT = "program"  # tag of cells that are for programmers
+STYLE = """
+:root { color-scheme: light }
+body { font: 17px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 46rem; margin: 0 auto;
+  padding: 1rem 1rem 4rem; overflow-wrap: anywhere }
+h1 { font-size: 1.7rem; line-height: 1.2 } h2 { font-size: 1.3rem; margin-top: 2.5rem } .anchor-link { display: none }
+img, svg { max-width: 100%; height: auto; display: block; margin: .8rem 0 }
+pre { white-space: pre-wrap; font: inherit; margin: .6rem 0; padding: .6rem .9rem; background: #f4f6f8;
+  border-left: 4px solid #7a9cc6 }
+code { font-size: .9em; background: #f4f6f8 }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .85rem; margin: .8rem 0;
+  overflow-wrap: normal; border: 0 }
+th, td { text-align: right; padding: .25rem .6rem; border: 0; border-bottom: 1px solid #ddd }
+.answer { background: #eef5ee; border-left: 5px solid #4f9d69; padding: .3rem 1rem .3rem 1.8rem }
+.answer li { margin: .5rem 0 }
+"""
 
 
 def run_command(arguments: list[str]) -> int:
@@ -64,8 +81,6 @@ def make_page(options: argparse.Namespace) -> None:
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    from oodlib.app.page import write_page
-
     out, start = Path(options.out).expanduser(), time.monotonic()
     out = resolve(out) if options.out == "outputs/your_images" else out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +107,30 @@ def make_page(options: argparse.Namespace) -> None:
     write_page(executed, out / PAGE, Path(parameters["id_folder"]).name, answer)
     say(f"done in {time.monotonic() - start:.0f} s")
     print(out / PAGE, *answer, sep="\n")
+
+
+def write_page(executed: Path, path: Path, title: str, answer: list[str]) -> None:
+    """Write what an executed notebook says and shows, without code and warnings, below a title and the answer."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    notebook = nbformat.read(executed, as_version=4)
+    kept = [cell for cell in notebook.cells[1:] if LEFT_OUT not in cell.metadata.get("tags", [])]
+    for cell in kept:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.cells = kept
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}'
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in answer)
+    top = f'<h1>{html.escape(title)}: what does not belong?</h1><ul class="answer">{items}</ul>'
+    named = f"<title>{html.escape(title)}</title>"
+    write_text(
+        path, f'<!DOCTYPE html><html lang="en"><head>{head}</style>{named}</head><body>{top}{body}</body></html>'
+    )
 
 
 def _where(name: str) -> str:

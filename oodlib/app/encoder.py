@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from oodlib.app.folder import Part, is_folder
-from oodlib.app.progress import BATCH, Progress, loaded_ahead
 from oodlib.data.folders import MAX_SIDE, Images
 from oodlib.data.sets import ImageSet
 from oodlib.device import default_device
@@ -38,6 +37,7 @@ from oodlib.encoders.foreign_weights import (
 from oodlib.encoders.settings import TrainingConfig
 from oodlib.encoders.training import encoder_spec
 from oodlib.files import resolve
+from oodlib.progress import BATCH, Progress, loaded_ahead
 from oodlib.scoring.detector import check_alpha
 
 AUTO, PRETRAINED, HERE = "auto", "pretrained", ""  # words for weights; all others are files

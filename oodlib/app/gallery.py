@@ -9,17 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from oodlib.app.drift import Drift
 from oodlib.app.folder import HELD_OUT, Part
 from oodlib.app.workflow import together
 from oodlib.arrays import to_unit_norm
 from oodlib.files import slug, write_atomically
-from oodlib.plots.style import ID_COLOR, PNG_DPI, nothing_figure, ood_colors
+from oodlib.plots.style import PAGE_WIDTH, PNG_DPI, nothing_figure
 from oodlib.scoring.detector import Detector
 from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.knn import kneighbors
@@ -36,7 +33,6 @@ N_VOTES, N_CANDIDATES = 10, 5  # neighbours that judge a label, that may be the 
 N_COMPARED = 2000  # nearest pairs whose pixels are compared
 SAME_PIXELS, OF_CONTRAST = 3.0, 0.15  # mean difference of the same image saved twice, at most: of 255, of its contrast
 TITLE = 16  # characters
-WIDTH = 5  # inches
 
 
 def gallery_table(detector: Detector, data: dict[str, Embedded], parts: dict[str, Part]) -> pd.DataFrame:
@@ -162,8 +158,8 @@ def gallery_figure(table: pd.DataFrame, parts: dict[str, Part], kind: str) -> Fi
         return nothing_figure(KINDS[kind])
     n_columns = 4 if kind == "duplicate" else N_COLUMNS  # two pairs a row
     n_rows = -(-len(chosen) // n_columns)
-    side = WIDTH / n_columns
-    size = (WIDTH, (side + 0.6) * n_rows + 0.4)
+    side = PAGE_WIDTH / n_columns
+    size = (PAGE_WIDTH, (side + 0.6) * n_rows + 0.4)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
@@ -185,89 +181,3 @@ def save_gallery(figure: Figure, folder: Path, kind: str) -> Figure:
 
 def _short(text: str) -> str:
     return text if len(text) <= TITLE else f"{text[: TITLE // 2 - 1]}…{text[-TITLE // 2 :]}"
-
-
-def plane_figure(data: dict[str, Embedded], parts: dict[str, Part]) -> Figure:
-    """Draw test embeddings, coloured by class, and OOD ones, at unit norm, in the training embeddings' main plane.
-
-    The plane is that of the first two principal directions; up to 20 classes are named. Few points are drawn larger.
-    """
-    from sklearn.decomposition import PCA
-
-    main = PCA(n_components=2, random_state=0).fit(to_unit_norm(data["train"].z))
-    shown = [name for name in ("test", "ood") if name in data]
-    plane = {name: main.transform(to_unit_norm(data[name].z)) for name in shown}  # (n, 2)
-    size = float(np.clip(6000 / sum(map(len, plane.values())), 8, 40))
-    classes, y = parts["test"].images.classes, data["test"].y
-    figure, axis = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    points = {"s": size, "linewidth": 0, "alpha": 0.8, "rasterized": True}
-    colors = np.array(sns.color_palette("husl", len(classes)))
-    axis.scatter(*plane["test"].T, c=colors[y], label="test, by class", **points)
-    if "ood" in plane:
-        axis.scatter(*plane["ood"].T, s=size, c="black", marker="x", linewidth=0.8, label="OOD", rasterized=True)
-    for label in np.unique(y) if len(classes) <= 20 else []:
-        text = axis.text(*np.median(plane["test"][y == label], axis=0), classes[label], ha="center", weight="bold")
-        text.set(color=colors[label] * 0.6, zorder=4, path_effects=[withStroke(linewidth=3, foreground="white")])
-    axis.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
-    axis.legend(loc="best")
-    plt.close(figure)
-    return figure
-
-
-def ranking_figure(ranking: pd.DataFrame, chosen: str) -> Figure:
-    """Draw the AUROC of each detector against classes that are left out in turn, best first, and which is chosen."""
-    if ranking.auroc.isna().any():
-        return nothing_figure(f"too few classes or images to leave one out: {ranking.detector[0]}, chosen beforehand")
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(ranking) + 0.9), layout="constrained")
-    axis.plot(100 * ranking.auroc, ranking.detector, "o", color=ID_COLOR)
-    own = ranking[ranking.detector == chosen]
-    axis.plot(100 * own.auroc, own.detector, "o", color="C2", markersize=10, label="chosen")
-    axis.legend()
-    axis.invert_yaxis()
-    axis.set(xlabel="AUROC % against the classes left out")
-    plt.close(figure)
-    return figure
-
-
-def score_figure(detector: Detector, data: dict[str, Embedded]) -> Figure:
-    """Draw histograms of the scores of test and OOD images, with the threshold; right is more normal.
-
-    A score is shown as its distance from the threshold in units of the ID images' spread, on a scale that is linear
-    near the threshold and logarithmic far from it.
-    """
-    rejects = np.isfinite(detector.offset_)
-    zero = detector.offset_ if rejects else detector.reference_.min()
-    spread = np.subtract(*np.quantile(detector.reference_, [0.75, 0.25])) / 1.35 or 1.0
-    shown = {name: detector.score_samples(data[name].z) for name in ("test", "ood") if name in data}
-    shown = {name: np.arcsinh((scores - zero) / spread) for name, scores in shown.items()}
-    colors = {"test": ID_COLOR} | ood_colors(["ood"])
-    edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=40)
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-    for name, values in shown.items():
-        weights = np.full(len(values), 100 / len(values))
-        axis.hist(values, edges, weights=weights, color=colors[name], alpha=0.6, label=f"{name} ({len(values)})")
-    label = "threshold: left is rejected" if rejects else "lowest calibration score: nothing is rejected"
-    axis.axvline(0, color="black", linestyle="--", linewidth=1.2, label=label)
-    ticks = np.array([-1000, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100])
-    ticks = ticks[(np.arcsinh(ticks) >= edges[0]) & (np.arcsinh(ticks) <= edges[-1])]
-    axis.set_xticks(np.arcsinh(ticks), ticks)
-    axis.set(xlabel="score above the threshold, in spreads of the calibration scores", ylabel="% of the images")
-    axis.legend()
-    plt.close(figure)
-    return figure
-
-
-def drift_figure(drift: Drift, is_ood: np.ndarray, what: str = "OOD image") -> Figure:
-    """Draw the capital of a drift test along a stream, its alarm's level, and which images (n,) bool are `what`."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-    axis.plot(drift.log_capital / np.log(10), color="C0", label="evidence of drift (capital)")
-    line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-    axis.axhline(-np.log10(drift.alpha), **line, label=f"alarm: {1 / drift.alpha:g}")
-    places = np.flatnonzero(is_ood)
-    axis.plot(places, np.zeros(len(places)), "|", color="C1", markersize=12, label=what)
-    if drift.alarm is not None:
-        axis.axvline(drift.alarm, color="C3", linewidth=1.2, label=f"alarm at image {drift.alarm}")
-    axis.set(xlabel="image of the stream", ylabel="log₁₀ of the capital", xlim=(0, len(is_ood)))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False)
-    plt.close(figure)
-    return figure

@@ -18,10 +18,10 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from oodlib.app.progress import BATCH, loaded_ahead
 from oodlib.arrays import to_unit_norm
 from oodlib.data.decoding import decode, photo_square, reason_of
 from oodlib.encoders.encoder import Encoder, load_encoder
+from oodlib.progress import BATCH, loaded_ahead
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
 from oodlib.scoring.distances import DISTANCES, Distance

@@ -14,11 +14,11 @@ from sklearn.preprocessing import StandardScaler
 
 from oodlib.app.encoder import embed_all
 from oodlib.app.folder import HELD_OUT, Part
-from oodlib.app.progress import Progress, say
 from oodlib.arrays import sample_rows
 from oodlib.clustering.clusters import cluster
 from oodlib.encoders.encoder import Encoder
 from oodlib.encoders.foreign_weights import set_classifier
+from oodlib.progress import Progress, say
 from oodlib.scoring.choices import FALLBACK, MAX_TRAIN, choose_candidate, rank_candidates
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector

@@ -61,6 +61,7 @@ OBJECTIVE_NAMES = {
     "logitnorm": "LogitNorm",
 }
 ID_COLOR = "0.25"
+PAGE_WIDTH = 5  # inches, of a figure on the page of somebody's images, readable on a phone
 _PALETTE = sns.color_palette("colorblind")
 _COLORS = dict(zip(OBJECTIVE_NAMES, _PALETTE, strict=False))
 

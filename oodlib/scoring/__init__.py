@@ -11,6 +11,7 @@ _NAMES = {
     "cluster_detector": ("ClusterDetector",),
     "detector": ("Detector",),
     "distances": ("DISTANCES", "Distance", "nearest_cluster", "nearest_clusters"),
+    "drift": ("Drift", "drift_test"),
     "knn": ("KNNDetector",),
     "loading": ("DETECTORS", "load_detector"),
     "outlier_exposure": ("OutlierExposureDetector",),
