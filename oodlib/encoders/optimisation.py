@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from oodlib.encoders.settings import ALL, HEADS, TrainingConfig
+
 if TYPE_CHECKING:
     from oodlib.encoders.encoder import Encoder
-    from oodlib.encoders.settings import TrainingConfig
 
-ALL, HEADS = "all", "heads"  # values of the parameter `trained`; any other is the name of a stage
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)  # timm's derive from these
 LOOKAHEAD_STEPS = 5  # between two moves of the slow weights
 LOOKAHEAD_DECAY = 0.95**LOOKAHEAD_STEPS  # at the end of the training; it grows with the cube of its progress
@@ -59,7 +59,7 @@ def freeze(encoder: "Encoder", trained: str) -> None:
             module.requires_grad_(id(module) not in frozen)
 
 
-def parameter_groups(encoder: nn.Module, config: "TrainingConfig") -> list[dict]:
+def parameter_groups(encoder: nn.Module, config: TrainingConfig) -> list[dict]:
     """Return the groups of trained parameters, each with the `factor` of its learning rate.
 
     The biases of normalisation get `norm_bias_factor` times the rate, and as much less decay, so that in a step all
@@ -77,7 +77,7 @@ def parameter_groups(encoder: nn.Module, config: "TrainingConfig") -> list[dict]
     ]
 
 
-def learning_rate_at(config: "TrainingConfig", epoch: float) -> float:
+def learning_rate_at(config: TrainingConfig, epoch: float) -> float:
     """Return the learning rate after `epoch` epochs (fractions count): linear warm-up, then the way down.
 
     "cosine" warms up from zero and comes down half a cosine to zero, "triangle" goes straight, from START of the peak

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 
 from oodlib.encoders.architectures import check_arch
 from oodlib.encoders.objectives import OBJECTIVES
-from oodlib.encoders.optimisation import ALL
 from oodlib.encoders.views import Views
 
+ALL, HEADS = "all", "heads"  # values of the parameter `trained`; any other is the name of a stage
 POSITIVE = ("epochs", "batch_size", "learning_rate", "checkpoint_epochs", "norm_bias_factor")
 SHARES = ("momentum", "label_smoothing", "prototype_decay")  # in [0, 1)
 POOLS = ("", "token", "avg")
