@@ -158,19 +158,16 @@ def train_only(study: str, name: str | None, minutes: float) -> int:
             if distributed.rank() == 0:
                 check_trainings(chosen)  # which fetches the image sets: once, not in every process
         chosen = sorted(chosen, key=lambda plan: plan.parameters["train"]["seed"])
-        n_left = _train_until(study, chosen, until, wait=name is not None)
-        if n_left:
-            n_done = len(chosen) - n_left
-            distributed.say(
-                f"{minutes:g} minutes are over: {n_done} of {len(chosen)} runs are trained; the next call goes on"
-            )
+        n_trained = _train_until(study, chosen, until, wait=name is not None)
+        rest = "" if n_trained == len(chosen) else "; the next call goes on"
+        distributed.say(f"{n_trained} of {len(chosen)} runs are trained{rest}")
     return 0
 
 
 def _train_until(study: str, runs: list["PlannedRun"], until: float, wait: bool) -> int:
-    """Train runs until a time of time.monotonic; return how many are left when it is over.
+    """Train runs until a time of time.monotonic; return how many of them are trained.
 
-    Without `wait`, what another process is training is left to it.
+    Without `wait`, what another process is training is left to it, and not counted.
     """
     from filelock import Timeout
 
@@ -179,19 +176,20 @@ def _train_until(study: str, runs: list["PlannedRun"], until: float, wait: bool)
     from oodlib.encoders.training import OutOfTime
     from oodlib.study.steps import train_step
 
-    start = time.monotonic()
+    start, n_trained = time.monotonic(), 0
     for n, plan in enumerate(runs):
         if distributed.anywhere(time.monotonic() >= until):
-            return len(runs) - n
+            break
         distributed.say(f"{plan.run.name} · {n + 1} of {len(runs)} · {time.monotonic() - start:.0f} s")
         try:
             train_step(study, TrainingConfig(**plan.parameters["train"]), until=until, say_every=SAY_EVERY, wait=wait)
+            n_trained += 1
         except Timeout:
             distributed.say("another process is training it")
         except OutOfTime as stopped:
             distributed.say(f"{plan.run.name} {stopped}")
-            return len(runs) - n
-    return 0
+            break
+    return n_trained
 
 
 def _complain(text: str) -> None:
