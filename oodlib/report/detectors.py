@@ -11,8 +11,8 @@ from oodlib.study.reported import RANKING
 MAIN = (  # in tables for reading, in figures and rank diagrams: as many as a reader takes in
     "labels/cosine",
     "labels/mahalanobis",
+    "labels/mahalanobis-shrunk++",
     "labels/relative-mahalanobis",
-    "labels/ssd",
     "kmeans-{classes}/cosine",
     "knn",
     "msp",
@@ -22,6 +22,7 @@ ACROSS_STUDIES = ("msp", "knn", "labels/cosine")  # held against accuracy
 SHOWN = (  # in tables for programs, and the rivals of the verdicts, unless a study names others
     *MAIN,
     "labels/euclidean",
+    "labels/ssd",
     "labels/cosine/per-cluster",
     "labels/mahalanobis/per-cluster",
     "one/mahalanobis",

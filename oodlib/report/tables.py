@@ -1,14 +1,14 @@
 """Tables of a report: AUROC of every detector, where images are from, how runs were made; as csv and as markdown."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from oodlib.data.catalogue import display_name, look_up
 from oodlib.files import write_text
+from oodlib.report.detectors import MAIN
 from oodlib.report.means import group_means, mean_sd, over_seeds
-from oodlib.report.results import SETTING, Results, collect
+from oodlib.report.results import SETTING, Results, choose, collect
 from oodlib.study.run import ARTEFACTS
 
 
@@ -118,18 +118,15 @@ def product_table(results: Results) -> pd.DataFrame:
 
 
 def main_table_text(study: str) -> str:
-    """Return the main table for a terminal: mean AUROC in percent over the seeds of the complete runs, ± sd.
-
-    It has the detectors on class means and those that need no clusters.
-    """
-    results = collect(study)
-    plain = results.metrics.clustering.isin(["labels", "none"]) & (results.metrics.threshold == "global")
-    table = wide(main_table(replace(results, metrics=results.metrics[plain & (results.metrics.seen == 0)])))
+    """Return AUROC of the main detectors for a terminal: in percent, over the seeds of the complete runs, ± sd."""
+    results = choose(collect(study), [], MAIN)
     n = sorted(results.runs.groupby(SETTING).size().unique())
-    heading = f"AUROC %, mean ± sd over {'–'.join(str(k) for k in n)} seed(s); ID is the positive class, ** the best"
+    parts = [f"AUROC %, mean ± sd over {'–'.join(str(k) for k in n)} seed(s); ID is the positive class, ** the best"]
     if results.incomplete:
-        heading += f"\nincomplete, and left out: {', '.join(results.incomplete)}"
-    return f"{heading}\n{table.to_markdown(index=False, disable_numparse=True)}"
+        parts.append(f"incomplete, and left out: {', '.join(results.incomplete)}")
+    for title, table in reading_tables(main_table(results)).items():
+        parts.append(f"{title}\n{table.to_markdown(index=False, disable_numparse=True)}")
+    return "\n".join(parts)
 
 
 def data_table(results: Results) -> pd.DataFrame:
