@@ -19,7 +19,7 @@ from oodlib.plots import clusters, comparison, scores, style, training
 from oodlib.plots import images as pictures
 from oodlib.plots.style import objective_color
 from oodlib.report import measures
-from oodlib.report.ranks import ranking, regrets
+from oodlib.report.ranks import BY_HEAD, ranking, regrets
 from oodlib.separation import PAIR_METRICS, global_separation
 from oodlib.study import Run
 from oodlib.study.artefacts import id_embeddings
@@ -338,9 +338,9 @@ def test_regret_has_a_point_a_run_and_set_in_the_colour_of_the_objective(make_re
     table = regrets(make_results(lambda detector, **_: 0.9 if detector == "knn" else 0.8))
     figure = comparison.regret_figure(table)
     near, far = figure.axes
-    assert set(labels(near.get_yticklabels())[:2]) == {"virtual outliers", "always knn"}  # no regret
+    assert set(labels(near.get_yticklabels())[:3]) == {"virtual outliers", "always knn", BY_HEAD}  # no regret
     n_points = [sum(len(c.get_offsets()) for c in axis.collections) for axis in (near, far)]
-    assert n_points == [5 * 6 * 2, 5 * 6]  # rules, runs, sets
+    assert n_points == [6 * 6 * 2, 6 * 6]  # rules, runs, sets
     colors = {to_rgb(color) for color in near.collections[0].get_facecolors()}
     assert colors == {objective_color("ce"), objective_color("supcon")}
     assert not texts_overlap(figure)

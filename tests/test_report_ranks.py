@@ -12,6 +12,7 @@ from oodlib.report import measures
 from oodlib.report.ranks import (
     ALWAYS,
     BY_CLUSTERS,
+    BY_HEAD,
     chosen_detectors,
     critical_difference,
     friedman,
@@ -97,8 +98,14 @@ def test_every_rule_chooses_one_detector_a_run(chosen_results):
         "left-out classes": ["labels/mahalanobis"],
         "virtual outliers": ["knn"],
         BY_CLUSTERS: ["kmeans-10/cosine"],
+        BY_HEAD: ["knn"],
         **{f"always {name}": [name] for name in ALWAYS},
     }
+    some = chosen_results.metrics.detector.eq("labels/cosine") & chosen_results.metrics.objective.eq("ce")
+    metrics = chosen_results.metrics.assign(detector=chosen_results.metrics.detector.mask(some, "energy"))
+    chosen = chosen_detectors(replace(chosen_results, metrics=metrics))
+    by_head = chosen[chosen.rule == BY_HEAD].set_index("run").chosen
+    assert by_head.str.cat(by_head.index, " of ").str.contains("energy of .*-ce-|knn of .*-supcon-").all()
 
 
 def test_regret_is_the_best_less_the_chosen(chosen_results):
@@ -117,7 +124,7 @@ def test_a_rule_whose_choice_was_not_evaluated_is_left_out(chosen_results):
     metrics = chosen_results.metrics
     gone = (metrics.detector == "labels/mahalanobis") & (metrics.seed == 1)  # what left-out classes choose
     rules = set(regrets(replace(chosen_results, metrics=metrics[~gone])).rule)
-    assert rules == {BY_CLUSTERS, "virtual outliers", "always knn", "always labels/cosine"}
+    assert rules == {BY_CLUSTERS, BY_HEAD, "virtual outliers", "always knn", "always labels/cosine"}
 
 
 def test_pooled_regret_has_a_row_a_rule_and_recommends_the_least_worst(chosen_results, make_results):

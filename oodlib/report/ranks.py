@@ -67,8 +67,9 @@ def friedman(blocks: pd.DataFrame) -> float:
     return float(stats.friedmanchisquare(*blocks.to_numpy().T).pvalue)
 
 
-ALWAYS = ("labels/cosine", "labels/mahalanobis", "knn")
+ALWAYS = ("labels/cosine", "labels/mahalanobis", "labels/mahalanobis-shrunk++", "knn")
 BY_CLUSTERS = "best silhouette, cosine"
+BY_HEAD = "energy, or knn without a classifier"
 COLUMNS = [*SETTING, "seed", "run", "rule", "chosen", "ood_dataset", "group", "auroc", "best", "regret"]
 
 
@@ -83,6 +84,8 @@ def chosen_detectors(results: Results) -> pd.DataFrame:
     for run, found in quality.assign(detector=detector_names(quality)).groupby("run", sort=False):
         rows.append((run, BY_CLUSTERS, found.detector.iloc[found.value.argmax()]))
     rows += [(run, f"always {name}", name) for run in results.runs.run for name in ALWAYS]
+    with_head = set(results.metrics.run[results.metrics.detector == "energy"])
+    rows += [(run, BY_HEAD, "energy" if run in with_head else "knn") for run in results.runs.run]
     return pd.DataFrame(rows, columns=["run", "rule", "chosen"])
 
 
