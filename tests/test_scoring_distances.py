@@ -8,7 +8,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from oodlib import arrays
-from oodlib.clustering.moments import cluster_means
+from oodlib.clustering.moments import Moments, cluster_means
 from oodlib.scoring import DISTANCES, nearest_cluster
 from oodlib.scoring.distances import fit_distances
 
@@ -321,3 +321,16 @@ def test_blocks_do_not_change_the_fit(distance, monkeypatch):
     whole = measured(distance, z, assignments, id_)
     monkeypatch.setattr(arrays, "ROWS", 37)
     np.testing.assert_allclose(measured(distance, z, assignments, id_), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_whitenings_of_fewer_images_than_dimensions_are_those_of_the_covariance():
+    rng = np.random.default_rng(3)
+    y = np.arange(12) % 3
+    z = rng.normal(size=(12, 30)) * np.geomspace(1, 1e-2, 30) + y[:, None]
+    moments, centred = Moments(z, y, 3), z - means_of(z, y)[y]
+    for whiten, rank, x in ((moments.whiten, 9, centred), (moments.whiten_total, 11, z - z.mean(axis=0))):
+        inverse = np.linalg.pinv(x.T @ x / 12, rcond=1e-10, hermitian=True)
+        np.testing.assert_allclose(whiten @ whiten.T, inverse, atol=1e-7 * np.abs(inverse).max())
+        assert whiten.shape == (30, rank)
+    shrunk = LedoitWolf(assume_centered=True).fit(centred)
+    np.testing.assert_allclose(moments.whiten_shrunk @ moments.whiten_shrunk.T, shrunk.precision_, rtol=1e-6, atol=1e-9)

@@ -43,6 +43,9 @@ class Moments:
     def whiten_total(self) -> np.ndarray:
         """The same for the covariance of all embeddings."""
         eigenvalues, vectors = self._spectrum
+        if len(self.z) < len(vectors):
+            within = (vectors * np.sqrt(eigenvalues)).T[eigenvalues > 0]
+            return self._whitening(*_spectrum_of_few(np.vstack([within, np.sqrt(self.weights)[:, None] * self.means])))
         within = (vectors * eigenvalues) @ vectors.T
         return self._whitening(*np.linalg.eigh(within + (self.weights * self.means.T) @ self.means))
 
@@ -111,6 +114,8 @@ def spectrum(
     centred(dtype) yields blocks (b, d) in all of the n rows x; they are asked for in this dtype, and in float64 where
     it is not enough.
     """
+    if n < d:
+        return _spectrum_of_few(np.concatenate([*centred(np.float64)]) / np.sqrt(n))
     for product in (dtype, np.float64):
         covariance = np.zeros((d, d))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -121,6 +126,14 @@ def spectrum(
             if product == np.float64 or eigenvalues[0] > BLURRED * eigenvalues[-1]:
                 break
     return np.maximum(eigenvalues, 0), vectors
+
+
+def _spectrum_of_few(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the spectrum of xᵀ x for fewer rows than columns, in a time that grows with the rows, not as d³."""
+    _, values, vectors = np.linalg.svd(x, full_matrices=True)
+    eigenvalues = np.zeros(x.shape[1])
+    eigenvalues[: len(values)] = values**2
+    return eigenvalues[::-1], vectors[::-1].T
 
 
 def whitening(eigenvalues: np.ndarray, vectors: np.ndarray, least: np.ndarray | float = 0.0) -> np.ndarray:
