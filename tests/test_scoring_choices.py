@@ -112,27 +112,30 @@ def test_large_sets_are_chosen_from_with_a_part(data, monkeypatch):
 
 
 def by_hand(data, clustering, distance):
-    """Return the AUROC of a detector against each class, left out in turn."""
+    """Return a detector's AUROC against each class, left out in turn, and the share below the 5 % quantile."""
     train, held_out, found = data.train, data.calibration, []
     for left_out in range(4):
         detector = KNNDetector(5) if distance == "knn" else ClusterDetector(clustering, 3, distance)
         detector.fit(train.z[train.y != left_out], train.y[train.y != left_out])
         scores = detector.score_samples(held_out.z)
-        found.append(auroc(scores[held_out.y != left_out], scores[held_out.y == left_out]))
-    return np.array(found)
+        known, unknown = scores[held_out.y != left_out], scores[held_out.y == left_out]
+        found.append((auroc(known, unknown), (unknown < np.quantile(known, 0.05)).mean()))
+    return np.array(found).T
 
 
 def test_candidates_are_ranked_by_each_class_in_turn(data):
     ranking = rank_candidates(replace(data, test=data.calibration), n_neighbors=5)
     assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(CANDIDATES)
     assert ranking.auroc.is_monotonic_decreasing
-    least = by_hand(data, *FALLBACK)
+    least, _ = by_hand(data, *FALLBACK)
     for row in ranking.itertuples():
-        expected = by_hand(data, row.clustering, row.distance)
+        expected, caught = by_hand(data, row.clustering, row.distance)
         assert row.auroc == pytest.approx(expected.mean(), abs=1e-3 if row.clustering == "kmeans" else 1e-6)
         if row.clustering != "kmeans":
             assert row.ahead == pytest.approx((expected - least).mean(), abs=1e-6)
             assert row.noise == pytest.approx((expected - least).std(ddof=1) / 2, abs=1e-6)  # of four classes
+            shares = (row.caught, row.least_caught, row.most_caught)
+            assert shares == pytest.approx((caught.mean(), caught.min(), caught.max()), abs=1e-6)
 
 
 def test_folds_are_averaged_class_by_class_and_other_numbers_of_neighbours_join(data):

@@ -48,16 +48,17 @@ def cluster_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def unknown_sentence(ranking: pd.DataFrame, chosen: str) -> str:
+def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float) -> str:
     """Say how well unknown classes would be told from the known ones, and how that is known."""
     own = ranking[ranking.detector == chosen].iloc[0]
     if np.isnan(own.auroc):
         return f"Unknown classes: nobody can tell how well {chosen} finds them; that takes three classes or more."
     auroc = 100 * own.auroc
     return (
-        f"Unknown classes: {chosen} tells them from known ones with an AUROC of {auroc:.0f} % (50 is chance), as "
-        f"leaving out each class in turn shows: of a known and an unknown photo, {auroc:.0f} times in 100 the known "
-        "one looks more normal."
+        f"Unknown classes: {chosen} tells them from known ones with an AUROC of {auroc:.0f} % (50 is chance: of a "
+        f"known and an unknown photo, {auroc:.0f} times in 100 the known one looks more normal). With {alpha:.0%} "
+        f"false alarms it finds {own.caught:.0%} of their photos, and of single classes {own.least_caught:.0%} "
+        f"to {own.most_caught:.0%}, as leaving out each class in turn shows."
     )
 
 

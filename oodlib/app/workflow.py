@@ -19,7 +19,7 @@ from oodlib.clustering.clusters import cluster
 from oodlib.encoders.encoder import Encoder
 from oodlib.encoders.foreign_weights import set_classifier
 from oodlib.progress import Progress, say
-from oodlib.scoring.choices import FALLBACK, MAX_TRAIN, choose_candidate, rank_candidates
+from oodlib.scoring.choices import FALLBACK, MAX_TRAIN, RANKED, choose_candidate, rank_candidates
 from oodlib.scoring.cluster_detector import ClusterDetector
 from oodlib.scoring.detector import Detector
 from oodlib.scoring.evaluation import Embedded, RunEmbeddings
@@ -85,25 +85,27 @@ def cluster_table(data: dict[str, Embedded], classes: tuple[str, ...]) -> pd.Dat
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_detectors(data: dict[str, Embedded]) -> pd.DataFrame:
-    """Return the detectors, best first, by their AUROC against classes left out in turn: detector, auroc, ahead, noise.
+def rank_detectors(data: dict[str, Embedded], alpha: float = 0.05) -> pd.DataFrame:
+    """Return the detectors, best first, by their AUROC against classes left out in turn: detector and `RANKED`.
 
     The images are those of the part choice; where there is none, because the encoder has seen no image at all, folds of
-    the part train take its place in turn. ahead and noise are of `choices.rank_candidates`. Where no class can be left
-    out, of two classes or of too few images, the table is FALLBACK alone, its AUROC nan, or cosine where the images of
-    no class differ.
+    the part train take its place in turn. The columns are those of `choices.rank_candidates`. Where no class can be
+    left out, of two classes or of too few images, the table is FALLBACK alone, all else nan, or cosine where the images
+    of no class differ.
     """
     folds = _folds(data)
     few = (
         min(np.unique(fitted.y, return_counts=True)[1].min() for fitted, _ in folds) < 2
     )  # says not how a class varies
     parts = [RunEmbeddings(fitted, held_out, held_out, {}) for fitted, held_out in folds]
-    found = pd.DataFrame() if few else rank_candidates(*parts, n_neighbors=N_NEIGHBORS, others=OTHER_NEIGHBORS)
+    found = (
+        pd.DataFrame() if few else rank_candidates(*parts, n_neighbors=N_NEIGHBORS, others=OTHER_NEIGHBORS, alpha=alpha)
+    )
     if found.empty:
         chosen = _name(*FALLBACK) if _varies(data["train"]) else "labels/cosine"
-        return pd.DataFrame({"detector": [chosen], "auroc": [np.nan], "ahead": [0.0], "noise": [0.0]})
+        return pd.DataFrame({"detector": [chosen], **dict.fromkeys(RANKED[2:], np.nan)})
     names = [_name(*candidate) for candidate in zip(found.clustering, found.distance, strict=True)]
-    return found.assign(detector=names)[["detector", "auroc", "ahead", "noise"]]
+    return found.assign(detector=names)[["detector", *RANKED[2:]]]
 
 
 def _varies(train: Embedded) -> bool:

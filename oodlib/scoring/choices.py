@@ -32,6 +32,7 @@ FALLBACK = ("labels", "mahalanobis-shrunk++")
 OF_NOTEBOOK = "left-out classes of notebook 06"  # the rule that chooses among CANDIDATES
 N_VIRTUAL, N_TRIES = 1000, 20_000  # virtual outliers, of so many drawn
 QUANTILE = 0.99  # of the calibration images' distances: where virtual outliers lie
+RANKED = ["clustering", "distance", "auroc", "ahead", "noise", "caught", "least_caught", "most_caught"]
 COLUMNS = ["rule", "clustering", "n_clusters", "distance", "auroc"]
 
 
@@ -63,44 +64,58 @@ def choice_table(
 
 
 def rank_candidates(
-    *folds: RunEmbeddings, n_neighbors: int, others: tuple[int, ...] = (), seed: int = 0
+    *folds: RunEmbeddings, n_neighbors: int, others: tuple[int, ...] = (), alpha: float = 0.05, seed: int = 0
 ) -> pd.DataFrame:
     """Return CANDIDATES, best first, by their AUROC against left-out classes, the mean over folds of the same classes.
 
-    Columns are clustering, distance, auroc, ahead, noise. K of k-means is the number of the known classes. `others`
-    are further numbers of neighbours, candidates knn-K, of which those are left out that the data are too few for.
-    `ahead` is the mean lead over FALLBACK, `noise` its standard error over the classes that were left out. The table
-    is empty where no class can be left out.
+    Columns are those of RANKED. K of k-means is the number of the known classes. `others` are further numbers of
+    neighbours, candidates knn-K, of which those are left out that the data are too few for. `ahead` is the mean lead
+    over FALLBACK, `noise` its standard error over the classes that were left out. `caught` is the share of unknown
+    images below the alpha quantile of the known ones, `least_caught` and `most_caught` that of single classes. The
+    table is empty where no class can be left out.
     """
     turns = [
-        [_turn(part, n_neighbors, others, seed) for part in left_out_classes(data, seed, MAX_TURNS)] for data in folds
+        [_turn(part, n_neighbors, others, alpha, seed) for part in left_out_classes(data, seed, MAX_TURNS)]
+        for data in folds
     ]
     if not turns[0] or len(set(map(len, turns))) > 1:
-        return pd.DataFrame(columns=["clustering", "distance", "auroc", "ahead", "noise"])
+        return pd.DataFrame(columns=RANKED)
     candidates = [candidate for candidate in turns[0][0] if all(candidate in turn for fold in turns for turn in fold)]
     by_fold = np.array([[[turn[candidate] for candidate in candidates] for turn in fold] for fold in turns])
-    turns = by_fold.mean(axis=0)  # (classes, candidates)
+    turns, caught = np.moveaxis(by_fold.mean(axis=0), -1, 0)  # (classes, candidates) each
     leads = turns - turns[:, [candidates.index(FALLBACK)]]
     noise = leads.std(axis=0, ddof=1) / np.sqrt(len(turns)) if len(turns) > 1 else np.full(len(candidates), np.inf)
-    table = pd.DataFrame(candidates, columns=["clustering", "distance"])
-    table = table.assign(auroc=turns.mean(axis=0), ahead=leads.mean(axis=0), noise=noise)
+    values = (
+        turns.mean(axis=0),
+        leads.mean(axis=0),
+        noise,
+        caught.mean(axis=0),
+        caught.min(axis=0),
+        caught.max(axis=0),
+    )
+    table = pd.DataFrame(candidates, columns=RANKED[:2]).assign(**dict(zip(RANKED[2:], values, strict=True)))
     return table.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
 
 
-def _turn(data: RunEmbeddings, n_neighbors: int, others: tuple[int, ...], seed: int) -> dict[tuple[str, str], float]:
-    """Return the AUROC of each candidate, by clustering and distance, where one class is unknown."""
+def _turn(
+    data: RunEmbeddings, n_neighbors: int, others: tuple[int, ...], alpha: float, seed: int
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return, by clustering and distance, the AUROC of a candidate where one class is unknown, and the share caught."""
     train, found = data.train, {}
-    known, unknown = data.test.z, data.ood["unknown"].z
+
+    def judge(known: np.ndarray, unknown: np.ndarray) -> tuple[float, float]:
+        return auroc(known, unknown), float((unknown < np.quantile(known, alpha)).mean())
+
     for method, names in CANDIDATE_DISTANCES.items():
         size = None if method in OWN_SIZE else min(len(np.unique(train.y)), len(train.z))
         assigned = cluster(train.z, train.y, method, size, seed).assignments
         for scored in cluster_scores(data, {(method, int(assigned.max()) + 1): assigned}, list(names)):
-            found[method, scored.distance] = auroc(scored.scores["test"], scored.scores["unknown"])
+            found[method, scored.distance] = judge(scored.scores["test"], scored.scores["unknown"])
     least = min(n_neighbors, len(train.z) - 1)
     ks = {"knn": least} | {f"knn-{k}": k for k in others if k < len(train.z) and k != least}
     for name, k in ks.items():
         detector = KNNDetector(k).fit(train.z)
-        found["none", name] = auroc(detector.score_samples(known), detector.score_samples(unknown))
+        found["none", name] = judge(*(detector.score_samples(z) for z in (data.test.z, data.ood["unknown"].z)))
     return found
 
 
