@@ -216,7 +216,7 @@ def start_and_stop(project, name, path, stop):
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(project.arguments(name), cwd=project.root, preexec_fn=heard, **pipes)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # on a busy machine
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
