@@ -467,6 +467,12 @@ def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
     assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == FALLBACK
 
 
+def test_the_page_says_which_share_of_unknown_classes_is_found():
+    row = {"detector": ["knn"], "auroc": [0.9], "caught": [0.51], "least_caught": [0.43], "most_caught": [0.57]}
+    said = your_page.unknown_sentence(pd.DataFrame(row), "knn", 0.025)
+    assert re.findall(r"[0-9.]+ ?%", said) == ["90 %", "2.5 %", "51%", "43%", "57%"]
+
+
 @pytest.mark.parametrize("n_classes", [1, 2])
 def test_of_two_classes_none_can_be_left_out(n_classes):
     ranking = your_images.rank_detectors(drawn(n_classes))

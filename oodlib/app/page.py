@@ -56,9 +56,9 @@ def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float) -> str:
     auroc = 100 * own.auroc
     return (
         f"Unknown classes: {chosen} tells them from known ones with an AUROC of {auroc:.0f} % (50 is chance: of a "
-        f"known and an unknown photo, {auroc:.0f} times in 100 the known one looks more normal). With {alpha:.0%} "
-        f"false alarms it finds {own.caught:.0%} of their photos, and of single classes {own.least_caught:.0%} "
-        f"to {own.most_caught:.0%}, as leaving out each class in turn shows."
+        f"known and an unknown photo, {auroc:.0f} times in 100 the known one looks more normal). With "
+        f"{100 * alpha:.4g} % false alarms it finds {own.caught:.0%} of their photos, and of single classes "
+        f"{own.least_caught:.0%} to {own.most_caught:.0%}, as leaving out each class in turn shows."
     )
 
 

@@ -86,21 +86,19 @@ def cluster_table(data: dict[str, Embedded], classes: tuple[str, ...]) -> pd.Dat
 
 
 def rank_detectors(data: dict[str, Embedded], alpha: float = 0.05) -> pd.DataFrame:
-    """Return the detectors, best first, by their AUROC against classes left out in turn: detector and `RANKED`.
+    """Return the detectors, best first, by their AUROC against classes left out in turn.
 
     The images are those of the part choice; where there is none, because the encoder has seen no image at all, folds of
-    the part train take its place in turn. The columns are those of `choices.rank_candidates`. Where no class can be
-    left out, of two classes or of too few images, the table is FALLBACK alone, all else nan, or cosine where the images
-    of no class differ.
+    the part train take its place in turn. The columns are detector and, from auroc on, those of
+    `choices.rank_candidates`. Where no class can be left out, of two classes or of too few images, the table is
+    FALLBACK alone, all else nan, or cosine where the images of no class differ.
     """
     folds = _folds(data)
-    few = (
-        min(np.unique(fitted.y, return_counts=True)[1].min() for fitted, _ in folds) < 2
-    )  # says not how a class varies
-    parts = [RunEmbeddings(fitted, held_out, held_out, {}) for fitted, held_out in folds]
-    found = (
-        pd.DataFrame() if few else rank_candidates(*parts, n_neighbors=N_NEIGHBORS, others=OTHER_NEIGHBORS, alpha=alpha)
-    )
+    fewest = min(np.unique(fitted.y, return_counts=True)[1].min() for fitted, _ in folds)
+    found = pd.DataFrame()
+    if fewest > 1:  # else nothing says how a class varies
+        parts = [RunEmbeddings(fitted, held_out, held_out, {}) for fitted, held_out in folds]
+        found = rank_candidates(*parts, n_neighbors=N_NEIGHBORS, others=OTHER_NEIGHBORS, alpha=alpha)
     if found.empty:
         chosen = _name(*FALLBACK) if _varies(data["train"]) else "labels/cosine"
         return pd.DataFrame({"detector": [chosen], **dict.fromkeys(RANKED[2:], np.nan)})
