@@ -26,6 +26,7 @@ from oodlib.scoring import (
     scale,
 )
 from oodlib.scoring.evaluation import (
+    COMBINED,
     Embedded,
     RunEmbeddings,
     all_scores,
@@ -34,8 +35,9 @@ from oodlib.scoring.evaluation import (
     evaluate,
     exposed_scores,
     n_detectors,
+    with_combination,
 )
-from oodlib.scoring.thresholds import conformal_threshold
+from oodlib.scoring.thresholds import conformal_p_values, conformal_threshold
 
 ALPHA, SEED, N_NEIGHBORS = 0.1, 3, 7
 N_TEST = 101
@@ -252,6 +254,27 @@ def test_the_number_of_detectors_is_foreseen(data):
     assert relative == [name for name, _ in WAYS if name != "one"]
     # a mixture asked for four clusters may find but one
     assert n_detectors(data, {("gmm", 4): np.zeros(240, dtype=int)}, ["relative-mahalanobis"], []) == 12
+
+
+def test_one_of_each_kind_is_combined_behind_the_others(data):
+    for given, n_members in ((data, 3), (make_data(classifier=False), 2)):
+        found = list(all_scores(given, assign(given), list(DISTANCES), N_NEIGHBORS, []))
+        *others, fishers = with_combination(found)
+        assert others == found
+        assert (fishers.clustering, fishers.n_clusters, fishers.distance, fishers.nearest) == (
+            "none",
+            0,
+            "fisher",
+            None,
+        )
+        members = [s for s in found if (s.clustering, s.distance) in COMBINED]
+        assert len(members) == n_members
+        near = [conformal_p_values(s.scores["near"], s.scores["calibration"]) for s in members]
+        np.testing.assert_allclose(fishers.scores["near"], np.log(near).sum(axis=0))
+        assert {name: len(part) for name, part in fishers.scores.items()} == {
+            name: len(part.z) for name, part in given.sets().items()
+        }
+    assert list(with_combination(found[:1])) == found[:1]
 
 
 def test_without_a_classifier_there_are_knn_and_the_residual():

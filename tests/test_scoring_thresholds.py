@@ -10,6 +10,7 @@ from oodlib.scoring.thresholds import (
     cluster_p_values,
     conformal_p_values,
     conformal_threshold,
+    fisher,
     images_needed,
     per_cluster_thresholds,
     rate_band,
@@ -220,3 +221,30 @@ def test_too_few_reference_images_have_a_band_of_nothing():
 def test_realised_rates_need_images_on_both_sides(n_reference):
     with pytest.raises(ValueError, match=f"n_reference must be between 1 and n - 1 = 9, got {n_reference}"):
         realised_rates(np.arange(10.0), n_reference, np.array([0.1]))
+
+
+def test_fishers_combination_is_scipys():
+    rng = np.random.default_rng(0)
+    references, scores = rng.normal(size=(3, 50)), rng.normal(size=(3, 20))
+    p_values = [conformal_p_values(*pair) for pair in zip(scores, references, strict=True)]
+    expected = [stats.combine_pvalues(column, "fisher").statistic for column in np.transpose(p_values)]
+    np.testing.assert_allclose(fisher(scores, references), np.divide(expected, -2), rtol=1e-12)
+
+
+def test_a_calibration_image_is_combined_by_its_place_among_the_others():
+    rng = np.random.default_rng(1)
+    references = rng.normal(size=(3, 40))
+    others = [np.delete(references, i, axis=1) for i in range(40)]
+    expected = [fisher(references[:, [i]], others[i])[0] for i in range(40)]
+    np.testing.assert_allclose(fisher(references, references, held_out=True), expected, rtol=1e-12)
+
+
+def test_the_combination_of_dependent_detectors_keeps_the_promise():
+    rates = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        both = rng.normal(size=(2, 400)) + rng.normal(size=400)  # each detector sees the same image
+        old, new = both[:, :200], both[:, 200:]
+        limit = conformal_threshold(fisher(old, old, held_out=True), 0.1)
+        rates.append((fisher(new, old) < limit).mean())
+    assert np.mean(rates) == pytest.approx(20 / 201, abs=0.006)

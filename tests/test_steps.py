@@ -278,10 +278,10 @@ def test_metrics_csv_has_a_row_for_every_detector_threshold_and_ood_set(trained)
     assert not metrics.duplicated(key).any()
     references = metrics[metrics.clustering == "none"]
     of_classifier = {"nnguide", "fdbd", "nci", "react", "ash", "scale", "msp", "maxlogit", "energy", "gen"}
-    assert set(references.distance) == {"knn", "vim", *of_classifier, "outlier-exposure-2"}
+    assert set(references.distance) == {"knn", "vim", *of_classifier, "outlier-exposure-2", "fisher"}
     assert set(references.threshold) == {"global", "conformal"}
     assert set(references.n_clusters) == {0}
-    assert len(references) == 13 * 2 * len(GROUPS)
+    assert len(references) == 14 * 2 * len(GROUPS)
     clustered = metrics[metrics.clustering != "none"]
     assert set(clustered.threshold) == set(THRESHOLDS)
     n_detectors = 4 * 4 - 1  # four clusterings × four distances but the relative one to one cluster

@@ -469,7 +469,7 @@ def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
 
 def test_the_page_says_which_share_of_unknown_classes_is_found():
     row = {"detector": ["knn"], "auroc": [0.9], "caught": [0.51], "least_caught": [0.43], "most_caught": [0.57]}
-    said = your_page.unknown_sentence(pd.DataFrame(row), "knn", 0.025)
+    said = your_page.unknown_sentence(pd.DataFrame(row), "knn", 0.025, trained_here=True)
     assert re.findall(r"[0-9.]+ ?%", said) == ["90 %", "2.5 %", "51%", "43%", "57%"]
 
 

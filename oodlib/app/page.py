@@ -22,6 +22,8 @@ from oodlib.scoring.drift import Drift
 from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.thresholds import images_needed
 
+LEARNED = " The encoder, trained here, has learned these classes: of truly unknown ones expect it to find fewer."
+
 
 def read_sentence(parts: dict[str, Part], skipped: pd.DataFrame) -> str:
     """Say how many images of how many classes were read, and how many files were skipped."""
@@ -48,8 +50,8 @@ def cluster_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float) -> str:
-    """Say how well unknown classes would be told from the known ones, and how that is known."""
+def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float, trained_here: bool) -> str:
+    """Say how well unknown classes would be told from the known ones, how that is known, and where it is too good."""
     own = ranking[ranking.detector == chosen].iloc[0]
     if np.isnan(own.auroc):
         return f"Unknown classes: nobody can tell how well {chosen} finds them; that takes three classes or more."
@@ -59,6 +61,7 @@ def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float) -> str:
         f"known and an unknown photo, {auroc:.0f} times in 100 the known one looks more normal). With "
         f"{100 * alpha:.4g} % false alarms it finds {own.caught:.0%} of their photos, and of single classes "
         f"{own.least_caught:.0%} to {own.most_caught:.0%}, as leaving out each class in turn shows."
+        f"{LEARNED if trained_here else ''}"
     )
 
 

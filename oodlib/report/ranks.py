@@ -67,7 +67,7 @@ def friedman(blocks: pd.DataFrame) -> float:
     return float(stats.friedmanchisquare(*blocks.to_numpy().T).pvalue)
 
 
-ALWAYS = ("labels/cosine", "labels/mahalanobis", "labels/mahalanobis-shrunk++", "knn")
+ALWAYS = ("labels/cosine", "labels/mahalanobis", "labels/mahalanobis-shrunk++", "knn", "fisher")
 BY_CLUSTERS = "best silhouette, cosine"
 BY_HEAD = "energy, or knn without a classifier"
 COLUMNS = [*SETTING, "seed", "run", "rule", "chosen", "ood_dataset", "group", "auroc", "best", "regret"]

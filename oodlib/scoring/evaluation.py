@@ -4,7 +4,7 @@ Clusterings, whitenings and distances that several detectors need are computed o
 "clustering/distance", as "kmeans-20/cosine"; the references, which need no clusters, by their own name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,7 +17,7 @@ from oodlib.scoring.classifier_scores import EMBEDDING_SCORES, LOGIT_SCORES, NNG
 from oodlib.scoring.distances import DISTANCES, fit_distances, fit_relative, nearest_clusters
 from oodlib.scoring.knn import KNNDetector
 from oodlib.scoring.outlier_exposure import OutlierExposureDetector
-from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values
+from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values, fisher
 from oodlib.scoring.vim import ViMDetector
 from oodlib.selective import ERROR_METRICS, augrc_interval, aurc_interval, error_auroc_interval, oscr_interval
 
@@ -118,6 +118,8 @@ def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, 
 Key = tuple[str, int]  # clustering, number of clusters
 WITH_CLASSIFIER = ("knn", "vim", "nnguide", *EMBEDDING_SCORES, *LOGIT_SCORES)  # detectors without clusters, by name
 WITHOUT_CLASSIFIER = ("knn", "residual")  # those of a run that has no classifier
+FISHER = "fisher"  # the name of the detector that combines others
+COMBINED = (("labels", "cosine"), ("labels", "mahalanobis-shrunk++"), ("none", "energy"))  # one of each kind
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,23 @@ def all_scores(
         yield Scored("none", 0, name, scores)
     for n_known in known:
         yield exposed_scores(data, n_known)
+
+
+def with_combination(detectors: Iterable[Scored]) -> Iterator[Scored]:
+    """Yield detectors and, behind them, FISHER of those of COMBINED among them, where there are two at least.
+
+    A direction, a spread and the classifier err on different images, so the combination needs no choice among them.
+    """
+    members = []
+    for scored in detectors:
+        if (scored.clustering, scored.distance) in COMBINED:
+            members.append(scored.scores)
+        yield scored
+    if len(members) > 1:
+        held_out = [scores["calibration"] for scores in members]
+        names = members[0].keys()
+        combined = {s: fisher([scores[s] for scores in members], held_out, s == "calibration") for s in names}
+        yield Scored("none", 0, FISHER, combined)
 
 
 def cluster_scores(

@@ -66,6 +66,21 @@ def conformal_p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return (1 + rank) / (len(reference) + 1)
 
 
+def fisher(scores: Sequence[np.ndarray], references: Sequence[np.ndarray], held_out: bool = False) -> np.ndarray:
+    """Return the combined score (n,) of several detectors, Σ log p over their conformal p-values; higher: more normal.
+
+    scores: k arrays (n,), one a detector, of the same images; references: k arrays (m,), each detector's scores of the
+    calibration images. With `held_out` the scores are those of the calibration images themselves, each of which is held
+    against the others. Fisher 1932; Haroush et al. 2022.
+    """
+    total = np.zeros(len(scores[0]))
+    for own, reference in zip(scores, references, strict=True):
+        m = len(reference)
+        p_values = conformal_p_values(own, reference)
+        total += np.log(p_values - (1 - p_values) / m if held_out else p_values)  # rank / m, from (1 + rank) / (m + 1)
+    return total
+
+
 def cluster_p_values(
     scores: np.ndarray, nearest: np.ndarray, reference: np.ndarray, reference_nearest: np.ndarray
 ) -> np.ndarray:

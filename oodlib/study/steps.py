@@ -22,7 +22,7 @@ from oodlib.encoders.embedding import embed_images, embed_views, save_embeddings
 from oodlib.files import ON_THE_WAY
 from oodlib.scoring.choices import choice_table
 from oodlib.scoring.distances import DISTANCES
-from oodlib.scoring.evaluation import Scored, all_scores, evaluate, n_detectors
+from oodlib.scoring.evaluation import Scored, all_scores, evaluate, n_detectors, with_combination
 from oodlib.separation import cluster_quality, embedding_quality
 from oodlib.study.artefacts import (
     SHOWN,
@@ -246,7 +246,7 @@ def evaluate_step(
         total = n_detectors(data, assignments, distances, known_outliers)
         rows, shown = [], []
         detectors = all_scores(data, assignments, distances, n_neighbors, known_outliers, mixtures)
-        for scored in tqdm(detectors, total=total, desc="detectors", mininterval=1):
+        for scored in with_combination(tqdm(detectors, total=total, desc="detectors", mininterval=1)):
             rows += evaluate(scored, list(data.ood), correct, alpha, thresholds)
             if shown_name(scored) in SHOWN:
                 shown.append(scored)
