@@ -64,4 +64,4 @@ def test_in_the_pretrained_study_all_start_from_the_same_weights_and_train_the_s
     for plan in read_study("cifar-pretrained")[0]:
         training = plan.parameters["train"]
         assert (training["arch"], training["pretrained"]) == ("tf_efficientnet_lite0", True)
-        assert training["trained"] == "blocks.5"
+        assert training["trained"] == "blocks.4"

@@ -139,6 +139,8 @@ def test_the_regret_of_the_recommended_rules_is_the_committed_one():
     everywhere = table[table.n == table.n.max()]
     assert everywhere.worst.idxmin() == f"always {rule}"
     assert f"{everywhere.worst.min():.1f}" == worst
+    said = re.search(r"loses ([0-9.]+) AUROC points near and ([0-9.]+)\s+far .*?at its worst ([0-9.]+)\.", README, re.S)
+    assert [*said.groups()] == [f"{value:.1f}" for value in table.loc["always fisher", ["near", "far", "worst"]]]
     each = pd.read_csv(REPORTED / "cifar-small" / "report" / "regret.csv")
     runs = pd.read_csv(REPORTED / "cifar-small" / "report" / "runs.csv")
     each = each[each.run.isin(runs.run[runs["ID accuracy %"] >= 90])]

@@ -422,7 +422,7 @@ def test_score_quantiles_and_scores_of_images_are_of_the_shown_detectors(trained
 def test_projection_holds_some_images_of_every_set(trained):
     table = read(trained, "projection")
     assert list(table) == ["dataset", "label", "x", "y"]
-    assert table.groupby("dataset").size().to_dict() == {"digits": 250} | dict.fromkeys(GROUPS, 150)
+    assert table.groupby("dataset").size().to_dict() == {"digits": 150} | dict.fromkeys(GROUPS, 150)
     assert set(table[table.dataset == "digits"].label) == set(range(7))
     assert set(table[table.dataset != "digits"].label) == {-1}
 

@@ -101,7 +101,7 @@ def write_csv(table: pd.DataFrame, path: Path, digits: int = 7) -> None:
 
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
-N_QUANTILES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 250, 200, 50
+N_QUANTILES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 150, 200, 50
 
 
 def aligned(run: Run) -> dict:
