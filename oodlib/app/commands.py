@@ -156,7 +156,8 @@ def score(detector: str, photos: list[str], table: str | None = None) -> None:
     seconds = time.monotonic() - start
     judged = counts["accepted"] + counts["rejected"]
     say(
-        f"{len(paths):,} photo{'s' * (len(paths) != 1)}: {counts['accepted']:,} accepted, {counts['rejected']:,} rejected"
+        f"{len(paths):,} {'photo' if len(paths) == 1 else 'photos'}: "
+        + f"{counts['accepted']:,} accepted, {counts['rejected']:,} rejected"
         + (f" ({counts['rejected'] / judged:.1%})" if judged else "")
         + f", {len(paths) - judged:,} skipped; {len(paths) / max(seconds, 1e-9):.0f} photos a second"
     )
