@@ -16,7 +16,7 @@ IN_MEMORY = 2**30  # bytes that the rows may take
 NUMBERS = 2**24  # in a block of a larger reference, and of queries
 LARGEST = 1e15  # sums of squares stay far from the limits of float32
 SAMPLE = 2048  # rows that the centres are found with
-PROBE = 64  # queries that show whether groups pay
+PROBE = 32  # queries that show whether groups pay
 GROUPS, GROUP_ROWS = 16, 256  # groups at most, and rows in one on average at least
 PAYS = 0.4  # of the rows, as the cost of a query: where groups cost more, all rows are searched at once
 VISIT = 20  # rows that could be searched while one neighbour is put into the list of a group
@@ -145,11 +145,11 @@ class NeighborIndex:
 
 def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
     """Bring distances and ids (m, k) of the rows nearest to queries (m, d) up to date with a table."""
-    bounds = _bounds(table, queries)  # (m, G)
-    if table.all is not None and not _groups_pay(table, queries, bounds, distances, ids):
+    if table.all is not None and not _groups_pay(table, queries, distances):
         _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
         return
     table.group()
+    bounds = _bounds(table, queries)  # (m, G)
     for i, group in enumerate(table.groups):
         _search_group(group, queries, np.flatnonzero(bounds[:, i] == -np.inf), distances, ids)
     for i, group in enumerate(table.groups):
@@ -157,15 +157,17 @@ def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.nd
         _search_group(group, queries, np.flatnonzero(within_reach), distances, ids)
 
 
-def _groups_pay(table: Table, queries: np.ndarray, bounds: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> bool:
+def _groups_pay(table: Table, queries: np.ndarray, distances: np.ndarray) -> bool:
     """Return whether groups cost less than all rows at once, as some of the queries tell."""
     if len(table.centers) == 1:
         return False
-    some = sample_rows(len(queries), PROBE)
-    found, places = distances[some], ids[some]  # copies
-    _search_group(table.all, queries[some], np.arange(len(some)), found, places)
-    costs = table.sizes + VISIT * found.shape[1]
-    return ((bounds[some] <= found[:, -1:]) @ costs).mean() <= PAYS * len(table.all.rows)
+    some, k, rows = sample_rows(len(queries), PROBE), distances.shape[1], table.all.rows
+    x = queries[some] - table.all.origin
+    squares = _squares(rows) - 2 * (x @ rows.T)  # less those of the queries
+    kth = np.partition(squares, min(k, len(rows)) - 1, axis=1)[:, min(k, len(rows)) - 1] + _squares(x)
+    reach = np.minimum(distances[some, -1], np.sqrt(np.maximum(kth, 0)))
+    costs = table.sizes + VISIT * k
+    return ((_bounds(table, queries[some]) <= reach[:, None]) @ costs).mean() <= PAYS * len(rows)
 
 
 def _bounds(table: Table, queries: np.ndarray) -> np.ndarray:
@@ -193,17 +195,18 @@ def _search_group(
     if not (len(asking) and len(group.rows)):
         return
     x, k = queries[asking] - group.origin, distances.shape[1]
-    squares, places = faiss.knn(x, group.rows, min(k, len(group.rows)))
-    found = np.sqrt(np.maximum(squares, 0))
-    row, column = np.nonzero(squares < RESOLVED * (_squares(x)[:, None] + group.radius**2))
+    found, places = faiss.knn(x, group.rows, min(k, len(group.rows)))
+    row, column = np.nonzero(found < RESOLVED * (_squares(x)[:, None] + group.radius**2))
+    np.sqrt(np.maximum(found, 0, out=found), out=found)
     for part in np.array_split(np.arange(len(row)), 1 + len(row) * x.shape[1] // NUMBERS):
         differences = x[row[part]] - group.rows[places[row[part], column[part]]]
         found[row[part], column[part]] = np.sqrt(_squares(differences))
     again = np.unique(row)
     found[again], places[again] = _sorted(found[again], places[again], found.shape[1])
-    nearer = found[:, 0] < distances[asking, -1]
-    asking, found, found_ids = asking[nearer], found[nearer], group.ids[places[nearer]]
+    found_ids = group.ids[places]
     if np.isfinite(distances[asking, 0]).any():  # there are neighbours in other groups
+        nearer = found[:, 0] < distances[asking, -1]
+        asking, found, found_ids = asking[nearer], found[nearer], found_ids[nearer]
         found, found_ids = (np.hstack([own[asking], new]) for own, new in ((distances, found), (ids, found_ids)))
         found, found_ids = _sorted(found, found_ids, k)
     distances[asking, : found.shape[1]], ids[asking, : found.shape[1]] = found, found_ids
