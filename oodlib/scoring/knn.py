@@ -15,8 +15,9 @@ from oodlib.scoring.detector import Detector
 IN_MEMORY = 2**30  # bytes that the rows may take
 NUMBERS = 2**24  # in a block of a larger reference, and of queries
 LARGEST = 1e15  # sums of squares stay far from the limits of float32
+LISTED = 2**21  # neighbours of queries searched for at once; more would not stay in memory already at hand
 SAMPLE = 2048  # rows that the centres are found with
-PROBE = 32  # queries that show whether groups pay
+PROBE = 16  # queries that show whether groups pay
 GROUPS, GROUP_ROWS = 16, 256  # groups at most, and rows in one on average at least
 PAYS = 0.4  # of the rows, as the cost of a query: where groups cost more, all rows are searched at once
 VISIT = 20  # rows that could be searched while one neighbour is put into the list of a group
@@ -157,6 +158,7 @@ def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.nd
         _search_group(group, queries, np.flatnonzero(within_reach), distances, ids)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _groups_pay(table: Table, queries: np.ndarray, distances: np.ndarray) -> bool:
     """Return whether groups cost less than all rows at once, as some of the queries tell."""
     if len(table.centers) == 1:
@@ -190,26 +192,33 @@ def _search_group(
     group: Group, queries: np.ndarray, asking: np.ndarray, distances: np.ndarray, ids: np.ndarray
 ) -> None:
     """Bring the lists of the queries `asking` (a,) up to date with the rows of one group."""
+    k = distances.shape[1]
+    if not len(group.rows):
+        return
+    size = max(1, LISTED // k)
+    for some in np.array_split(asking, range(size, len(asking), size)):
+        found, found_ids = _nearest_in(group, queries[some] - group.origin, min(k, len(group.rows)))
+        if np.isfinite(distances[some, :1]).any():  # there are neighbours in other groups
+            nearer = found[:, 0] < distances[some, -1]
+            some, found, found_ids = some[nearer], found[nearer], found_ids[nearer]
+            found, found_ids = (np.hstack([own[some], new]) for own, new in ((distances, found), (ids, found_ids)))
+            found, found_ids = _sorted(found, found_ids, k)
+        distances[some, : found.shape[1]], ids[some, : found.shape[1]] = found, found_ids
+
+
+def _nearest_in(group: Group, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances (a, k) of the rows of a group nearest to x (a, d), relative to its origin, and their ids."""
     import faiss
 
-    if not (len(asking) and len(group.rows)):
-        return
-    x, k = queries[asking] - group.origin, distances.shape[1]
-    found, places = faiss.knn(x, group.rows, min(k, len(group.rows)))
+    found, places = faiss.knn(x, group.rows, k)
     row, column = np.nonzero(found < RESOLVED * (_squares(x)[:, None] + group.radius**2))
     np.sqrt(np.maximum(found, 0, out=found), out=found)
     for part in np.array_split(np.arange(len(row)), 1 + len(row) * x.shape[1] // NUMBERS):
         differences = x[row[part]] - group.rows[places[row[part], column[part]]]
         found[row[part], column[part]] = np.sqrt(_squares(differences))
     again = np.unique(row)
-    found[again], places[again] = _sorted(found[again], places[again], found.shape[1])
-    found_ids = group.ids[places]
-    if np.isfinite(distances[asking, 0]).any():  # there are neighbours in other groups
-        nearer = found[:, 0] < distances[asking, -1]
-        asking, found, found_ids = asking[nearer], found[nearer], found_ids[nearer]
-        found, found_ids = (np.hstack([own[asking], new]) for own, new in ((distances, found), (ids, found_ids)))
-        found, found_ids = _sorted(found, found_ids, k)
-    distances[asking, : found.shape[1]], ids[asking, : found.shape[1]] = found, found_ids
+    found[again], places[again] = _sorted(found[again], places[again], k)
+    return found, group.ids[places]
 
 
 def _sorted(distances: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
