@@ -15,7 +15,7 @@ from oodlib.scoring.detector import Detector
 IN_MEMORY = 2**30  # bytes that the rows may take
 NUMBERS = 2**24  # in a block of a larger reference, and of queries
 LARGEST = 1e15  # sums of squares stay far from the limits of float32
-LISTED = 2**21  # neighbours of queries searched for at once; more would not stay in memory already at hand
+QUERIES = 4096  # in a block of faiss's
 SAMPLE = 2048  # rows that the centres are found with
 PROBE = 16  # queries that show whether groups pay
 GROUPS, GROUP_ROWS = 16, 256  # groups at most, and rows in one on average at least
@@ -195,8 +195,7 @@ def _search_group(
     k = distances.shape[1]
     if not len(group.rows):
         return
-    size = max(1, LISTED // k)
-    for some in np.array_split(asking, range(size, len(asking), size)):
+    for some in np.array_split(asking, range(QUERIES, len(asking), QUERIES)):
         found, found_ids = _nearest_in(group, queries[some] - group.origin, min(k, len(group.rows)))
         if np.isfinite(distances[some, :1]).any():  # there are neighbours in other groups
             nearer = found[:, 0] < distances[some, -1]
