@@ -164,7 +164,7 @@ def test_speed_of_training_is_the_measured_one():
     table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "training.csv")
     for row in table.itertuples():
         rates = f"{row.ours_images_per_second:,.0f} | {row.other_images_per_second:,.0f}"
-        what = f"{row.network}, batch {row.batch} | {row.data}"
+        what = f"{row.network}, batch {row.batch}, {row.kind} | {row.data}"
         assert f"\n| {what} | {rates} | {row.other} | {row.ratio:.2f} |\n" in TEXTS["tests/benchmarks"]
 
 

@@ -1,7 +1,7 @@
 """Run the benchmarks: python tests/benchmarks [NAME ...] [--scale S] writes tables to outputs/benchmarks.
 
 Each benchmark runs in a process of its own and belongs to one table, factors, training or deployment, where its row
-replaces the one with the same key. The factors are also drawn.
+replaces the one with the same key.
 """
 
 import argparse
@@ -14,15 +14,12 @@ from pathlib import Path
 
 import deployment
 import factors
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 import torch
 import training
 
 from oodlib.device import default_device, describe_machine, has_fast_bfloat16
 from oodlib.files import resolve, write_text
-from oodlib.plots.style import save_figure, use_style
 
 TABLES = {
     "factors": {
@@ -108,7 +105,7 @@ def record(name: str, scale: float) -> None:
 
 
 def write(name: str, rows: pd.DataFrame) -> None:
-    """Merge rows into the table on disk, and write it anew as csv and markdown, the factors also as a figure.
+    """Merge rows into the table on disk, and write it anew as csv and markdown.
 
     `kind` is that of the processor: "bfloat16" where it multiplies bfloat16 numbers, else its vector instructions.
     """
@@ -125,8 +122,6 @@ def write(name: str, rows: pd.DataFrame) -> None:
     machine = describe_machine(default_device() if name == "training" else torch.device("cpu")) | peers()
     text = f"{readable.to_markdown(index=False, disable_numparse=True)}\n\n{json.dumps(machine)}\n"
     write_text(folder / f"{name}.md", text)
-    if name == "factors":
-        draw(table[table.ratio.notna()], folder)
 
 
 def peers() -> dict[str, str]:
@@ -136,19 +131,6 @@ def peers() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def draw(table: pd.DataFrame, folder: Path) -> None:
-    """Draw how many times faster each benchmark is."""
-    use_style()
-    names = table.benchmark + " (" + table.data + ", " + table.kind + ")\nagainst " + table.other
-    figure, axis = plt.subplots(figsize=(7, 0.5 * len(table) + 1.2), layout="constrained")
-    sns.barplot(x=table.ratio, y=names, ax=axis, color="C0")
-    axis.bar_label(axis.containers[0], fmt="%.1f ×", padding=3)
-    axis.axvline(1, color="0.3", linewidth=1)
-    axis.set(xlabel="times faster", ylabel="")
-    axis.margins(x=0.15)
-    save_figure(figure, folder, "factors")
 
 
 if __name__ == "__main__":  # workers of a DataLoader may import this file
