@@ -113,6 +113,8 @@ def test_who_has_no_runs_reads_what_is_published(studied_copy, capsys):
     folder = studied_copy.root / "outputs" / "reported" / "small"
     source = studied_copy.root / "outputs" / "small" / "report"
     assert (folder / "report" / "main_auroc.csv").read_bytes() == (source / "main_auroc.csv").read_bytes()
+    # the notebook shows the other figures
+    assert {path.name for path in (folder / "report").glob("*.png")} == {"idea.png", "accuracy.png"}
     shutil.rmtree(studied_copy.root / "outputs" / "small")
     found = report.collect("small")
     for name in ("runs", "metrics", "decisions", "clusters", "history", "choices", "epochs", *DRAWN):

@@ -155,7 +155,7 @@ def _all_clusters(clusterings: pd.DataFrame, clusters: pd.DataFrame) -> pd.DataF
 TABLES = {  # each with the file of a run that it is read from
     file.removesuffix(".csv"): file for files in ARTEFACTS.values() for file in files if file.endswith(".csv")
 } | {"extremes": IMAGE_SCORES}
-KEPT = ("*.csv", "*.md", "*.png", "*.ipynb", "*.json")  # of a report
+KEPT = ("*.csv", "*.ipynb", "*.json", "idea.png", "accuracy.png")  # of a report; the notebook shows all figures
 
 
 def run_folders(study: str) -> tuple[list[Path], list[str]]:
