@@ -485,6 +485,10 @@ def test_too_few_images_leave_no_choice():
     data = drawn()
     one_each = Embedded(data["choice"].z[:4], data["choice"].y[:4])
     assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == [FALLBACK]
+    rng = np.random.default_rng(0)
+    for y in (np.arange(2), np.repeat(np.arange(3), (4, 3, 1))):  # a fold without any image, or without a class
+        few = {"train": Embedded(rng.normal(size=(len(y), 8)), y)}
+        assert your_images.rank_detectors(few).auroc.isna().all()
 
 
 @pytest.mark.parametrize("name", ["labels/mahalanobis", "kmeans/cosine", "knn", "knn-1"])
@@ -787,7 +791,8 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     assert run_command(["images", "mine", "--weights", "encoder.bin", "--alpha", "0.02", "--out", "out"]) == 0
     page, read, unknown, promised = capfd.readouterr().out.splitlines()
     assert read == "100 photos of 2 classes were read; 2 files or folders were skipped (skipped.csv says why)."
-    told = f"Unknown classes: nobody can tell how well {FALLBACK} finds them; that takes three classes or more."
+    told = f"Unknown classes: nobody can tell how well {FALLBACK} finds them; that takes three classes or more, "
+    told += "of a dozen photos each."
     assert unknown == told
     assert promised.startswith("20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected.")
     kept = load_encoder(project.root / "out" / "encoder.safetensors")
@@ -811,6 +816,7 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     np.testing.assert_allclose(table.normality[:50].astype(float), found.normality, rtol=1e-4)
     assert table["class"].tolist()[:50] == found.class_name.tolist()
     assert table.accepted[:50].tolist() == ["True"] * 50
+    assert run_command(["score", "out", "nowhere.png"]) == 1
     said = capfd.readouterr().err
     assert "52 photos: 50 accepted, 0 rejected (0.0%), 2 skipped; " in said
     assert "  skipped 1: image file is truncated" in said

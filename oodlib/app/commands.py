@@ -39,15 +39,19 @@ th, td { text-align: right; padding: .25rem .6rem; border: 0; border-bottom: 1px
 
 
 def run_command(arguments: list[str]) -> int:
-    """Do what the arguments ask for, images … or score …; return the exit status, 2 where the request is wrong."""
+    """Do what the arguments ask for, images … or score …; return the exit status.
+
+    It is 1 where no photo could be judged, and 2 where the request is wrong.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "images":
             make_page(options)
+            judged = True
         else:
-            score(options.detector, options.photos, options.csv)
+            judged = score(options.detector, options.photos, options.csv) > 0
         sys.stdout.flush()
-        return 0
+        return 0 if judged else 1
     except BrokenPipeError:  # whoever reads standard output has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 0
@@ -84,6 +88,8 @@ def make_page(options: argparse.Namespace) -> None:
     out, start = Path(options.out).expanduser(), time.monotonic()
     out = resolve(out) if options.out == "outputs/your_images" else out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "detector.safetensors").exists():
+        say(f"the detector in {out} is replaced; --out DIR writes elsewhere")
     executed = out / f"{NOTEBOOK}.partial.ipynb"
     parameters = {"backbone": options.backbone, "alpha": options.alpha, "output": str(out)}
     parameters |= {"id_folder": _where(options.folder), "ood_folder": _where(options.unknown)}
@@ -101,6 +107,7 @@ def make_page(options: argparse.Namespace) -> None:
             extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except PapermillExecutionError as error:
+        executed.unlink()
         raise ValueError(error.evalue) from error
     executed = executed.replace(out / f"{NOTEBOOK}.ipynb")
     answer = (out / ANSWER).read_text().splitlines()
@@ -139,8 +146,11 @@ def _where(name: str) -> str:
     return str(path.absolute()) if name and path.exists() else name
 
 
-def score(detector: str, photos: list[str], table: str | None = None) -> None:
-    """Write class, normality, p-value and decision of each photo as CSV, and sums on standard error."""
+def score(detector: str, photos: list[str], table: str | None = None) -> int:
+    """Write class, normality, p-value and decision of each photo as CSV, and sums on standard error.
+
+    Return how many photos were judged.
+    """
     from oodlib.app.model import OODModel
     from oodlib.device import default_device
 
@@ -163,6 +173,7 @@ def score(detector: str, photos: list[str], table: str | None = None) -> None:
     )
     for reason in counts.keys() - {"accepted", "rejected"}:
         say(f"  skipped {counts[reason]:,}: {reason}")
+    return judged
 
 
 def _photos(names: list[str]) -> Iterator[str]:

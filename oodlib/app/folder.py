@@ -19,6 +19,7 @@ from oodlib.files import resolve
 
 TEST_SHARE, CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.25, 0.2  # each of the images that are left
 OOD_DIGITS = "digits789"  # what the bundled digits, the default, are shown against
+PICTURE_SIDE = 96  # pixels of an image that is looked at
 HELD_OUT = ("choice", "calibration", "test")  # parts that no encoder has seen
 
 
@@ -38,10 +39,10 @@ class Part:
         chosen = replace(whole, images=take(whole.images, index), labels=whole.labels[index], files=files)
         return Part(chosen, self.names[index])
 
-    def pictures(self, index: np.ndarray, side: int = 96) -> np.ndarray:
+    def pictures(self, index: np.ndarray) -> np.ndarray:
         """Return some images to look at, (n, h, w[, 3]) uint8: those in files sharper than the network sees them."""
         files = self.images.files
-        return take(self.images.images, index)[:] if files is None else FolderImages(files[index], side)[:]
+        return take(self.images.images, index)[:] if files is None else FolderImages(files[index], PICTURE_SIDE)[:]
 
 
 def read_parts(

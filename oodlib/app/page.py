@@ -54,7 +54,8 @@ def unknown_sentence(ranking: pd.DataFrame, chosen: str, alpha: float, trained_h
     """Say how well unknown classes would be told from the known ones, how that is known, and where it is too good."""
     own = ranking[ranking.detector == chosen].iloc[0]
     if np.isnan(own.auroc):
-        return f"Unknown classes: nobody can tell how well {chosen} finds them; that takes three classes or more."
+        needed = "three classes or more, of a dozen photos each"
+        return f"Unknown classes: nobody can tell how well {chosen} finds them; that takes {needed}."
     auroc = 100 * own.auroc
     return (
         f"Unknown classes: {chosen} tells them from known ones with an AUROC of {auroc:.0f} % (50 is chance: of a "

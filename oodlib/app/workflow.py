@@ -94,7 +94,8 @@ def rank_detectors(data: dict[str, Embedded], alpha: float = 0.05) -> pd.DataFra
     FALLBACK alone, all else nan, or cosine where the images of no class differ.
     """
     folds = _folds(data)
-    fewest = min(np.unique(fitted.y, return_counts=True)[1].min() for fitted, _ in folds)
+    n_classes = int(data["train"].y.max()) + 1
+    fewest = min(np.bincount(fitted.y, minlength=n_classes).min() for fitted, _ in folds)
     found = pd.DataFrame()
     if fewest > 1:  # else nothing says how a class varies
         parts = [RunEmbeddings(fitted, held_out, held_out, {}) for fitted, held_out in folds]
@@ -189,13 +190,13 @@ def with_shift(encoder: Encoder, parts: dict[str, Part], data: dict[str, Embedde
     return data | {"ood": Embedded(z, np.full(len(z), -1))}, "test image, inverted: there are no OOD images"
 
 
-def drift_stream(detector: Detector, data: dict[str, Embedded], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def drift_stream(detector: Detector, data: dict[str, Embedded]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (n,) of a stream that drifts, and which of its images (n,) are OOD.
 
     Test images come in random order; from half of the stream on, as many OOD images at most come among them, ever
     denser. Without OOD images nothing drifts.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     n = len(data["test"].z)
     scores, when = [detector.score_samples(data["test"].z)], [rng.random(n)]
     if "ood" in data:

@@ -70,8 +70,8 @@ def _draw_rows(axis: Axes, table: pd.DataFrame, detectors: list[str], objectives
     axis.grid(visible=False, axis="y")
 
 
-def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title: str = "") -> Figure:
-    """Draw a measure in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.
+def product_figure(metrics: pd.DataFrame, by: str) -> Figure:
+    """Draw the AUROC in percent of every clustering (a row) and distance (a column), a panel a value of column `by`.
 
     The references, which have no clusters, stand in a row of their own below. metrics: rows with the columns of
     metrics.csv, of which those of the global threshold are drawn; several rows of one cell are averaged.
@@ -84,7 +84,7 @@ def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title
     place = metrics.clustering.map({name: i for i, name in enumerate(dict.fromkeys(metrics.clustering))})
     metrics = metrics.assign(place=place).sort_values(["place", "n_clusters"], kind="stable")
     parts = metrics[metrics.clustering != "none"], metrics[metrics.clustering == "none"]
-    cells = [part.groupby([by, "row", "distance"], sort=False)[measure].mean().mul(100) for part in parts]
+    cells = [part.groupby([by, "row", "distance"], sort=False)["auroc"].mean().mul(100) for part in parts]
     low, high = (getattr(pd.concat(cells), end)() for end in ("min", "max"))
     n_rows, n_columns = parts[0].row.nunique(), max(part.distance.nunique() for part in parts)
     size = ((0.55 * n_columns + 0.2) * len(panels) + 2.4, 0.27 * n_rows + 3)
@@ -99,8 +99,8 @@ def product_figure(metrics: pd.DataFrame, by: str, measure: str = "auroc", title
         axis.set_title(objective_name(panel))
     for axis in axes[:, 1:].flat:
         axis.set_yticklabels([])
-    figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01, label=f"{measure.upper()}, %")
-    figure.suptitle(f"{measure.upper()} %{', ' * bool(title)}{title}")
+    figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01, label="AUROC, %")
+    figure.suptitle("AUROC %")
     plt.close(figure)
     return figure
 
@@ -225,8 +225,8 @@ def accuracy_figure(studies: dict[str, Results]) -> Figure:
             )
         axis.set(title=f"{display_name(dataset)}, {detector}", xlabel="ID accuracy, %", ylabel="near AUROC, %")
         for limits, widen in ((axis.get_xlim(), axis.set_xlim), (axis.get_ylim(), axis.set_ylim)):
-            middle = sum(limits) / 2
-            widen(min(limits[0], middle - 2), max(limits[1], middle + 2))  # a tenth of a percent is nothing to show
+            middle = sum(limits) / 2  # a tenth of a percent is nothing to show
+            widen(min(limits[0], middle - 2), min(max(limits[1], middle + 2), 100.5))
     handles = objective_handles(own.objective)
     handles |= {name: plt.Line2D([], [], color="0.3", marker=mark, linestyle="none") for name, mark in marks.items()}
     if set(datasets) & set(points[points.study == "published"].id_dataset):

@@ -72,7 +72,7 @@ def draw_contours(
     draw_points(axis, z, y, title, size=6)
 
 
-def snapshots_figure(run: Run, images: ImageSet, n_snapshots: int = 4, n_images: int = 500) -> Figure:
+def snapshots_figure(run: Run, images: ImageSet) -> Figure:
     """Draw training images as the encoders that a run kept on its way embed them, a panel an encoder.
 
     A panel is the plane of the two directions in which the embeddings at unit norm vary most.
@@ -84,8 +84,8 @@ def snapshots_figure(run: Run, images: ImageSet, n_snapshots: int = 4, n_images:
     kept = snapshots_of(run.path)
     if not kept:
         return nothing_figure("this run kept no encoders on its way: snapshot_epochs is 0")
-    kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, n_snapshots).astype(int))]
-    some = sample_rows(len(images), n_images)
+    kept = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, 4).astype(int))]
+    some = sample_rows(len(images), 500)
     figure, axes = plt.subplots(1, len(kept), figsize=(2.6 * len(kept), 2.8), squeeze=False, layout="constrained")
     for axis, path in zip(axes[0], kept, strict=True):
         z = to_unit_norm(embed_images(load_encoder(path), take(images.images, some))[0])

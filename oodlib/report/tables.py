@@ -17,14 +17,13 @@ def write_table(
     name: str,
     tidy: pd.DataFrame,
     readable: pd.DataFrame | dict[str, pd.DataFrame] | None = None,
-    digits: int = 6,
 ) -> str:
-    """Write a table as csv, floats to so many digits, and its form for reading as markdown; return the markdown.
+    """Write a table as csv, floats to six digits, and its form for reading as markdown; return the markdown.
 
     The form for reading may be several tables by their titles.
     """
     tables = readable if isinstance(readable, dict) else {"": tidy if readable is None else readable}
-    write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format=f"%.{digits}g"))
+    write_text(folder / f"{name}.csv", tidy.to_csv(index=False, float_format="%.6g"))
     text = "\n\n".join(f"**{title}**\n\n" * bool(title) + markdown(table) for title, table in tables.items())
     write_text(folder / f"{name}.md", text + "\n")
     return text

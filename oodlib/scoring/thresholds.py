@@ -60,7 +60,7 @@ def per_cluster_thresholds(
 def conformal_p_values(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return the p-value (n,) of each score (n,) in (0, 1]: small means unlike the reference scores (m,).
 
-    p <= alpha exactly where the score is below `conformal_threshold(reference, alpha)`, but for ties.
+    p <= alpha exactly where the score is below `conformal_threshold(reference, alpha)`.
     """
     rank = np.searchsorted(np.sort(reference), scores, side="right")
     return (1 + rank) / (len(reference) + 1)

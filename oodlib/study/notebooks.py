@@ -14,6 +14,7 @@ from oodlib.study.studies import NOTEBOOKS, PlannedRun
 if TYPE_CHECKING:
     import psutil
 
+WAIT = 20  # seconds that training has to write a checkpoint
 # what happens to a run: "start" or "end" of a step, and the seconds it took, None where it was done already
 Tell = Callable[[tuple[str, str, str, float | None]], object]
 
@@ -52,15 +53,15 @@ def execute(notebook: str, output: Path, parameters: dict) -> None:
     partial.replace(output)
 
 
-def end_kernels(seconds: float = 20) -> None:
-    """Send SIGTERM to the kernels of this process and wait so long for their end: training first writes a checkpoint.
+def end_kernels() -> None:
+    """Send SIGTERM to the kernels of this process and wait for their end, for training first writes a checkpoint.
 
     Each has a session of its own, so neither Ctrl-C nor Slurm's signal reaches it. Those that are left end when this
     process does, at once.
     """
     import psutil
 
-    asked, deadline = set(), time.monotonic() + seconds
+    asked, deadline = set(), time.monotonic() + WAIT
     while time.monotonic() < deadline and (kernels := _kernels()):
         for kernel in kernels:
             if kernel not in asked:  # a thread that was between two notebooks may just have started one
