@@ -1,5 +1,6 @@
 """The README: its commands are the ones that are run, and its numbers are those of the committed artefacts."""
 
+import base64
 import json
 import re
 import subprocess
@@ -131,6 +132,13 @@ def test_verdicts_and_their_numbers_are_the_committed_ones():
         measured = pd.concat(tables)[["value", "low", "high"]].map("{:.2f}".format)
         assert quoted
         assert set(quoted) <= set(measured.itertuples(index=False, name=None))
+
+
+def test_the_picture_of_the_page_is_that_of_the_executed_notebook():
+    notebook = json.loads((REPORTED / "digits" / "notebooks" / "06_your_images.ipynb").read_text())
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    pictures = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+    assert (REPORTED / "digits" / "least_normal.png").read_bytes() in pictures
 
 
 def test_the_regret_of_the_recommended_rules_is_the_committed_one():
