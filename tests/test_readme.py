@@ -22,8 +22,8 @@ from oodlib.encoders import ARCHITECTURES, OBJECTIVES, TrainingConfig
 from oodlib.encoders.training import train
 from oodlib.plots.style import OBJECTIVE_NAMES
 from oodlib.report.means import mean_sd
-from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, load_detector
-from oodlib.scoring.evaluation import Embedded, RunEmbeddings, cluster_scores, evaluate
+from oodlib.scoring import DISTANCES, LOGIT_SCORES, THRESHOLDS, ClusterDetector, load_detector
+from oodlib.scoring.evaluation import Embedded, RunEmbeddings, all_scores, cluster_scores, evaluate, n_detectors
 from oodlib.study.studies import read_study
 
 ROOT = Path(__file__).parents[1]
@@ -187,10 +187,13 @@ def test_links_lead_somewhere(where, target):
     assert (ROOT / where / target).exists()
 
 
+REGISTRIES = (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES, LOGIT_SCORES, THRESHOLDS)
+
+
 @pytest.fixture
 def _registries():
     """What an example adds to the dictionaries of names is gone after the test."""
-    kept = [(registry, dict(registry)) for registry in (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES, THRESHOLDS)]
+    kept = [(registry, dict(registry)) for registry in REGISTRIES]
     yield
     for registry, before in kept:
         registry.clear()
@@ -220,6 +223,12 @@ def test_python_examples_run_and_what_they_add_works_like_the_rest(tmp_path, mon
     detector = ClusterDetector("birch", 3, "manhattan", "three-sigma").fit(z, z_calibration=held_out)
     assert detector.offset_ == pytest.approx(scores.mean() - 3 * scores.std(), rel=1e-6)
     data = RunEmbeddings(*(Embedded(x, y) for x in (z, held_out, z)), {"far": Embedded(z + 50, y)})
+    logits = np.array([[3.0, 1.0, 2.0]] * 30 + [[5.0, 0.0, 1.0]] * 30)
+    sets = [Embedded(own.z, own.y, logits) for own in (data.train, data.calibration, data.test, data.ood["far"])]
+    judged = RunEmbeddings(*sets[:3], {"far": sets[3]}, np.eye(3, 4), np.zeros(3))
+    found = {scored.distance: scored.scores for scored in all_scores(judged, {}, [], 5, [])}
+    assert found["margin"]["test"].tolist() == [1.0] * 30 + [4.0] * 30
+    assert len(found) == n_detectors(judged, {}, [], [])
     rows = list(evaluate(next(cluster_scores(data, {("labels", 3): y}, ["manhattan"])), ["far"], y >= 0, 0.05))
     assert {row["threshold"]: row["ood_rejected"] for row in rows}["three-sigma"] == 1.0
 

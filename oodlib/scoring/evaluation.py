@@ -116,8 +116,6 @@ def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, 
 
 
 Key = tuple[str, int]  # clustering, number of clusters
-WITH_CLASSIFIER = ("knn", "vim", "nnguide", *EMBEDDING_SCORES, *LOGIT_SCORES)  # detectors without clusters, by name
-WITHOUT_CLASSIFIER = ("knn", "residual")  # those of a run that has no classifier
 FISHER = "fisher"  # the name of the detector that combines others
 COMBINED = (("labels", "cosine"), ("labels", "mahalanobis-shrunk++"), ("none", "energy"))  # one of each kind
 
@@ -147,10 +145,15 @@ class RunEmbeddings:
         return {"train": self.train, "calibration": self.calibration, "test": self.test, **self.ood}
 
 
+def clusterless_names(has_classifier: bool) -> tuple[str, ...]:
+    """Return the names of the detectors without clusters of a run that has a classifier, or has none."""
+    return ("knn", "vim", "nnguide", *EMBEDDING_SCORES, *LOGIT_SCORES) if has_classifier else ("knn", "residual")
+
+
 def n_detectors(data: RunEmbeddings, assignments: dict[Key, np.ndarray], distances: list[str], known: list[int]) -> int:
     """Return how many detectors `all_scores` gives."""
     n_fitting = sum(len(_fitting(distances, assigned)) for assigned in assignments.values())
-    return n_fitting + len(WITHOUT_CLASSIFIER if data.weight is None else WITH_CLASSIFIER) + len(known)
+    return n_fitting + len(clusterless_names(data.weight is not None)) + len(known)
 
 
 def check_detectors(distances: list[str], n_neighbors: int, known: list[int]) -> None:

@@ -10,7 +10,7 @@ from oodlib.files import slug
 from oodlib.scoring.choices import RULES, check_rules
 from oodlib.scoring.detector import check_alpha
 from oodlib.scoring.distances import DISTANCES
-from oodlib.scoring.evaluation import FISHER, WITH_CLASSIFIER, WITHOUT_CLASSIFIER, check_detectors
+from oodlib.scoring.evaluation import FISHER, check_detectors, clusterless_names
 from oodlib.scoring.thresholds import THRESHOLDS, check_thresholds
 from oodlib.study.studies import NOTEBOOKS, PlannedRun, StudyError, study_names
 
@@ -122,7 +122,9 @@ def names() -> dict[str, list[str]]:
         "clusterings": list(CLUSTERINGS),
         "distances": list(DISTANCES),
         "thresholds": list(THRESHOLDS),
-        "detectors without clusters": list(dict.fromkeys([*WITH_CLASSIFIER, *WITHOUT_CLASSIFIER, FISHER])),
+        "detectors without clusters": list(
+            dict.fromkeys([*clusterless_names(True), *clusterless_names(False), FISHER])
+        ),
         "known_outliers": ["numbers of OOD images a class, each for a detector outlier-exposure-NUMBER"],
         "pool": [name for name in POOLS if name],
         "choice_rules": list(RULES),
