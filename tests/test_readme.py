@@ -161,7 +161,7 @@ def test_the_regret_of_the_recommended_rules_is_the_committed_one():
 
 def test_the_figures_of_the_pretrained_encoder_are_the_committed_ones():
     report = REPORTED / "cifar-pretrained" / "report"
-    table = pd.read_csv(report / "main_auroc.csv").query("ood_dataset == 'near mean' and objective == 'ce'")
+    table = pd.read_csv(report / "main_auroc.csv").query("ood_dataset == 'near mean' and id_dataset == 'cifar10'")
     means = table.set_index("detector")["mean"]
     accuracy = pd.read_csv(report / "runs.csv")["ID accuracy %"][0]
     said = re.search(r"cross-entropy, ([0-9.]+) %, one run\) has ([0-9.]+) with `knn`, and ([0-9.]+) with", README)
