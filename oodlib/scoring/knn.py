@@ -37,15 +37,19 @@ def kneighbors(queries, reference, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Group:
-    """Reference rows (n, d) relative to an origin (d,), their places ids (n,), and the length of the longest."""
+    """Reference rows (n, d) relative to an origin (d,), their places ids (n,), squared lengths and largest length."""
 
     rows: np.ndarray
     origin: np.ndarray
     ids: np.ndarray
 
     @cached_property
+    def squares(self) -> np.ndarray:
+        return _squares(self.rows)  # (n,)
+
+    @cached_property
     def radius(self) -> float:
-        return float(np.sqrt(_squares(self.rows).max(initial=0)))
+        return float(np.sqrt(self.squares.max(initial=0)))
 
 
 class Table:
@@ -164,9 +168,9 @@ def _groups_pay(table: Table, queries: np.ndarray, distances: np.ndarray) -> boo
     if len(table.centers) == 1:
         return False
     some, k, rows = sample_rows(len(queries), PROBE), distances.shape[1], table.all.rows
-    x = queries[some] - table.all.origin
-    squares = _squares(rows) - 2 * (x @ rows.T)  # less those of the queries
-    kth = np.partition(squares, min(k, len(rows)) - 1, axis=1)[:, min(k, len(rows)) - 1] + _squares(x)
+    x, last = queries[some] - table.all.origin, min(k, len(rows)) - 1
+    squares = table.all.squares - 2 * (x @ rows.T)  # float32 is enough to choose by; less those of the queries
+    kth = np.partition(squares, last, axis=1)[:, last] + _squares(x)
     reach = np.minimum(distances[some, -1], np.sqrt(np.maximum(kth, 0)))
     costs = table.sizes + VISIT * k
     return ((_bounds(table, queries[some]) <= reach[:, None]) @ costs).mean() <= PAYS * len(rows)
