@@ -59,7 +59,8 @@ def first_step(config):
     """Return the loss of the first step on 32 images, the gradient it leaves, and CIDER's memory."""
     with fixed_views():
         trainer = make_trainer(config, few_digits())
-        loss = trainer.step(torch.arange(32), trainer.x[distributed.share(torch.arange(32))]).item()
+        batch = torch.arange(32)
+        loss = trainer.step(batch, trainer.views(batch[None], trainer.x[distributed.share(batch)], 0)[0]).item()
     gradient = torch.cat([p.grad.flatten() for p in trainer.state.encoder.parameters()])
     return loss, gradient, trainer.state.memory.values if trainer.state.memory else torch.zeros(0)
 
@@ -69,7 +70,7 @@ def running_mean(batch):
     with fixed_views():
         trainer = make_trainer(TrainingConfig(**SMALL), few_digits())
         trainer.state.encoder.train()
-        trainer.step(batch, trainer.x[distributed.share(batch)])
+        trainer.step(batch, trainer.views(batch[None], trainer.x[distributed.share(batch)], 0)[0])
     return trainer.state.encoder.backbone.groups[0].norm1.running_mean
 
 

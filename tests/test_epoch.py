@@ -45,7 +45,8 @@ def after_one_step(config, images):
     trainer.state.encoder.train()
     trainer.state.optimizer.param_groups[0]["lr"] = RATE
     before = weights(trainer.state.encoder)
-    loss = trainer.step(torch.arange(32, device=trainer.device), trainer.x[:32])
+    batch = torch.arange(32, device=trainer.device)
+    loss = trainer.step(batch, trainer.views(batch[None], trainer.x[batch], 0)[0])
     added = {name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()}
     return trainer, before, loss.item(), added
 
@@ -126,11 +127,11 @@ def test_lookahead_is_that_of_a_plain_loop_over_steps(few, monkeypatch):
 def test_alternating_flips_mirror_an_image_in_every_other_epoch(few, monkeypatch):
     trainer = make_trainer(replace(TINY, flip=0.5, alternate_flip=True, n_views=2, objective="supcon"), few)
     batch, n = torch.arange(40), len(trainer.x)
-    first = trainer._views(batch, trainer.x[batch])
+    first = trainer.views(batch[None], trainer.x[batch], 0)[0]
     trainer.state.epoch = 1
-    second = trainer._views(batch, trainer.x[batch])
+    second = trainer.views(batch[None], trainer.x[batch], 0)[0]
     trainer.state.epoch = 2
-    assert torch.equal(trainer._views(batch, trainer.x[batch]), first)
+    assert torch.equal(trainer.views(batch[None], trainer.x[batch], 0)[0], first)
     torch.testing.assert_close(second, first.flip(3), rtol=0, atol=1e-6)
     mirrored = trainer.flipped.float().mean(1)
     assert trainer.flipped.shape == (2, n)
@@ -147,7 +148,29 @@ def test_number_of_views_is_the_objectives_or_the_one_that_is_asked_for(few):
         ("cider", 3, 3),
     ):
         trainer = make_trainer(replace(TINY, objective=objective, n_views=n_views), few)
-        assert len(trainer._views(torch.arange(5), trainer.x[:5])) == 5 * expected
+        views = trainer.views(torch.arange(6).view(2, 3), trainer.x[:6], 0)
+        assert [len(view) for view in views] == [3 * expected] * 2
+
+
+def test_views_made_together_are_of_the_images_of_each_batch(few):
+    still = {"crop": 1.0, "translate": 0, "flip": 0.0}
+    trainer = make_trainer(replace(TINY, objective="supcon", n_views=2, batch_size=16, **still), few)
+    for trainer.at_once in (1, 3):
+        seen = list(trainer._batches_and_views())
+        assert len(seen) == len(trainer.state.losses) > 4
+        for batch, views in seen:
+            torch.testing.assert_close(views, trainer.x[batch].repeat(2, 1, 1, 1) / 255)
+
+
+def test_a_step_goes_on_with_the_views_that_were_made_together(few):
+    trainer = make_trainer(replace(TINY, batch_size=16, translate=1), few)
+    trainer.at_once = 3
+    whole = list(trainer._batches_and_views())
+    for trainer.state.step in range(len(whole)):
+        rest = list(trainer._batches_and_views())
+        assert len(rest) == len(whole) - trainer.state.step
+        for pair, other in zip(rest, whole[trainer.state.step :], strict=True):
+            assert all(map(torch.equal, pair, other))
 
 
 def changed_by_training(config, images):
@@ -184,7 +207,8 @@ def test_biases_of_normalisation_get_their_factor_of_the_rate_and_all_decay_alik
         before = weights(trainer.state.encoder)
         for group in trainer.state.optimizer.param_groups:
             group["lr"] = RATE * group["factor"]
-        trainer.step(torch.arange(32), trainer.x[:32])
+        batch = torch.arange(32)
+        trainer.step(batch, trainer.views(batch[None], trainer.x[batch], 0)[0])
         added.append({name: tensor - before[name] for name, tensor in weights(trainer.state.encoder).items()})
     shifts = {name for name in added[0] if name.endswith(("bn1.bias", "bn2.bias", "downsample.1.bias"))}
     assert len(shifts) == 21

@@ -1,11 +1,12 @@
 """Epoch: what happens in one. Draw the views of a batch, take a step down its loss, and at the end a row of history.
 
-The whole set lies on the device, or comes from files where it would not fit (`loader`). Views are made on the device in
-batches, and but for CIDER's prototypes nothing in a step waits for it. The randomness of a step is drawn from seed,
-epoch and step, so that a training that was interrupted goes on to the same weights. `training.train` calls this epoch
-after epoch.
+The whole set lies on the device, or comes from files where it would not fit (`loader`). Views are made on the device,
+on a GPU those of several batches at once, and but for CIDER's prototypes nothing in a step waits for it. The randomness
+of a step is drawn from seed, epoch and step, so that a training that was interrupted goes on to the same weights.
+`training.train` calls this epoch after epoch.
 """
 
+import itertools
 import math
 import os
 import signal
@@ -94,6 +95,8 @@ def _start_worker(_: int) -> None:
 
 MONITOR_TRAIN, MONITOR_HELD_OUT = 2000, 1000  # images behind the accuracy of a history row, so that it costs little
 WHITENING_IMAGES = 5_000  # whose patches the first layer of airbench whitens
+AT_ONCE = 8  # batches whose views a GPU makes together: they are many small kernels, and it waits for their launches
+PIXELS_AT_ONCE = 2**24  # of these views at most
 LOOK = 200  # steps between looks at the losses: a look waits for the device, hours of training on NaN cost more
 
 
@@ -135,6 +138,7 @@ class Trainer:
         self.x_held_out, self.y_held_out = held_out
         self.say_every = math.inf  # seconds between the lines within an epoch
         self.generator = torch.Generator(self.device)
+        self.at_once = self._at_once() if self.device.type == "cuda" else 1
         self.flipped = self._flipped() if config.alternate_flip else None
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # else the same steps give other weights
@@ -161,10 +165,14 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(self.config.seed))
         return (torch.rand(self.n_views, len(self.x), generator=generator) < self.config.flip).to(self.device)
 
-    def step(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Train one step on a batch of indices (n,), of which `images` are this process's share; return its loss."""
+    def _at_once(self) -> int:
+        """Return of how many batches a GPU makes the views together."""
+        pixels = self.n_views * self.batch_size * self.state.encoder.spec.input_size**2
+        return max(1, min(AT_ONCE, PIXELS_AT_ONCE // pixels))
+
+    def step(self, batch: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """Train one step on a batch of indices (n,), given the views of this process's share; return its loss."""
         state, config, objective = self.state, self.config, self.objective
-        views = self._views(batch, images)
         with self.autocast:
             heads = self.network(views)
         heads = {name: distributed.gather_views(out.float(), self.n_views) for name, out in heads.items()}
@@ -179,13 +187,18 @@ class Trainer:
             state.lookahead.update(state.epoch * n_steps + state.step + 1, of=config.epochs * n_steps)
         return loss.detach()
 
-    def _views(self, batch: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Return the random views of this process's images, stacked: (views·n, 3, s, s) float32."""
+    def views(self, batches: torch.Tensor, images: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """Return the random views of each of some batches, stacked: (views·n, 3, s, s) float32.
+
+        `batches` are rows of indices, `images` this process's share of all of them, `first` the step of the first.
+        """
+        self.generator.manual_seed(_seed(self.config.seed, self.state.epoch, first, distributed.rank()))
         flips = [None] * self.n_views
         if self.flipped is not None:
-            flips = self.flipped[:, distributed.share(batch)] ^ (self.state.epoch % 2 == 1)
-        views = torch.cat([self.config.views(images, self.generator, flipped) for flipped in flips])
-        return views.contiguous(memory_format=torch.channels_last)
+            shares = torch.cat([distributed.share(batch) for batch in batches])
+            flips = self.flipped[:, shares] ^ (self.state.epoch % 2 == 1)
+        drawn = [self.config.views(images, self.generator, flipped).chunk(len(batches)) for flipped in flips]
+        return [torch.cat(views).contiguous(memory_format=torch.channels_last) for views in zip(*drawn, strict=True)]
 
     def epoch(self, stop: threading.Event) -> bool:
         """Train to the end of the epoch, or to a step after which `stop` is set; return whether it was the end.
@@ -199,10 +212,9 @@ class Trainer:
             module.eval()
         said = time.perf_counter()
         start = said - state.seconds
-        batches = self._batches()
-        for batch, images in zip(batches, self.loader.images(batches), strict=True):
+        for batch, views in self._batches_and_views():
             self._set_seed_and_rate()
-            state.losses[state.step] = self.step(batch.to(self.device), images)
+            state.losses[state.step] = self.step(batch, views)
             state.step += 1
             if state.step % LOOK == 0 and state.step < n_steps:
                 self._check_finite()
@@ -216,19 +228,25 @@ class Trainer:
         state.seconds = time.perf_counter() - start
         return state.step == n_steps
 
-    def _batches(self) -> torch.Tensor:
-        """Return the indices (steps, n) of the batches that the epoch still has: on the device, or for the workers."""
-        state, n_steps = self.state, len(self.state.losses)
-        order = torch.from_numpy(np.random.default_rng((self.config.seed, state.epoch)).permutation(len(self.x)))
-        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[state.step :]
-        return batches.to(self.device) if isinstance(self.x, torch.Tensor) else batches
+    def _batches_and_views(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the indices (n,) of each batch that the epoch still has, and the views of this process's share."""
+        step, n_steps = self.state.step, len(self.state.losses)
+        order = torch.from_numpy(np.random.default_rng((self.config.seed, self.state.epoch)).permutation(len(self.x)))
+        done = step % self.at_once  # batches whose views are made again with those that follow them
+        batches = order[: n_steps * self.batch_size].view(n_steps, -1)[step - done :]
+        if isinstance(self.x, torch.Tensor):  # else the workers are asked for them
+            batches = batches.to(self.device)
+        images = self.loader.images(batches)
+        for start in range(0, len(batches), self.at_once):
+            some = batches[start : start + self.at_once].to(self.device)
+            together = torch.cat(list(itertools.islice(images, len(some))))
+            views = self.views(some, together, step - done + start)
+            yield from itertools.islice(zip(some, views, strict=True), max(0, done - start), None)
 
     def _set_seed_and_rate(self) -> None:
         """Seed the next step, and set the learning rate at its end."""
         state, config = self.state, self.config
-        seed = _seed(config.seed, state.epoch, state.step, distributed.rank())
-        torch.manual_seed(seed)  # dropout
-        self.generator.manual_seed(seed)
+        torch.manual_seed(_seed(config.seed, state.epoch, state.step, distributed.rank()))  # dropout
         rate = learning_rate_at(config, state.epoch + (state.step + 1) / len(state.losses))
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
