@@ -13,19 +13,23 @@ from oodlib.encoders.views import Views
 from oodlib.files import write_atomically
 
 BLOCK = 10_000  # images that are prepared at a time
+CPU_PIXELS, GPU_PIXELS = 2**17, 2**21  # of a batch: on a CPU more would leave its caches, at half the speed
 VOTERS = 1_000  # images whose similarities to all training images are in memory at a time
 
 
 @torch.inference_mode()
-def embed(encoder: Encoder, images: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray | None]:
+def embed(encoder: Encoder, images: torch.Tensor, batch_size: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
     """Return embeddings z (n, d) float32 of prepared images (n, 3, s, s) uint8, and logits (n, C) or None.
 
-    The embedding is the backbone's output before any head, raw, in float32 and evaluation mode.
+    The embedding is the backbone's output before any head, raw, in float32 and evaluation mode. A batch_size of 0 takes
+    what suits the device.
     Raises ValueError for an empty set and FloatingPointError where the encoder gives NaN or infinity.
     """
     if not len(images):
         raise ValueError("no images to embed")
     device = encoder.mean.device
+    pixels = CPU_PIXELS if device.type == "cpu" else GPU_PIXELS
+    batch_size = batch_size or max(1, pixels // images[0, 0].numel())
     encoder.eval()
     z, logits = [], []
     with _exactly(device):

@@ -62,7 +62,7 @@ OBJECTIVE_NAMES = {
 }
 ID_COLOR = "0.25"
 PAGE_WIDTH = 5  # inches, of a figure on the page of somebody's images, readable on a phone
-_PALETTE = sns.color_palette("colorblind")
+_PALETTE = [sns.color_palette("colorblind")[k] for k in (0, 1, 2, 9, 4, 7, 3, 5, 6, 8)]  # its three oranges apart
 _COLORS = dict(zip(OBJECTIVE_NAMES, _PALETTE, strict=False))
 
 
