@@ -13,7 +13,7 @@ from conftest import PLAIN
 from torch import nn
 
 from oodlib.data import decoding
-from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, epoch, knn_accuracy
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, embedding, epoch, knn_accuracy
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
 from oodlib.encoders.training import make_trainer, train
@@ -190,6 +190,23 @@ def test_what_is_frozen_keeps_every_bit(few):
     assert names - changed == {"mean", "std", "backbone.whitening", *scales}
     with pytest.raises(ValueError, match="unknown stage 'layer9' .*all, heads, conv1, bn1, layer1.0"):
         make_trainer(replace(TINY, trained="layer9"), few)
+
+
+def test_frozen_stages_take_images_in_parts_to_the_same_loss(few, float32, monkeypatch):
+    losses = []
+    for pixels in (2**20, 7 * 8**2):
+        monkeypatch.setattr(embedding, "CPU_PIXELS", pixels)
+        losses.append(train(replace(TINY, trained="layer3", epochs=2), few)[1][-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "input_size", "mixed"), [("resnet20", 16, True), ("mobilenetv3_small_050", 32, False)]
+)
+def test_grouped_convolutions_are_trained_in_float32_on_a_cpu(few, monkeypatch, arch, input_size, mixed):
+    monkeypatch.setattr(trainer_module, "has_fast_bfloat16", lambda device: True)
+    trainer = make_trainer(replace(TINY, arch=arch, input_size=input_size), few)
+    assert trainer.autocast._enabled is mixed
 
 
 def test_the_first_layer_of_airbench_is_whitened_for_its_images(few):

@@ -28,8 +28,7 @@ def embed(encoder: Encoder, images: torch.Tensor, batch_size: int = 0) -> tuple[
     if not len(images):
         raise ValueError("no images to embed")
     device = encoder.mean.device
-    pixels = CPU_PIXELS if device.type == "cpu" else GPU_PIXELS
-    batch_size = batch_size or max(1, pixels // images[0, 0].numel())
+    batch_size = batch_size or suitable_batch(images[0, 0].numel(), device)
     encoder.eval()
     z, logits = [], []
     with _exactly(device):
@@ -42,6 +41,11 @@ def embed(encoder: Encoder, images: torch.Tensor, batch_size: int = 0) -> tuple[
     if not np.isfinite(z).all():
         raise FloatingPointError("the encoder gives embeddings that are not finite; was its training cut short?")
     return z, torch.cat(logits).numpy() if logits else None
+
+
+def suitable_batch(pixels: int, device: torch.device) -> int:
+    """Return how many images of so many pixels this device takes at a time best, at least 1."""
+    return max(1, (CPU_PIXELS if device.type == "cpu" else GPU_PIXELS) // pixels)
 
 
 def _exactly(device: torch.device) -> AbstractContextManager:

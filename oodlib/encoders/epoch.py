@@ -26,10 +26,17 @@ from oodlib.device import default_device, has_fast_bfloat16
 from oodlib.encoders import distributed
 from oodlib.encoders.airbench import Airbench
 from oodlib.encoders.checkpoint import TrainingState
-from oodlib.encoders.embedding import embed, knn_accuracy
+from oodlib.encoders.embedding import embed, knn_accuracy, suitable_batch
 from oodlib.encoders.encoder import Encoder
 from oodlib.encoders.objectives import OBJECTIVES
-from oodlib.encoders.optimisation import Lookahead, freeze, frozen_modules, learning_rate_at, parameter_groups
+from oodlib.encoders.optimisation import (
+    Lookahead,
+    freeze,
+    frozen_modules,
+    learning_rate_at,
+    parameter_groups,
+    run_in_parts,
+)
 from oodlib.encoders.settings import TrainingConfig
 
 MOST_WORKERS = 8  # processes that decode images from files
@@ -142,7 +149,7 @@ class Trainer:
         self.flipped = self._flipped() if config.alternate_flip else None
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # else the same steps give other weights
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=_mixes_precision(encoder, self.device))
         self.state = self._first_state(encoder)
         self.network = distributed.parallel(HeadOutputs(self.state.encoder))
 
@@ -152,6 +159,9 @@ class Trainer:
             some = np.random.default_rng(config.seed).permutation(len(self.x))[:WHITENING_IMAGES]
             encoder.backbone.whiten((self.x[some].cpu() / 255 - encoder.mean) / encoder.std)
         freeze(encoder, config.trained)
+        if self.device.type == "cpu":
+            for module in frozen_modules(encoder.backbone, config.trained):
+                run_in_parts(module, suitable_batch(encoder.spec.input_size**2, self.device))
         encoder = distributed.synchronised(encoder).to(self.device, memory_format=torch.channels_last)
         groups, nesterov = parameter_groups(encoder, config), config.momentum > 0
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=nesterov, fused=True)
@@ -289,6 +299,15 @@ class Trainer:
         state.history.append(row)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         print_row(row)
+
+
+def _mixes_precision(encoder: Encoder, device: torch.device) -> bool:
+    """Return whether steps compute in bfloat16: where it is fast, but for grouped convolutions on a CPU.
+
+    Their gradients take twice as long in bfloat16 there.
+    """
+    grouped = any(isinstance(module, torch.nn.Conv2d) and module.groups > 1 for module in encoder.modules())
+    return has_fast_bfloat16(device) and not (grouped and device.type == "cpu")
 
 
 def print_header() -> None:

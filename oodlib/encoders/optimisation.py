@@ -59,6 +59,12 @@ def freeze(encoder: "Encoder", trained: str) -> None:
             module.requires_grad_(id(module) not in frozen)
 
 
+def run_in_parts(module: nn.Module, n: int) -> None:
+    """Let a module that is not trained take n of its inputs (m, …) at a time, whose maps stay in the caches."""
+    whole = module.forward
+    module.forward = lambda x: torch.cat([whole(part) for part in x.split(n)])
+
+
 def parameter_groups(encoder: nn.Module, config: TrainingConfig) -> list[dict]:
     """Return the groups of trained parameters, each with the `factor` of its learning rate.
 
