@@ -37,11 +37,21 @@ def kneighbors(queries, reference, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Group:
-    """Reference rows (n, d) relative to an origin (d,), their places ids (n,), squared lengths and largest length."""
+    """Reference rows (n, d) relative to an origin (d,), their places, squared lengths and largest length.
+
+    `ids` are the places (n,), or the first of them where rows lie as in the reference.
+    """
 
     rows: np.ndarray
     origin: np.ndarray
-    ids: np.ndarray
+    ids: np.ndarray | int
+
+    def locate(self, found: np.ndarray) -> None:
+        """Turn places among these rows into places in the reference."""
+        if isinstance(self.ids, int):
+            found += self.ids
+        else:
+            found[:] = self.ids[found]
 
     @cached_property
     def squares(self) -> np.ndarray:
@@ -71,13 +81,13 @@ class Table:
         spread = (np.bincount(own, within) / sizes)[own]  # (s,) of the group of each
         tight = (spread < RESOLVED * ((sample - mean) ** 2).sum(axis=1).mean()).mean() > TIGHT
         self.centers, self.sizes = centers.astype(np.float64), sizes * (len(rows) / len(sample))  # (G,) estimated
-        ids, origin = start + np.arange(len(rows)), mean.astype(np.float32)
+        origin = mean.astype(np.float32)
         self.all, self.groups = None, None
         if tight:
-            parts = zip(*_split(rows, ids, centers), centers, strict=True)
+            parts = zip(*_split(rows, start, centers), centers, strict=True)
             self.groups = [Group(part - center, center, own) for part, own, center in parts]
         else:
-            self.all = Group(rows - origin, origin, ids)
+            self.all = Group(rows - origin, origin, start)
 
     @property
     def radius(self) -> float:
@@ -94,11 +104,11 @@ class Table:
             self.all = Group(rows[0].base, origin, ids[0].base)
 
 
-def _split(rows: np.ndarray, ids: np.ndarray, centers: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the rows (n, d) nearest to each of the centers (G, d), and their ids, as parts of one array each."""
+def _split(rows: np.ndarray, start: int, centers: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the rows (n, d) nearest to each of the centers (G, d), and their places, as parts of one array each."""
     nearest = assign(rows, centers)
     order, counts = np.argsort(nearest, kind="stable"), np.bincount(nearest, minlength=len(centers))
-    return tuple(np.split(array[order], counts.cumsum()[:-1]) for array in (rows, ids))
+    return tuple(np.split(array, counts.cumsum()[:-1]) for array in (rows[order], start + order))
 
 
 class NeighborIndex:
@@ -151,7 +161,7 @@ class NeighborIndex:
 def _search(table: Table, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
     """Bring distances and ids (m, k) of the rows nearest to queries (m, d) up to date with a table."""
     if table.all is not None and not _groups_pay(table, queries, distances):
-        _search_group(table.all, queries, np.arange(len(queries)), distances, ids)
+        _search_all(table.all, queries, distances, ids)
         return
     table.group()
     bounds = _bounds(table, queries)  # (m, G)
@@ -192,6 +202,16 @@ def _bounds(table: Table, queries: np.ndarray) -> np.ndarray:
     return bounds
 
 
+def _search_all(group: Group, queries: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
+    """Bring distances and ids (m, k) up to date with all rows; where they are empty, lists are made in their place."""
+    if np.isfinite(distances[:1, :1]).any() or distances.shape[1] > len(group.rows):
+        _search_group(group, queries, np.arange(len(queries)), distances, ids)
+        return
+    for start in range(0, len(queries), QUERIES):
+        part = slice(start, start + QUERIES)
+        _find(group, queries[part] - group.origin, distances[part], ids[part])
+
+
 def _search_group(
     group: Group, queries: np.ndarray, asking: np.ndarray, distances: np.ndarray, ids: np.ndarray
 ) -> None:
@@ -200,7 +220,9 @@ def _search_group(
     if not len(group.rows):
         return
     for some in np.array_split(asking, range(QUERIES, len(asking), QUERIES)):
-        found, found_ids = _nearest_in(group, queries[some] - group.origin, min(k, len(group.rows)))
+        lists = len(some), min(k, len(group.rows))
+        found, found_ids = np.empty(lists, np.float32), np.empty(lists, np.int64)
+        _find(group, queries[some] - group.origin, found, found_ids)
         if np.isfinite(distances[some, :1]).any():  # there are neighbours in other groups
             nearer = found[:, 0] < distances[some, -1]
             some, found, found_ids = some[nearer], found[nearer], found_ids[nearer]
@@ -209,19 +231,22 @@ def _search_group(
         distances[some, : found.shape[1]], ids[some, : found.shape[1]] = found, found_ids
 
 
-def _nearest_in(group: Group, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances (a, k) of the rows of a group nearest to x (a, d), relative to its origin, and their ids."""
+def _find(group: Group, x: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
+    """Write the distances (a, k) of the rows of a group nearest to x (a, d), relative to its origin, and their ids."""
     import faiss
 
-    found, places = faiss.knn(x, group.rows, k)
-    row, column = np.nonzero(found < RESOLVED * (_squares(x)[:, None] + group.radius**2))
-    np.sqrt(np.maximum(found, 0, out=found), out=found)
+    (n, k), at = ids.shape, faiss.swig_ptr
+    faiss.knn_L2sqr(at(x), at(group.rows), x.shape[1], n, len(group.rows), k, at(distances), at(ids))
+    unclear = RESOLVED * (_squares(x) + group.radius**2)  # (a,) below which squares are measured again
+    again = np.flatnonzero(distances[:, 0] < unclear)
+    row, column = np.nonzero(distances[again] < unclear[again, None])
+    row = again[row]
+    np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
     for part in np.array_split(np.arange(len(row)), 1 + len(row) * x.shape[1] // NUMBERS):
-        differences = x[row[part]] - group.rows[places[row[part], column[part]]]
-        found[row[part], column[part]] = np.sqrt(_squares(differences))
-    again = np.unique(row)
-    found[again], places[again] = _sorted(found[again], places[again], k)
-    return found, group.ids[places]
+        differences = x[row[part]] - group.rows[ids[row[part], column[part]]]
+        distances[row[part], column[part]] = np.sqrt(_squares(differences))
+    distances[again], ids[again] = _sorted(distances[again], ids[again], k)
+    group.locate(ids)
 
 
 def _sorted(distances: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
