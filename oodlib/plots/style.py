@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from oodlib.files import slug, write_atomically
 
-N_COLORS, PNG_DPI, MAX_WIDTH = 128, 120, 1400  # of saved pngs, the last in pixels
+N_COLORS, PNG_DPI, MAX_WIDTH = 128, 100, 1200  # of saved pngs, the last in pixels
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
