@@ -81,9 +81,9 @@ def test_result_table_of_the_digits_is_the_committed_one():
 def test_result_table_of_the_strongest_encoders_is_the_committed_one():
     detectors = ("knn", "labels/mahalanobis", "labels/mahalanobis-shrunk++", "msp")
     rows = rows_below(f"| trained on | objective | n | accuracy % | {' | '.join(detectors)} |")
-    report = REPORTED / STRONGEST / "report"
-    runs = pd.read_csv(report / "runs.csv").set_index("run")["ID accuracy %"]
-    table = pd.read_csv(report / "main_auroc.csv").query("ood_dataset == 'near mean'")
+    records = json.loads((REPORTED / STRONGEST / "runs.json").read_text())
+    runs = pd.Series({record["run"]: 100 * record["evaluate"]["id_accuracy"]["classifier"] for record in records})
+    table = pd.read_csv(REPORTED / STRONGEST / "report" / "main_auroc.csv").query("ood_dataset == 'near mean'")
     names = {name: objective for objective, name in OBJECTIVE_NAMES.items()}
     assert len(rows) == len(table[["id_dataset", "objective"]].drop_duplicates())
     for dataset, name, *found in rows:
