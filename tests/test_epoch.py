@@ -162,6 +162,15 @@ def test_views_made_together_are_of_the_images_of_each_batch(few):
             torch.testing.assert_close(views, trainer.x[batch].repeat(2, 1, 1, 1) / 255)
 
 
+def test_a_gpu_makes_the_views_of_as_many_batches_together_as_fit(few):
+    trainer = make_trainer(replace(TINY, batch_size=16), few)
+    assert trainer.at_once == 1
+    trainer.device = torch.device("cuda")  # of which nothing but the type is asked
+    for batch_size, expected in ((16, 8), (2**16, 4), (2**20, 1)):  # of 64 pixels each
+        trainer.batch_size = batch_size
+        assert trainer._at_once() == expected
+
+
 def test_a_step_goes_on_with_the_views_that_were_made_together(few):
     trainer = make_trainer(replace(TINY, batch_size=16, translate=1), few)
     trainer.at_once = 3

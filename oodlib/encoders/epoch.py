@@ -145,12 +145,12 @@ class Trainer:
         self.x_held_out, self.y_held_out = held_out
         self.say_every = math.inf  # seconds between the lines within an epoch
         self.generator = torch.Generator(self.device)
-        self.at_once = self._at_once() if self.device.type == "cuda" else 1
         self.flipped = self._flipped() if config.alternate_flip else None
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # else the same steps give other weights
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=_mixes_precision(encoder, self.device))
         self.state = self._first_state(encoder)
+        self.at_once = self._at_once()
         self.network = distributed.parallel(HeadOutputs(self.state.encoder))
 
     def _first_state(self, encoder: Encoder) -> TrainingState:
@@ -176,9 +176,9 @@ class Trainer:
         return (torch.rand(self.n_views, len(self.x), generator=generator) < self.config.flip).to(self.device)
 
     def _at_once(self) -> int:
-        """Return of how many batches a GPU makes the views together."""
+        """Return of how many batches the views are made together, 1 on a CPU."""
         pixels = self.n_views * self.batch_size * self.state.encoder.spec.input_size**2
-        return max(1, min(AT_ONCE, PIXELS_AT_ONCE // pixels))
+        return max(1, min(AT_ONCE, PIXELS_AT_ONCE // pixels)) if self.device.type == "cuda" else 1
 
     def step(self, batch: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         """Train one step on a batch of indices (n,), given the views of this process's share; return its loss."""

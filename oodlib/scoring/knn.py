@@ -232,11 +232,14 @@ def _search_group(
 
 
 def _find(group: Group, x: np.ndarray, distances: np.ndarray, ids: np.ndarray) -> None:
-    """Write the distances (a, k) of the rows of a group nearest to x (a, d), relative to its origin, and their ids."""
+    """Write the distances (a, k) of the rows of a group nearest to x (a, d), relative to its origin, and their ids.
+
+    x and distances are float32, ids int64, all in C order, because their memory is read and written as it lies.
+    """
     import faiss
 
-    (n, k), at = ids.shape, faiss.swig_ptr
-    faiss.knn_L2sqr(at(x), at(group.rows), x.shape[1], n, len(group.rows), k, at(distances), at(ids))
+    k, at = ids.shape[1], faiss.swig_ptr
+    faiss.knn_L2sqr(at(x), at(group.rows), x.shape[1], len(x), len(group.rows), k, at(distances), at(ids))
     unclear = RESOLVED * (_squares(x) + group.radius**2)  # (a,) below which squares are measured again
     again = np.flatnonzero(distances[:, 0] < unclear)
     row, column = np.nonzero(distances[again] < unclear[again, None])
