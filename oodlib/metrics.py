@@ -1,21 +1,23 @@
-"""Metrics of out-of-distribution detection: AUROC, AUPR and FPR95 of ID and OOD scores, and their intervals.
+"""Metrics of out-of-distribution detection: AUROC, AUPR and FPR95 of ID and OOD scores, and of the model's own errors.
 
 Scores are real, id_scores (n,) and ood_scores (m,), arrays or tensors; higher is more normal. They are compared as
 float64; -inf and +inf are legal, NaN, no score at all and another shape raise ValueError.
 
-All that a metric needs is how many scores of each group stand at each distinct score, highest first: (..., k) integers,
-leading dimensions are resamples. So one sort serves all metrics, ties are exact, and the bootstrap only redraws counts.
+Metrics of errors ask how well a score rejects wrong answers (selective prediction). An OOD input has no right answer,
+so ID and OOD inputs go in together and every OOD input counts as wrong (Guérin et al. 2023, "Out-of-distribution
+detection is not all you need"). correct (n,) is bool, False for every OOD input. The most normal are answered first,
+tied scores together or, where a count has to be reached in between, in random order (the expected value).
+
+All that a metric needs is how many scores of each group stand at each distinct score, highest first: (k,) integers. So
+one sort serves all metrics, and ties are exact.
 """
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
 
-from oodlib.arrays import check_scores
-
-REDRAWN = 2**17  # counts in one block of bootstrap resamples, so that a block stays in cache
+from oodlib.arrays import as_array, check_scores
 
 
 def auroc(id_scores, ood_scores) -> float:
@@ -67,45 +69,73 @@ def auroc_interval(id_scores, ood_scores, level: float = 0.95) -> tuple[float, f
     [((1 - level) / 2) ** (1 / min(n, m)), 1] at 1. Raises ValueError for a level outside (0, 1). DeLong et al. 1988;
     Sun and Xu 2014.
     """
-    z = normal_quantile(level)
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
     id_counts, ood_counts = _count(id_scores, ood_scores)
     n, m = int(id_counts.sum()), int(ood_counts.sum())
     if min(n, m) < 2:
         raise ValueError(f"DeLong needs 2 ID and 2 OOD scores at least, got {n} and {m}")
-    value, variance = delong(id_counts, ood_counts)
+    value, variance = _delong(id_counts, ood_counts)
     if variance == 0:
-        return zero_variance_interval(value, 0.0, 1.0, min(n, m), level)
+        shrink = ((1 - level) / 2) ** (1 / min(n, m))  # pairs that all came out at value (Markov's inequality)
+        return value * shrink, 1 - (1 - value) * shrink
+    z = -NormalDist().inv_cdf((1 - level) / 2)
     logit, half = math.log(value / (1 - value)), z * math.sqrt(variance) / (value * (1 - value))
     return 1 / (1 + math.exp(half - logit)), 1 / (1 + math.exp(-half - logit))
 
 
-def bootstrap_interval(
-    metric: str, id_scores, ood_scores, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Return (low, high), the percentile bootstrap interval of a metric of METRICS; ID and OOD are resampled apart.
+# Errors
 
-    O(n_resamples (n + m)) after one sort. A value at the end of its range (perfect separation) has an interval of width
-    zero: no resample can leave it. Raises ValueError for another metric, n_resamples below 1 or a level outside (0, 1).
-    Efron and Tibshirani 1993.
+
+def error_auroc(scores, correct) -> float:
+    """Return the AUROC of right answers against wrong ones, ties one half. In [0, 1], higher is better.
+
+    Raises ValueError where no answer or every answer is right. Guérin et al. 2023.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    return bootstrap(METRICS[metric], _count(id_scores, ood_scores), n_resamples, level, seed)
+    scores, correct = _check(scores, correct)
+    if correct.all() or not correct.any():
+        raise ValueError(f"correct must hold right and wrong answers, got {correct.sum()} right of {correct.size}")
+    return auroc(scores[correct], scores[~correct])
 
 
-def bootstrap(
-    measure: Callable, groups: list[np.ndarray], n_resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    """Return the percentile interval of a measure of counts, whose groups (k,) are resampled each by itself."""
-    normal_quantile(level)
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
-    rng, rows, values = np.random.default_rng(seed), max(1, REDRAWN // groups[0].size), []
-    for start in range(0, n_resamples, rows):
-        b = min(rows, n_resamples - start)
-        values.append(measure(*(_resample(counts, b, rng) for counts in groups)))  # (b,)
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def risk_coverage(scores, correct) -> tuple[np.ndarray, np.ndarray]:
+    """Return the risk-coverage curve, one point for each distinct score taken as threshold, highest first.
+
+    Two (k,) float64: coverage is the share of inputs answered (score >= t), ascending to 1; risk the share of these
+    that are wrong. El-Yaniv and Wiener 2010.
+    """
+    right, wrong = _right_and_wrong(scores, correct)
+    answered, wrong = np.cumsum(right + wrong), np.cumsum(wrong)
+    return answered / answered[-1], wrong / answered
+
+
+def aurc(scores, correct) -> float:
+    """Return the area under the risk-coverage curve: the risk, averaged over answering the 1, 2, …, n most normal.
+
+    In [0, 1], lower is better; a constant score gives the error rate. Geifman et al. 2019.
+    """
+    return _aurc(*_right_and_wrong(scores, correct))
+
+
+def augrc(scores, correct) -> float:
+    """Return the area under the generalised risk-coverage curve: errors answered over all n inputs, against coverage.
+
+    The chance that an input is answered and wrong, averaged over coverages from 0 to 1 with straight lines between
+    them. Lower is better: with error rate e, from e² / 2 (every right answer first) to e - e² / 2; a constant score
+    gives e / 2. Unlike AURC it weighs the first few answers no more than the others. Traub et al. 2024.
+    """
+    return _augrc(*_right_and_wrong(scores, correct))
+
+
+def oscr(id_scores, id_correct, ood_scores) -> float:
+    """Return the area under the open-set classification rate curve, ties one half.
+
+    id_scores and id_correct (n,), ood_scores (m,). The curve is the share of ID that is right and accepted (score >= t)
+    against the share of OOD accepted. In [0, ID accuracy], higher is better. Dhamija et al. 2018.
+    """
+    id_scores, id_correct = _check(id_scores, id_correct, "id_")
+    groups = id_scores[id_correct], id_scores[~id_correct], check_scores("ood_scores", ood_scores)
+    return _oscr(*count_groups(*groups))
 
 
 # Counts
@@ -122,78 +152,18 @@ def count_groups(*groups: np.ndarray) -> list[np.ndarray]:
     return [np.diff(total, prepend=0)[::-1] for total in up_to]
 
 
-def twice_wins(id_counts: np.ndarray, ood_counts: np.ndarray) -> np.ndarray:
+def _twice_wins(id_counts: np.ndarray, ood_counts: np.ndarray) -> np.int64:
     """Return twice the number of pairs in which ID beats OOD, ties one half: an integer, so exact."""
-    return (ood_counts * (2 * np.cumsum(id_counts, axis=-1) - id_counts)).sum(axis=-1)
+    return (ood_counts * (2 * np.cumsum(id_counts) - id_counts)).sum()
 
 
-def delong(winners: np.ndarray, ood_counts: np.ndarray, n_losers: int = 0) -> tuple[float, float]:
-    """Return the share of pairs won and its variance, of winners (k,) and of n_losers ID scores that win none."""
-    n, m = int(winners.sum()) + n_losers, int(ood_counts.sum())
-    ood_above, above = np.cumsum(ood_counts), 2 * np.cumsum(winners) - winners  # twice the winners above each OOD score
-    below = 2 * (m - ood_above) + ood_counts  # twice the OOD scores below each winner; ties count one
-    if n_losers:
-        below, winners = np.append(below, 0), np.append(winners, n_losers)
-    variance = _variance(below, winners, n) / (4 * m * m * n) + _variance(above, ood_counts, m) / (4 * n * n * m)
-    return int((winners * below).sum()) / (2 * n * m), variance
-
-
-def plain(values: np.ndarray) -> float | np.ndarray:
-    """Return a value as a float, the values of resamples as the array (b,) that they are."""
-    return values if np.ndim(values) else float(values)
-
-
-def normal_quantile(level: float) -> float:
-    """Return the number of standard errors either way of an interval. Raises ValueError for a level outside (0, 1)."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return -NormalDist().inv_cdf((1 - level) / 2)
-
-
-def zero_variance_interval(
-    value: float, lowest: float, highest: float, n_pairs: int, level: float
-) -> tuple[float, float]:
-    """Bound the mean of independent pairs in [lowest, highest] that all came out at value (Markov's inequality)."""
-    shrink = ((1 - level) / 2) ** (1 / n_pairs)
-    return lowest + (value - lowest) * shrink, highest - (highest - value) * shrink
-
-
-def _count(id_scores, ood_scores) -> list[np.ndarray]:
-    return count_groups(check_scores("id_scores", id_scores), check_scores("ood_scores", ood_scores))
-
-
-def _auroc(id_counts, ood_counts):
-    return plain(twice_wins(id_counts, ood_counts) / (2 * id_counts.sum(axis=-1) * ood_counts.sum(axis=-1)))
-
-
-def _aupr_in(id_counts, ood_counts):
-    id_above, ood_above = np.cumsum(id_counts, axis=-1), np.cumsum(ood_counts, axis=-1)
-    precision = id_above / np.maximum(id_above + ood_above, 1)  # 0 / 0 only where a resample has no score yet
-    return plain((id_counts * precision).sum(axis=-1) / id_above[..., -1])
-
-
-def _aupr_out(id_counts, ood_counts):
-    return _aupr_in(ood_counts[..., ::-1], id_counts[..., ::-1])
-
-
-def _fpr95(id_counts, ood_counts):
-    id_above = np.cumsum(id_counts, axis=-1)
-    too_strict = 20 * id_above < 19 * id_above[..., -1:]  # integers, as 0.95 n rounds
-    threshold = too_strict.sum(axis=-1, keepdims=True)
-    accepted = np.take_along_axis(np.cumsum(ood_counts, axis=-1), threshold, axis=-1)[..., 0]
-    return plain(accepted / ood_counts.sum(axis=-1))
-
-
-def _fpr95_ood_positive(id_counts, ood_counts):
-    return _fpr95(ood_counts[..., ::-1], id_counts[..., ::-1])
-
-
-def _resample(counts: np.ndarray, b: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw b bootstrap samples of the scores behind counts (k,), as counts (b, k)."""
-    k, n = counts.size, int(counts.sum())
-    owner = np.repeat(np.arange(k), counts)  # (n,) the distinct score of each sample
-    draws = owner[rng.integers(n, size=(b, n))] + k * np.arange(b)[:, None]
-    return np.bincount(draws.ravel(), minlength=b * k).reshape(b, k)
+def _delong(id_counts: np.ndarray, ood_counts: np.ndarray) -> tuple[float, float]:
+    """Return the share of pairs won and its variance."""
+    n, m = int(id_counts.sum()), int(ood_counts.sum())
+    above = 2 * np.cumsum(id_counts) - id_counts  # twice the ID scores above each OOD score; ties count one
+    below = 2 * (m - np.cumsum(ood_counts)) + ood_counts  # twice the OOD scores below each ID score
+    variance = _variance(below, id_counts, n) / (4 * m * m * n) + _variance(above, ood_counts, m) / (4 * n * n * m)
+    return int((id_counts * below).sum()) / (2 * n * m), variance
 
 
 def _variance(values, counts, n):
@@ -201,10 +171,78 @@ def _variance(values, counts, n):
     return float((counts * (values - mean) ** 2).sum() / (n - 1))
 
 
-METRICS = {
+def _count(id_scores, ood_scores) -> list[np.ndarray]:
+    return count_groups(check_scores("id_scores", id_scores), check_scores("ood_scores", ood_scores))
+
+
+def _check(scores, correct, prefix=""):
+    scores, correct = check_scores(f"{prefix}scores", scores), np.asarray(as_array(correct))
+    if correct.shape != scores.shape:
+        raise ValueError(f"{prefix}correct must have the shape of {prefix}scores {scores.shape}, got {correct.shape}")
+    if not np.isin(correct, (0, 1)).all():
+        raise ValueError(f"{prefix}correct must be True or False (or 1 and 0), got {np.unique(correct)[:5].tolist()}")
+    return scores, correct.astype(bool)
+
+
+def _right_and_wrong(scores, correct) -> list[np.ndarray]:
+    scores, correct = _check(scores, correct)
+    return count_groups(scores[correct], scores[~correct])
+
+
+def _auroc(id_counts, ood_counts):
+    return float(_twice_wins(id_counts, ood_counts) / (2 * id_counts.sum() * ood_counts.sum()))
+
+
+def _aupr_in(id_counts, ood_counts):
+    id_above, ood_above = np.cumsum(id_counts), np.cumsum(ood_counts)
+    return float((id_counts * (id_above / (id_above + ood_above))).sum() / id_above[-1])
+
+
+def _aupr_out(id_counts, ood_counts):
+    return _aupr_in(ood_counts[::-1], id_counts[::-1])
+
+
+def _fpr95(id_counts, ood_counts):
+    id_above = np.cumsum(id_counts)
+    threshold = (20 * id_above < 19 * id_above[-1]).sum()  # integers, as 0.95 n rounds
+    return float(np.cumsum(ood_counts)[threshold] / ood_counts.sum())
+
+
+def _fpr95_ood_positive(id_counts, ood_counts):
+    return _fpr95(ood_counts[::-1], id_counts[::-1])
+
+
+def _aurc(right, wrong):
+    """Among c tied scores of which w are wrong, after a answered with b wrong: Σ_{i=1..c} (b + w i / c) / (a + i)."""
+    tied = right + wrong
+    answered, errors = np.cumsum(tied), np.cumsum(wrong)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, answered[-1] + 1))])
+    before = answered - tied
+    growth = harmonic[answered] - harmonic[before]  # Σ 1 / (a + i)
+    total = (errors - wrong) * growth + wrong / tied * (tied - before * growth)
+    return float(total.sum() / answered[-1])
+
+
+def _augrc(right, wrong):
+    """Each wrong answer adds the share of inputs that come after it and half of itself: a count of pairs, so exact."""
+    tied = right + wrong
+    return float(_twice_wins(wrong, tied) / (2 * tied.sum() ** 2))
+
+
+def _oscr(right, wrong, ood):
+    return float(_twice_wins(right, ood) / (2 * (right.sum() + wrong.sum()) * ood.sum()))
+
+
+METRICS = {  # of the counts of ID and of OOD scores
     "auroc": _auroc,
     "aupr_in": _aupr_in,
     "aupr_out": _aupr_out,
     "fpr95": _fpr95,
     "fpr95_ood_positive": _fpr95_ood_positive,
+}
+ERROR_METRICS = {  # of the counts of right and wrong ID answers and of OOD inputs
+    "error_auroc": lambda right, wrong, ood: _auroc(right, wrong + ood) if right.any() else np.nan,
+    "aurc": lambda right, wrong, ood: _aurc(right, wrong + ood),
+    "augrc": lambda right, wrong, ood: _augrc(right, wrong + ood),
+    "oscr": _oscr,
 }

@@ -1,23 +1,27 @@
-"""Metrics against scikit-learn, plain loops and counts by hand; intervals against loops and small simulations."""
+"""Metrics against scikit-learn, plain loops over pairs, orderings and thresholds, and counts by hand."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from oodlib import metrics
 from oodlib.metrics import (
-    METRICS,
+    augrc,
     aupr_in,
     aupr_out,
+    aurc,
     auroc,
     auroc_interval,
-    bootstrap_interval,
     count_groups,
+    error_auroc,
     fpr95,
     fpr95_ood_positive,
     ood_metrics,
+    oscr,
+    risk_coverage,
 )
 
 PUBLIC = {f.__name__: f for f in (auroc, aupr_in, aupr_out, fpr95, fpr95_ood_positive)}
@@ -66,24 +70,6 @@ def test_groups_are_counted_at_each_distinct_score_highest_first():
     for group, found in zip(groups, count_groups(*groups), strict=True):
         assert found.tolist() == [sum(score == value for score in group) for value in distinct]
         assert found.dtype == np.int64
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_metrics_of_many_resamples_are_those_of_each(name):
-    id_counts, ood_counts = count_groups(*draw(np.random.default_rng(1), 40, 30))
-    rng = np.random.default_rng(0)
-    many = metrics._resample(id_counts, 20, rng), metrics._resample(ood_counts, 20, rng)
-    assert (many[0].sum(axis=1) == 40).all()
-    together = METRICS[name](*many)
-    assert together.shape == (20,)
-    np.testing.assert_allclose(together, [METRICS[name](*one) for one in zip(*many, strict=True)], rtol=1e-12)
-
-
-def test_a_resample_draws_as_many_from_what_is_there():
-    found = metrics._resample(np.array([3, 0, 5, 2]), 4000, np.random.default_rng(0))
-    assert (found.sum(axis=1) == 10).all()
-    np.testing.assert_allclose(found.mean(axis=0), [3, 0, 5, 2], atol=0.1)
-    np.testing.assert_allclose(found.var(axis=0), [3 * 0.7, 0, 5 * 0.5, 2 * 0.8], atol=0.15)  # binomial
 
 
 def test_a_constant_score_is_chance():
@@ -155,43 +141,101 @@ def test_delong_interval_covers_the_truth(shift):
     assert 0.92 <= covered / 600 <= 0.98
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_bootstrap_equals_the_naive_loop(name, monkeypatch):
-    id_scores, ood_scores = draw(np.random.default_rng(7), 40, 30)
-    id_ranked, ood_ranked = np.sort(id_scores)[::-1], np.sort(ood_scores)[::-1]
-    rng = np.random.default_rng(11)
-    values = [
-        PUBLIC[name](id_ranked[rng.integers(40, size=40)], ood_ranked[rng.integers(30, size=30)]) for _ in range(99)
-    ]
-    monkeypatch.setattr(metrics, "REDRAWN", 1)  # one resample a block draws in the order of the loop
-    interval = bootstrap_interval(name, id_scores, ood_scores, n_resamples=99, level=0.9, seed=11)
-    assert interval == pytest.approx(np.quantile(values, [0.05, 0.95]), abs=1e-12)
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_bootstrap_in_uneven_blocks_agrees_with_delong_and_itself(name, monkeypatch):
-    id_scores, ood_scores = draw(np.random.default_rng(8), 300, 200, 9)
-    whole = bootstrap_interval(name, id_scores, ood_scores, 1000)
-    assert whole == bootstrap_interval(name, id_scores, ood_scores, 1000)  # seeded
-    assert whole[0] < PUBLIC[name](id_scores, ood_scores) < whole[1]
-    if name == "auroc":
-        assert whole == pytest.approx(auroc_interval(id_scores, ood_scores), abs=0.01)
-    monkeypatch.setattr(metrics, "REDRAWN", 3500)  # 7 resamples a block, 6 in the last
-    assert whole == pytest.approx(bootstrap_interval(name, id_scores, ood_scores, 1000), abs=0.03)
-
-
 def test_bad_arguments_of_intervals():
     good = [0.0, 1.0]
-    with pytest.raises(ValueError, match="metric must be one of auroc, aupr_in, .*, got 'fpr'"):
-        bootstrap_interval("fpr", good, good)
-    with pytest.raises(ValueError, match="n_resamples must be at least 1, got 0"):
-        bootstrap_interval("fpr95", good, good, n_resamples=0)
     for level in (0, 1, 95, np.nan):
-        for ask in (
-            lambda level: auroc_interval(good, good, level),
-            lambda level: bootstrap_interval("auroc", good, good, level=level),
-        ):
-            with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-                ask(level)
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            auroc_interval(good, good, level)
     with pytest.raises(ValueError, match="DeLong needs 2 ID and 2 OOD scores at least, got 2 and 1"):
         auroc_interval(good, [1.0])
+
+
+# Errors
+
+
+def draw_answers(seed, n=60):
+    rng = np.random.default_rng(seed)
+    correct = rng.random(n) < 0.7
+    return (rng.normal(0, 1, n) + correct).round(1), correct
+
+
+def test_error_auroc_is_right_against_wrong():
+    scores, correct = draw_answers(0)
+    assert error_auroc(scores, correct) == pytest.approx(roc_auc_score(correct, scores))
+    assert error_auroc([3, 2, 1, 0], [1, 0, 1, 0]) == 3 / 4
+    for constant in ([True, True], [False, False]):
+        with pytest.raises(ValueError, match="correct must hold right and wrong answers, got [02] right of 2"):
+            error_auroc([0.0, 1.0], constant)
+
+
+def test_risk_coverage_equals_the_loop_over_thresholds():
+    scores, correct = draw_answers(1)
+    coverage, risk = risk_coverage(scores, correct)
+    thresholds = np.unique(scores)[::-1]
+    assert coverage == pytest.approx([(scores >= t).mean() for t in thresholds])
+    assert risk == pytest.approx([(~correct[scores >= t]).mean() for t in thresholds])
+    assert coverage[-1] == 1.0
+
+
+def test_aurc_and_augrc_of_ties_are_the_mean_over_their_orders():
+    scores, correct = np.array([2, 1, 1, 1, 0, 0]), np.array([1, 0, 1, 0, 1, 0], dtype=bool)
+    risks, generalised = [], []
+    for tie_break in permutations(range(6)):
+        errors = np.r_[0, np.cumsum(~correct[np.lexsort((tie_break, -scores))])]
+        risks.append((errors[1:] / np.arange(1, 7)).mean())
+        generalised.append(np.trapezoid(errors / 6, np.arange(7) / 6))
+    assert aurc(scores, correct) == pytest.approx(np.mean(risks))
+    assert augrc(scores, correct) == pytest.approx(np.mean(generalised), rel=1e-12)
+
+
+def test_aurc_at_its_ends():
+    scores, correct = draw_answers(3)
+    assert aurc(np.zeros(60), correct) == pytest.approx((~correct).mean())
+    assert aurc(scores, np.ones(60, bool)) == 0.0
+    assert aurc(scores, np.zeros(60, bool)) == 1.0
+
+
+def test_augrc_at_its_ends_and_by_hand():
+    scores, correct = draw_answers(3)
+    e = (~correct).mean()
+    assert augrc(np.zeros(60), correct) == pytest.approx(e / 2)
+    assert augrc(correct, correct) == augrc(2.0 * correct, correct) == pytest.approx(e**2 / 2)
+    assert augrc(~correct, correct) == pytest.approx(e - e**2 / 2)
+    assert (augrc(scores, np.ones(60, bool)), augrc(scores, np.zeros(60, bool))) == (0.0, 0.5)
+    assert augrc([3, 2, 1], [True, False, True]) == pytest.approx((0 + 1 / 2 + 1) / 9)  # errors 0, 0, 1, 1
+
+
+def oscr_by_loop(id_scores, id_correct, ood_scores):
+    points = [(0.0, 0.0)]
+    for t in np.unique(np.r_[id_scores, ood_scores])[::-1]:
+        points.append(((ood_scores >= t).mean(), (id_correct & (id_scores >= t)).mean()))
+    fpr, ccr = np.array(points).T
+    return np.sum(np.diff(fpr) * (ccr[1:] + ccr[:-1]) / 2)  # straight between points, as ties one half
+
+
+def test_oscr_equals_the_trapezoid_over_thresholds():
+    for seed in range(5):
+        id_scores, id_correct = draw_answers(seed)
+        ood_scores = np.random.default_rng(seed + 100).normal(0, 1, 45).round(1)
+        assert oscr(id_scores, id_correct, ood_scores) == pytest.approx(oscr_by_loop(id_scores, id_correct, ood_scores))
+
+
+@pytest.mark.parametrize("function", [error_auroc, risk_coverage, aurc, augrc, lambda s, c: oscr(s, c, [0.0, 1.0])])
+def test_bad_answers_raise_and_are_named(function):
+    with pytest.raises(ValueError, match=r"correct must have the shape of (id_)?scores \(2,\), got \(3,\)"):
+        function([0.0, 1.0], [True, False, True])
+    with pytest.raises(ValueError, match=r"correct must be True or False \(or 1 and 0\), got \[0, 3\]"):
+        function([0.0, 1.0], [0, 3])
+    with pytest.raises(ValueError, match="scores must not hold NaN"):
+        function([0.0, np.nan], [True, False])
+    with pytest.raises(ValueError, match=r"scores must have shape \(n,\) with n >= 1"):
+        function([], [])
+
+
+def test_tensors_are_scores_and_answers():
+    scores, correct = draw_answers(9)
+    tensors = torch.from_numpy(scores).requires_grad_(), torch.from_numpy(correct)
+    assert aurc(*tensors) == aurc(scores, correct)
+    assert augrc(*tensors) == augrc(scores, correct)
+    assert oscr(*tensors, tensors[0]) == oscr(scores, correct, scores)
+    assert auroc(tensors[0], torch.zeros(3, dtype=torch.bfloat16)) == auroc(scores, np.zeros(3))

@@ -342,8 +342,7 @@ def test_product_has_a_row_a_combination_with_k_in_numerical_order(make_results)
 def test_one_run_has_an_interval_where_it_was_kept(make_results):
     results = make_results(values, seeds=(0,))
     about = results.runs[["run", "id_dataset", "arch", "objective"]].iloc[:1]
-    about = about.assign(detector="labels/cosine", ood_dataset="photos", value=0.7, low=0.6, high=0.8)
-    kept = pd.concat([about.assign(measure="auroc"), about.assign(measure="aurc", low=0.0)])
+    kept = about.assign(detector="labels/cosine", ood_dataset="photos", auroc=0.7, low=0.6, high=0.8)
     table = tables.with_intervals(tables.main_table(results), replace(results, intervals=kept))
     (shown,) = tables.reading_tables(table).values()
     found = shown.set_index(["objective", "detector"]).photographs.str.strip("*")

@@ -54,8 +54,8 @@ def with_intervals(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     It tells how far the test images alone leave an AUROC open. Where there are several seeds, their sd tells more.
     """
     keys = [*SETTING, "detector", "ood_dataset"]
-    kept = results.intervals[results.intervals.measure == "auroc"]
-    table = table.merge(kept.groupby(keys)[["low", "high"]].mean() * 100, left_on=keys, right_index=True, how="left")
+    intervals = results.intervals.groupby(keys)[["low", "high"]].mean() * 100
+    table = table.merge(intervals, left_on=keys, right_index=True, how="left")
     table.loc[table.n > 1, ["low", "high"]] = float("nan")
     return table
 

@@ -12,14 +12,13 @@ import numpy as np
 
 from oodlib.arrays import check_scores, sample_rows
 from oodlib.clustering.gaussians import Gaussians
-from oodlib.metrics import METRICS, auroc_interval, bootstrap_interval, count_groups
+from oodlib.metrics import ERROR_METRICS, METRICS, count_groups
 from oodlib.scoring.classifier_scores import EMBEDDING_SCORES, LOGIT_SCORES, NNGUIDE_NEIGHBORS, nnguide
 from oodlib.scoring.distances import DISTANCES, fit_distances, fit_relative, nearest_clusters
 from oodlib.scoring.knn import KNNDetector
 from oodlib.scoring.outlier_exposure import OutlierExposureDetector
 from oodlib.scoring.thresholds import THRESHOLDS, cluster_p_values, fisher
 from oodlib.scoring.vim import ViMDetector
-from oodlib.selective import ERROR_METRICS, augrc_interval, aurc_interval, error_auroc_interval, oscr_interval
 
 SPLITS = {False: "train", True: "calibration"}  # of the reference images, by whether they have been held out
 
@@ -93,26 +92,6 @@ def rank_metrics(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray) -
     values = {name: metric(right + wrong, ood) for name, metric in METRICS.items()}
     values |= {"n_id": len(inside), "n_ood": len(outside)}
     return values | {name: metric(right, wrong, ood) for name, metric in ERROR_METRICS.items()}
-
-
-def interval_rows(inside: np.ndarray, outside: np.ndarray, correct: np.ndarray, n_resamples: int) -> Iterator[dict]:
-    """Yield measure, value, low and high, a 95 % interval, of every metric of `rank_metrics`.
-
-    Those that count pairs have DeLong's, none where a group has less than two scores; the others a bootstrap's.
-    """
-    values, intervals = rank_metrics(inside, outside, correct), {}
-    scores, answers = np.concatenate([inside, outside]), np.concatenate([correct, np.zeros(len(outside), dtype=bool)])
-    if min(len(inside), len(outside)) > 1:
-        intervals["auroc"] = auroc_interval(inside, outside)
-        intervals["oscr"] = oscr_interval(inside, correct, outside)
-        if correct.sum() > 1:
-            intervals["error_auroc"] = error_auroc_interval(scores, answers)
-    for name in list(METRICS)[1:]:  # all but the AUROC
-        intervals[name] = bootstrap_interval(name, inside, outside, n_resamples)
-    intervals["aurc"] = aurc_interval(scores, answers, n_resamples)
-    intervals["augrc"] = augrc_interval(scores, answers, n_resamples)
-    for name, (low, high) in intervals.items():
-        yield {"measure": name, "value": values[name], "low": low, "high": high}
 
 
 Key = tuple[str, int]  # clustering, number of clusters

@@ -10,10 +10,10 @@ from oodlib.clustering.collapse import alignment
 from oodlib.clustering.gaussians import Gaussians
 from oodlib.encoders.embedding import linear_probe, load_embeddings
 from oodlib.files import write_atomically
+from oodlib.metrics import auroc, auroc_interval, risk_coverage
 from oodlib.scoring.distances import fit_distances, nearest_cluster
-from oodlib.scoring.evaluation import Embedded, Key, RunEmbeddings, Scored, interval_rows
+from oodlib.scoring.evaluation import Embedded, Key, RunEmbeddings, Scored
 from oodlib.scoring.thresholds import conformal_threshold, rate_band, realised_by_cluster, realised_rates
-from oodlib.selective import risk_coverage
 from oodlib.study.run import Run
 
 GROUPS = ("near", "far", "sanity")
@@ -101,7 +101,7 @@ def write_csv(table: pd.DataFrame, path: Path, digits: int = 7) -> None:
 
 SHOWN = ("labels/mahalanobis", "labels/cosine", "knn")  # the detectors whose scores figures are drawn from
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # promised false-alarm rates
-N_QUANTILES, N_PROJECTED, N_RESAMPLES, N_COVERAGES = 101, 150, 200, 50
+N_QUANTILES, N_PROJECTED, N_COVERAGES = 101, 150, 50
 
 
 def aligned(run: Run) -> dict:
@@ -151,25 +151,17 @@ def shown_name(scored: Scored) -> str:
     return scored.distance if scored.clustering == "none" else f"{scored.clustering}/{scored.distance}"
 
 
-def interval_table(scored: Scored, ood_sets: list[str], correct: np.ndarray, alpha: float) -> pd.DataFrame:
-    """Return the metrics of a detector with 95 % intervals: detector, ood_dataset, measure, value, low, high.
+def interval_table(scored: Scored, ood_sets: list[str]) -> pd.DataFrame:
+    """Return the AUROC of a detector with DeLong's 95 % interval: detector, ood_dataset, auroc, low, high.
 
-    Beside those of the order of scores: the shares of ID and OOD images that the conformal threshold at `alpha` rejects
-    (Clopper and Pearson 1934; given the threshold).
+    A set of one image has no row: one score has no variance.
     """
-    from scipy.stats import binomtest
-
-    limit = conformal_threshold(scored.scores["calibration"], alpha)
     rows = []
     for ood in ood_sets:
-        inside, outside = scored.scores["test"], scored.scores[ood]
-        about = {"detector": shown_name(scored), "ood_dataset": ood}
-        rows += [about | row for row in interval_rows(inside, outside, correct, N_RESAMPLES)]
-        for measure, scores in (("id_rejected", inside), ("ood_rejected", outside)):
-            low, high = binomtest(int((scores < limit).sum()), len(scores)).proportion_ci()
-            value = float((scores < limit).mean())
-            rows.append(about | {"measure": measure, "value": value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+        both = scored.scores["test"], scored.scores[ood]
+        if min(map(len, both)) > 1:
+            rows.append((shown_name(scored), ood, auroc(*both), *auroc_interval(*both)))
+    return pd.DataFrame(rows, columns=["detector", "ood_dataset", "auroc", "low", "high"])
 
 
 def false_alarm_table(scored: Scored) -> pd.DataFrame:

@@ -37,7 +37,6 @@ def condensed(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     sized, at_alpha = ranking[_of_classes(ranking)], metrics[_of_classes(metrics) & (metrics.seen == 0)]
     rejected = _wide(at_alpha, ["ood_rejected"], [*DETECTOR, "id_rejected"])
     best = choices.auroc.fillna(-1).groupby([choices.run, choices.rule], sort=False).idxmax()
-    intervals = tables["intervals"]
     return {
         "sets": metrics[["run", "ood_dataset", "group", "seen", "n_id", "n_ood"]].drop_duplicates(),
         "metrics": _wide(ranking, ["auroc", "fpr95"], DETECTOR),
@@ -48,7 +47,7 @@ def condensed(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "choices": _first(choices.loc[best].round({"auroc": 4})),
         "history": _first(tables["history"]),
         "epochs": _first(tables["epochs"].round({"value": 4})),
-        "intervals": _first(intervals[intervals.measure == "auroc"].round(5)),
+        "intervals": _first(tables["intervals"].round(5)),
         "false_alarms": _first(tables["false_alarms"].round(4)),
         "projection": _first(tables["projection"].round(2)),
         "scores": _spread(tables["scores"], ["dataset"], *SPREAD["scores"], 5),

@@ -222,7 +222,7 @@ def evaluate_step(
     `cluster`, and the references. Empty `distances` and `thresholds` take all there are; "global" must be among the
     latter. `known_outliers` are the numbers of OOD images a class that outlier-exposed heads see, `alpha` the
     false-alarm rate of the thresholds. What figures are drawn from it writes for some detectors (SHOWN):
-    the score of every test image (image_scores.npz), quantiles of scores (scores.csv), intervals of metrics
+    the score of every test image (image_scores.npz), quantiles of scores (scores.csv), intervals of AUROC
     (intervals.csv), risk-coverage curves (risk_coverage.csv), promised and realised false-alarm rates
     (false_alarms.csv).
     """
@@ -252,7 +252,7 @@ def evaluate_step(
                 shown.append(scored)
         table = _metrics(run, rows)
         write_csv(table, run.path / "metrics.csv", digits=5)
-        _write_shown(run, shown, correct, alpha)
+        _write_shown(run, shown, correct)
         seed = run.record["train"]["parameters"]["seed"]
         choices = choice_table(data, choice_rules, list(assignments), distances, n_neighbors, seed)
         write_csv(choices.assign(run=run.name), run.path / "choices.csv")
@@ -268,12 +268,12 @@ def _metrics(run: Run, rows: list[dict]) -> pd.DataFrame:
     )
 
 
-def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray, alpha: float) -> None:
+def _write_shown(run: Run, shown: list[Scored], correct: np.ndarray) -> None:
     ood_sets = list(ood_groups(run))
     sets = {"test": run.record["train"]["parameters"]["id_dataset"]} | {name: name for name in ood_sets}
     tables = {
         "scores": [quantile_table(scored, sets) for scored in shown],
-        "intervals": [interval_table(scored, ood_sets, correct, alpha) for scored in shown],
+        "intervals": [interval_table(scored, ood_sets) for scored in shown],
         "risk_coverage": [risk_table(scored, ood_sets, correct) for scored in shown],
         "false_alarms": [false_alarm_table(scored) for scored in shown],
     }

@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
-from side_by_side import compare, embeddings, growth, resident, take_turns
+from side_by_side import compare, embeddings, growth, resident
 
 from oodlib.arrays import to_unit_norm
 from oodlib.files import resolve
@@ -197,22 +196,6 @@ def product(scale: float) -> Iterator[dict]:
     yield about | row | {"difference": difference}
 
 
-def intervals(scale: float) -> Iterator[dict]:
-    """Intervals of a detector on many images: DeLong's, and those of `interval_rows`, bootstraps included."""
-    from oodlib.metrics import auroc_interval
-    from oodlib.scoring.evaluation import interval_rows
-
-    n = int(10_000 * scale)
-    rng = np.random.default_rng(0)
-    inside, outside, correct = rng.normal(1, 1, n), rng.normal(0, 1, n), rng.random(n) < 0.8
-    for data, function in (
-        ("AUROC, DeLong", lambda: auroc_interval(inside, outside)),
-        ("all metrics, 200 resamples", lambda: list(interval_rows(inside, outside, correct, 200))),
-    ):
-        seconds = take_turns({"ours": function}, 5)[0]["ours"]
-        yield {"benchmark": "intervals, 10,000 + 10,000", "data": data, "ours_seconds": round(median(seconds), 4)}
-
-
 def memory(scale: float) -> Iterator[dict]:
     """Growth of resident memory while a fitted detector scores all queries."""
     from oodlib.scoring import ClusterDetector, KNNDetector
@@ -265,7 +248,6 @@ BENCHMARKS = {
     "kmeans": clustering,
     "mixture": mixture,
     "product": product,
-    "intervals": intervals,
     "memory": memory,
     "large": large,
 }
