@@ -13,7 +13,7 @@ from conftest import PLAIN
 from torch import nn
 
 from oodlib.data import decoding
-from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, embedding, epoch, knn_accuracy
+from oodlib.encoders import OBJECTIVES, Objective, TrainingConfig, embed, embedding, knn_accuracy, loader
 from oodlib.encoders import epoch as trainer_module
 from oodlib.encoders.optimisation import learning_rate_at
 from oodlib.encoders.training import make_trainer, train
@@ -251,11 +251,11 @@ def test_biases_of_normalisation_get_their_factor_of_the_rate_and_all_decay_alik
 def test_processes_on_one_machine_share_its_cores_among_their_workers(monkeypatch, cores, processes, n):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert epoch.n_workers() == n
+    assert loader.n_workers() == n
 
 
 def in_a_worker():
-    epoch._start_worker(0)
+    loader._start_worker(0)
     handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os._exit(not (decoding.n_threads == 1 and handlers == {signal.SIG_IGN}))
 

@@ -17,7 +17,8 @@ from oodlib.encoders import distributed
 from oodlib.encoders.architectures import pretrained_config
 from oodlib.encoders.checkpoint import TrainingState, load_checkpoint, noticing_sigterm, save_checkpoint
 from oodlib.encoders.encoder import Encoder, EncoderSpec, save_encoder
-from oodlib.encoders.epoch import MONITOR_HELD_OUT, LazyImages, Trainer, print_header, print_row
+from oodlib.encoders.epoch import MONITOR_HELD_OUT, Trainer, print_header, print_row
+from oodlib.encoders.loader import LazyImages
 from oodlib.encoders.objectives import OBJECTIVES
 from oodlib.encoders.settings import TrainingConfig
 from oodlib.files import remove_partial_files

@@ -1,6 +1,6 @@
 """Ranks: how detectors rank over blocks, with the tests of Friedman and Nemenyi (Demšar 2006)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,11 +34,17 @@ def auroc_points(results: Results, group: str) -> pd.DataFrame:
     One row a run, detector and OOD set. Of a clustering that takes a number of clusters one stands for all, with as
     many as there are classes, called by the clustering alone: twenty Ks of one clustering are no twenty rivals.
     """
-    metrics = results.metrics[(results.metrics.group == group) & (results.metrics.seen == 0)]
-    own_size = metrics.clustering.isin([*OWN_SIZE, "none"])
-    metrics = metrics[own_size | (metrics.n_clusters == metrics.id_dataset.map(n_classes(results)))]
+    metrics = _rivals(results)
+    metrics = metrics[metrics.group == group]
     names = names_by_classes(metrics, n_classes(results)).str.replace("-{classes}/", "/", regex=False)
     return metrics.assign(detector=names, points=100 * metrics.auroc)
+
+
+def _rivals(results: Results) -> pd.DataFrame:
+    """Return the metrics of the detectors that are compared, the same for every seed: one K of each clustering."""
+    metrics = results.metrics[results.metrics.seen == 0]
+    own_size = metrics.clustering.isin([*OWN_SIZE, "none"])
+    return metrics[own_size | (metrics.n_clusters == metrics.id_dataset.map(n_classes(results)))]
 
 
 def ranking(results: Results, group: str) -> Ranking | None:
@@ -70,7 +76,7 @@ def friedman(blocks: pd.DataFrame) -> float:
 ALWAYS = ("labels/cosine", "labels/mahalanobis", "labels/mahalanobis-shrunk++", "knn", "fisher")
 BY_CLUSTERS = "best silhouette, cosine"
 BY_HEAD = "energy, or knn without a classifier"
-COLUMNS = [*SETTING, "seed", "run", "rule", "chosen", "ood_dataset", "group", "auroc", "best", "regret"]
+COLUMNS = [*SETTING, "seed", "run", "rule", "chosen", "ood_dataset", "group", "auroc", "best", "best_any_k", "regret"]
 
 
 def chosen_detectors(results: Results) -> pd.DataFrame:
@@ -92,13 +98,17 @@ def chosen_detectors(results: Results) -> pd.DataFrame:
 def regrets(results: Results) -> pd.DataFrame:
     """Return one row a run, rule and OOD set: AUROC of the chosen detector, that of the best, and the regret.
 
-    In AUROC points. Detectors that have seen outliers, thresholds a cluster and sanity sets are left out, and so are
-    rules that have chosen a detector that was not evaluated: the other runs of such a rule are no fair sample.
+    In AUROC points. The best is one of the detectors of `auroc_points`, the same for every seed; best_any_k is the best
+    of all, whose K OOD images would choose. Detectors that have seen outliers, thresholds a cluster and sanity sets are
+    left out, and so are rules that have chosen a detector that was not evaluated: the other runs of such a rule are no
+    fair sample. A rule that chooses a K itself may be ahead of the best, with a regret below 0.
     """
     metrics = results.metrics
     metrics = metrics[metrics.threshold.eq("global") & metrics.seen.eq(0) & metrics.group.ne("sanity")]
-    best = metrics.groupby(["run", "ood_dataset"]).auroc.transform("max")
-    metrics = metrics.assign(auroc=100 * metrics.auroc, best=100 * best)
+    metrics = metrics.assign(auroc=100 * metrics.auroc)
+    for name, rivals in (("best", _rivals(replace(results, metrics=metrics))), ("best_any_k", metrics)):
+        best = rivals.groupby(["run", "ood_dataset"]).auroc.max().rename(name)
+        metrics = metrics.join(best, on=["run", "ood_dataset"])
     table = chosen_detectors(results).merge(metrics, "left", left_on=["run", "chosen"], right_on=["run", "detector"])
     table = table[~table.rule.isin(table.rule[table.detector.isna()])]
     return table.assign(regret=table.best - table.auroc)[COLUMNS]
@@ -107,17 +117,21 @@ def regrets(results: Results) -> pd.DataFrame:
 def pooled(studies: dict[str, Results]) -> pd.DataFrame:
     """Return the regret of each rule over all runs of some studies: one row a rule, AUROC points, best rule first.
 
-    near, far: means over runs and OOD sets; worst: the largest mean over one study, ID set and group of sets, and
-    worst_at where that is; n: runs × OOD sets. The first row is the recommended rule: of those that have chosen for
-    every run, the one with the least worst regret.
+    near, far: means over runs and OOD sets; worst: the largest mean over one study, ID set and group of sets, worst_at
+    where that is, and worst_any_k the same against the best of all K; n: runs × OOD sets. The first row is the
+    recommended rule: of those that have chosen for every run, the one with the least worst regret.
     """
     found = pd.concat([regrets(results).assign(study=study) for study, results in studies.items()])
-    by_place = found.groupby(["rule", "study", "id_dataset", "group"], sort=False).regret.mean().reset_index()
-    worst = by_place.loc[by_place.groupby("rule").regret.idxmax()].set_index("rule")
+    found = found.assign(any_k=found.best_any_k - found.auroc)
+    places = (
+        found.groupby(["rule", "study", "id_dataset", "group"], sort=False)[["regret", "any_k"]].mean().reset_index()
+    )
+    worst = places.loc[places.groupby("rule").regret.idxmax()].set_index("rule")
     means = found.groupby(["rule", "group"]).regret.mean().unstack("group").reindex(columns=["near", "far"])
     table = means.assign(
         worst=worst.regret,
         worst_at=worst.study + ", " + worst.id_dataset + ", " + worst.group,
+        worst_any_k=places.groupby("rule").any_k.max(),
         n=found.groupby("rule").size(),
     )
     order = table.assign(fewer=-table.n).sort_values(["fewer", "worst"], kind="stable").index
