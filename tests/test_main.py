@@ -302,7 +302,7 @@ def test_list_shows_all_that_can_be_named(project, capsys):
     assert main(["list"]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     named = {parameter: text.split(", ") for parameter, text in lines.items()}
-    assert named["studies"] == ["cifar", "cifar-pretrained", "cifar-small", "digits"]
+    assert named["studies"] == ["cifar", "cifar-pretrained", "cifar-small", "cifar-unsmoothed", "digits"]
     assert {"digits", "noise:SIDE", "cifar10", "mine", "folder:PATH[@SIDE]"} <= set(named["image sets"])
     assert named["objective"] == ["ce", "logitnorm", "simclr", "supcon", "joint", "cider"]
     assert {"kmeans", "gmm"} <= set(named["clusterings"])

@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedLocator
 
 from oodlib.clustering.clusters import OWN_SIZE
 from oodlib.data.catalogue import display_name
@@ -224,9 +225,11 @@ def accuracy_figure(studies: dict[str, Results]) -> Figure:
                 runs.accuracy, runs.auroc, color=objective_color(objective), **look if study in marks else PUBLISHED
             )
         axis.set(title=f"{display_name(dataset)}, {detector}", xlabel="ID accuracy, %", ylabel="near AUROC, %")
-        for limits, widen in ((axis.get_xlim(), axis.set_xlim), (axis.get_ylim(), axis.set_ylim)):
-            middle = sum(limits) / 2  # a tenth of a percent is nothing to show
-            widen(min(limits[0], middle - 2), min(max(limits[1], middle + 2), 100.5))
+        for line in (axis.xaxis, axis.yaxis):
+            low, high = line.get_view_interval()
+            middle = (low + high) / 2  # a tenth of a percent is nothing to show
+            line.set_view_interval(min(low, middle - 2), min(max(high, middle + 2), 100.5), ignore=True)
+            line.set_major_locator(FixedLocator([tick for tick in line.get_ticklocs() if tick <= 100]))
     handles = objective_handles(own.objective)
     handles |= {name: plt.Line2D([], [], color="0.3", marker=mark, linestyle="none") for name, mark in marks.items()}
     if set(datasets) & set(points[points.study == "published"].id_dataset):
