@@ -44,11 +44,9 @@ def cell(table: pd.DataFrame, column: str, **key):
 
 def test_detectors_are_called_clustering_k_distance():
     rows = [("labels", 7, "cosine"), ("kmeans", 10, "mahalanobis"), ("none", 0, "knn"), ("one", 1, "ssd")]
-    table = pd.DataFrame([*rows, ("gmm", 5, "cosine")], columns=["clustering", "n_clusters", "distance"])
-    names = ["labels/cosine", "kmeans-10/mahalanobis", "knn", "one/ssd", "gmm-5/cosine"]
-    assert list(detectors.detector_names(table)) == names
-    clusterings = ["labels", "kmeans-10", "none-0", "one", "gmm-5"]
-    assert list(detectors.clustering_names(table)) == clusterings
+    table = pd.DataFrame(rows, columns=["clustering", "n_clusters", "distance"])
+    assert list(detectors.detector_names(table)) == ["labels/cosine", "kmeans-10/mahalanobis", "knn", "one/ssd"]
+    assert list(detectors.clustering_names(table)) == ["labels", "kmeans-10", "none-0", "one"]
 
 
 def changed(results: report.Results, decisions: pd.DataFrame) -> report.Results:
@@ -96,6 +94,9 @@ def test_detectors_are_chosen_by_name_or_pattern_in_the_order_given(make_results
     keys = ["run", "detector", "ood_dataset"]
     pd.testing.assert_frame_equal(*(t.sort_values(keys, ignore_index=True) for t in (shown.metrics, expected)))
     assert shown.decisions is results.decisions  # only what ranks is chosen from
+    for name in ("kmeans-11/cosine", "gmm-*"):
+        with pytest.raises(ValueError, match=re.escape(f"unknown detector {name!r}; known: {', '.join(KNOWN)}")):
+            report.choose(results, [*asked, name])
 
 
 def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
@@ -108,12 +109,6 @@ def test_choosing_nothing_takes_those_of_the_shown_that_there_are(make_results):
     assert names(of_classes) == ["labels/cosine", "kmeans-7/cosine", "gmm-7/ssd"]
     assert names(of_classes, ["kmeans-{classes}/cosine", "msp"]) == ["kmeans-7/cosine"]
     assert names(make_results(detectors=(("none", 0, "residual"), ("one", 1, "cosine")))) == ["residual"]
-
-
-@pytest.mark.parametrize("name", ["kmeans-11/cosine", "gmm-*"])
-def test_choosing_what_there_is_not_names_what_there_is(make_results, name):
-    with pytest.raises(ValueError, match=re.escape(f"unknown detector {name!r}; known: {', '.join(KNOWN)}")):
-        report.choose(make_results(), ["knn", name])
 
 
 def test_a_pattern_can_name_the_number_of_classes_of_each_id_set(make_results):
@@ -130,9 +125,8 @@ def test_of_classes_takes_as_many_clusters_as_classes():
     table = pd.DataFrame({"clustering": ["labels", "kmeans", "kmeans"] * 2, "n_clusters": [7, 7, 20, 20, 7, 20]})
     table = table.assign(id_dataset=np.repeat(["digits", "letters32"], 3), value=[0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
     clusters = pd.concat([table.assign(measure="purity"), table.assign(measure="other", value=9.0)])
-    assert list(report.of_classes(clusters, "kmeans", "purity").value) == [0.2, 0.7]
-    assert list(report.of_classes(clusters, "labels", "purity").value) == [0.1, 0.5]
-    assert report.of_classes(clusters, "gmm", "purity").empty
+    for clustering, expected in (("kmeans", [0.2, 0.7]), ("labels", [0.1, 0.5]), ("gmm", [])):
+        assert list(report.of_classes(clusters, clustering, "purity").value) == expected
 
 
 def test_tables_are_mean_sd_with_n_minus_1_and_n_over_seeds(make_results):
@@ -185,7 +179,27 @@ def test_a_detector_that_lacks_a_set_has_no_mean_over_the_group(make_results):
     assert cell(found, "aurc", **key) == pytest.approx(0.36)
 
 
-def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(make_results):
+def test_cells_say_mean_and_sd_but_no_sd_of_one_seed_and_what_is_best_at_one_decimal_is_bold(make_results):
+    assert means.mean_sd(97.25, 1.349) == "97.2 ± 1.3"
+    assert means.mean_sd(97.25, float("nan")) == "97.2"
+    assert means.mean_sd(97.25, float("nan"), 96.04, 98.0) == "97.2 [96.0, 98.0]"
+    assert means.mean_sd(97.25, 1.349, 96.04, 98.0) == "97.2 ± 1.3"
+    assert wide(make_results(values))[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
+    results = make_results(
+        lambda objective, detector, **_: 0.9011 + len(objective) / 20000 - (detector != "knn") / 10, seeds=(0,)
+    )
+    table, low = wide(results), tables.wide(tables.main_table(results, "fpr95"), best="min")
+    assert not table.map(lambda text: "±" in text).any(axis=None)
+    assert list(table[table.detector == "knn"].digits789) == ["**90.1**"] * 2  # of 90.12 and 90.14
+    assert not table[table.detector != "knn"].digits789.str.contains("*", regex=False).any()
+    assert list(low[low.detector == "knn"].digits789) == ["**9.9**"] * 2
+
+
+def test_where_a_seed_lacks_a_set_n_is_a_range_and_a_set_of_two_groups_is_one_column(make_results):
+    results = make_results(values)
+    metrics = results.metrics.query("objective != 'ce' or ood_dataset != 'photos' or seed != 1")
+    table = wide(replace(results, metrics=metrics))
+    assert table.groupby("objective").n.unique().map(list).to_dict() == {"ce": ["2–3"], "supcon": ["3"]}
     results = make_results(values, id_datasets=("digits", "letters32"), ood={"photos": "near", "digits789": "far"})
     metrics = results.metrics
     metrics["group"] = np.where((metrics.id_dataset == "digits") == (metrics.ood_dataset == "photos"), "near", "far")
@@ -194,60 +208,28 @@ def test_a_set_that_is_near_for_one_id_set_and_far_for_another_is_one_column(mak
     assert not (table == "").any(axis=None)
 
 
-def test_the_best_of_a_column_is_bold_and_so_is_what_equals_it_at_one_decimal(make_results):
-    results = make_results(
-        lambda objective, detector, **_: 0.9011 + len(objective) / 20000 - (detector != "knn") / 10, seeds=(0,)
-    )
-    table, low = wide(results), tables.wide(tables.main_table(results, "fpr95"), best="min")
-    assert list(table[table.detector == "knn"].digits789) == ["**90.1**"] * 2  # of 90.12 and 90.14
-    assert not table[table.detector != "knn"].digits789.str.contains("*", regex=False).any()
-    assert list(low[low.detector == "knn"].digits789) == ["**9.9**"] * 2
-
-
-def test_cells_say_mean_and_sd_but_no_sd_of_one_seed(make_results):
-    assert means.mean_sd(97.25, 1.349) == "97.2 ± 1.3"
-    assert means.mean_sd(97.25, float("nan")) == "97.2"
-    assert means.mean_sd(97.25, float("nan"), 96.04, 98.0) == "97.2 [96.0, 98.0]"
-    assert means.mean_sd(97.25, 1.349, 96.04, 98.0) == "97.2 ± 1.3"
-    assert not wide(make_results(values, seeds=(0,))).map(lambda text: "±" in text).any(axis=None)
-    assert wide(make_results(values))[["photos", "far mean"]].map(lambda text: "±" in text).all(axis=None)
-
-
-def test_where_a_seed_lacks_a_set_n_is_a_range(make_results):
-    results = make_results(values)
-    metrics = results.metrics.query("objective != 'ce' or ood_dataset != 'photos' or seed != 1")
-    table = wide(replace(results, metrics=metrics))
-    assert table.groupby("objective").n.unique().map(list).to_dict() == {"ce": ["2–3"], "supcon": ["3"]}
-
-
 def test_cost_table(make_results):
     found = measures.cost_table(make_results(seeds=(0, 1, 2))).set_index("objective").loc["supcon"]
     columns = ["n", "epochs", "training seconds", "network inputs", "ID accuracy %", "nearest class mean %"]
     assert found[columns].tolist() == [3, "2", "31.0 ± 1.0", "3,000", "91.0 ± 1.0", "81.0 ± 1.0"]  # 30, 31, 32 seconds
 
 
-def test_cluster_table_averages_clusters_within_a_run_first(make_results):
+def test_cluster_table_has_a_row_a_clustering_and_k_averages_clusters_first_and_may_have_empty_cells(make_results):
     results = make_results(separation=lambda seed, **_: 0.2 * seed, purity=lambda objective, **_: len(objective) / 10)
-    table = measures.cluster_table(results).set_index(["objective", "clustering"])
-    assert list(table) == ["id_dataset", "arch", "n_clusters", "n", "global_separation", "cluster_purity"]
-    assert table.loc[("ce", "labels"), "global_separation"] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
-    assert table.loc[("supcon", "kmeans"), "cluster_purity"] == "0.600 ± 0.000"
-    assert table.loc[("supcon", "labels"), "n"] == 3
-    assert "0.500" in set(measures.cluster_table(make_results(seeds=(0,))).global_separation)  # one seed
-
-
-def test_cluster_table_has_one_row_a_clustering_and_k_and_an_empty_cell_for_what_has_no_value(make_results):
-    results = make_results(seeds=(0, 1))
     one = results.clusters[(results.clusters.clustering == "labels") & (results.clusters.cluster == "0")]
     one = one.assign(clustering="one", n_clusters=1)
     one["value"] = one.value.where(one.measure != "global_separation")  # one cluster has no other to be apart from
     fewer = results.clusters[results.clusters.clustering == "kmeans"].assign(n_clusters=2, value=0.25)
     table = measures.cluster_table(replace(results, clusters=pd.concat([results.clusters, one, fewer])))
-    found = table[table.objective == "ce"].set_index(["clustering", "n_clusters"])
-    assert list(found.index) == [("labels", 3), ("kmeans", 2), ("kmeans", 3), ("one", 1)]
-    assert found.loc[("one", 1), ["n", "global_separation", "cluster_purity"]].tolist() == [2, "", "1.000 ± 0.000"]
-    assert found.loc[("kmeans", 2), "cluster_purity"] == "0.250 ± 0.000"
-    assert found.loc[("kmeans", 3), "cluster_purity"] == "0.500 ± 0.000"
+    found = table.set_index(["objective", "clustering", "n_clusters"])
+    assert list(found) == ["id_dataset", "arch", "n", "global_separation", "cluster_purity"]
+    assert list(found.loc["ce"].index) == [("labels", 3), ("kmeans", 2), ("kmeans", 3), ("one", 1)]
+    separation, purity = found.global_separation, found.cluster_purity
+    assert separation["ce", "labels", 3] == "0.200 ± 0.200"  # 0, 0.2, 0.4; clusters differ by ± 0.1
+    assert found.loc[("ce", "one", 1)].tolist()[2:] == [3, "", "1.000 ± 0.000"]
+    assert [purity["ce", "kmeans", k] for k in (2, 3)] == ["0.250 ± 0.000", "0.200 ± 0.000"]
+    assert purity["supcon", "kmeans", 3] == "0.600 ± 0.000"
+    assert "0.500" in set(measures.cluster_table(make_results(seeds=(0,))).global_separation)  # one seed
 
 
 def test_threshold_table_averages_the_sets_of_a_run_before_the_seeds(make_results):
@@ -304,30 +286,23 @@ def test_product_has_a_row_a_combination_with_k_in_numerical_order(make_results)
     assert set(first[first.threshold == "per-cluster"].near) == {50}
 
 
-def test_one_run_has_an_interval_where_it_was_kept(make_results):
-    results = make_results(values, seeds=(0,))
-    about = results.runs[["run", "id_dataset", "arch", "objective"]].iloc[:1]
-    about = about.assign(detector="labels/cosine", ood_dataset="photos", value=0.7, low=0.6, high=0.8)
-    kept = pd.concat([about.assign(measure="auroc"), about.assign(measure="aurc", low=0.0)])
-    table = tables.with_intervals(tables.main_table(results), replace(results, intervals=kept))
-    (shown,) = tables.reading_tables(table).values()
-    found = shown.set_index(["objective", "detector"]).photographs.str.strip("*")
-    assert found["ce", "labels/cosine"] == "70.0 [60.0, 80.0]"
-    assert found["ce", "knn"] == "71.0"
-    three = make_results(values)
-    table = tables.with_intervals(tables.main_table(three), replace(three, intervals=kept))
-    assert table.low.isna().all()  # three seeds have an sd
-
-
-def test_reading_tables_are_one_an_id_set_and_name_several_architectures(make_results):
-    results = make_results(values, id_datasets=("digits", "other"))
-    found = tables.reading_tables(tables.main_table(results))
+def test_reading_tables_are_one_an_id_set_name_several_architectures_and_say_the_interval_of_one_run(make_results):
+    found = tables.reading_tables(tables.main_table(make_results(values, id_datasets=("digits", "other"))))
     assert list(found) == ["digits 0–6", "other"]
     sets = ["digits 7–9", "letters", "photographs", "noise 8"]
     assert list(found["other"]) == ["objective", "detector", "n", "near mean", "far mean", *sets]
     several = make_results(values, archs=("resnet20", "resnet18"))
     (table,) = tables.reading_tables(tables.main_table(several)).values()
     assert set(table.arch) == {"resnet20", "resnet18"}
+    one, three = make_results(values, seeds=(0,)), make_results(values)
+    about = one.runs[["run", "id_dataset", "arch", "objective"]].iloc[:1]
+    about = about.assign(detector="labels/cosine", ood_dataset="photos", value=0.7, low=0.6, high=0.8)
+    kept = pd.concat([about.assign(measure="auroc"), about.assign(measure="aurc", low=0.0)])
+    tables_of = [tables.with_intervals(tables.main_table(of), replace(of, intervals=kept)) for of in (one, three)]
+    (shown,) = tables.reading_tables(tables_of[0]).values()
+    found = shown.set_index(["objective", "detector"]).photographs.str.strip("*")
+    assert [found["ce", name] for name in ("labels/cosine", "knn")] == ["70.0 [60.0, 80.0]", "71.0"]
+    assert tables_of[1].low.isna().all()  # three seeds have an sd
 
 
 def test_tables_are_written_as_csv_and_markdown(tmp_path):
@@ -367,8 +342,6 @@ def test_tables_of_the_committed_runs_are_those_of_their_raw_columns(tmp_path, m
     near = 100 * near.pivot(index="seed", columns="objective", values="auroc digits789")
     assert found.loc[("C5", "near"), "value"] == pytest.approx((near.supcon - near.ce).mean())  # SimCLR is far behind
 
-
-# Published figures beside hand-made ones, and the catalogue of image sets
 
 CIFAR = {"cifar100": "near", "tinyimagenet": "near", "mnist": "far", "noise:32": "sanity"}
 
@@ -414,10 +387,13 @@ def test_figures_are_percentages_once_each_with_the_accuracy_of_their_source():
     assert len(known) == 50
 
 
-def test_far_sets_of_the_literature_that_a_study_lacks_are_named(make_results):
+def test_far_sets_of_the_literature_that_a_study_lacks_are_named_as_is_what_no_catalogue_has(make_results):
     results = make_results(id_datasets=("cifar10", "digits"), ood=CIFAR | {"folder:sets/LSUN": "far", "svhn": "far"})
     assert absent_sets(results, "cifar10") == ["isun", "places365"]
     assert absent_sets(results, "digits") == []
+    assert len(look_up("cifar10").classes) == 10
+    assert (display_name("folder:mine"), look_up("folder:mine").classes) == ("folder:mine", ())
+    assert display_name("noise:8") == "noise 8"
 
 
 def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results):
@@ -434,9 +410,3 @@ def test_sets_of_a_study_have_a_source_terms_and_what_must_be_known(make_results
     assert table.loc["folder:mine", "source"] == ""
     pretrained = tables.data_table(replace(results, runs=results.runs.assign(pretrained="imagenet")))
     assert pretrained.set_index("set")["in ImageNet"]["Tiny ImageNet"] == look_up("tinyimagenet").in_imagenet != ""
-
-
-def test_the_catalogue_names_classes_and_takes_what_is_not_in_it():
-    assert len(look_up("cifar10").classes) == 10
-    assert (display_name("folder:mine"), look_up("folder:mine").classes) == ("folder:mine", ())
-    assert display_name("noise:8") == "noise 8"
