@@ -4,10 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 # before torch starts its threads: the networks here are too small for two, which on a busy machine wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,6 +80,24 @@ class Project:
     @staticmethod
     def arguments(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "oodlib", *arguments]
+
+    def stop(self, study: str, path: Path, stop: signal.Signals, n_cores: int | None = None) -> tuple[int, str]:
+        """Run a study, on so many cores, until `path` is there, and send it a signal; return its status and stderr."""
+
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n_cores])
+
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(self.arguments(study), cwd=self.root, preexec_fn=prepare, **pipes)
+        deadline = time.monotonic() + 300  # on a busy machine
+        while not path.exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+        return process.returncode, said
 
     def bare_notebooks(self) -> None:
         """Leave of the notebooks of steps the cells that do them; those that teach and draw run in `studied`."""
@@ -170,6 +192,35 @@ def studied_copy(studied, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def fast(project, monkeypatch):
+    """A study of two runs whose steps write their artefacts at once; `log` is what was executed, `fail` what fails."""
+    from oodlib.study import Run, notebooks, runner
+    from oodlib.study.run import ARTEFACTS
+
+    made = SimpleNamespace(log=[], fail=set(), parameters=[], threads=set(), project=project)
+    report = ("05_report", "report")
+
+    def execute(notebook: str, output: Path, parameters: dict) -> None:
+        done = (notebook, output.parent.name)
+        made.log.append(done)
+        made.parameters.append(parameters)
+        made.threads.add((done == report, threading.current_thread() is threading.main_thread()))
+        if done in made.fail:
+            raise ZeroDivisionError("division by zero")
+        for step in [step for step, name in runner.NOTEBOOKS.items() if name == notebook]:  # none is the report's
+            run = Run(parameters["study"], output.parent.name)
+            with run.doing(step, {k: v for k, v in parameters.items() if k not in ("study", "run", "data_root")}):
+                for artefact in ARTEFACTS[step]:
+                    (run.path / artefact).write_text(run.name)
+
+    for module in (notebooks, runner):
+        monkeypatch.setattr(module, "execute", execute)
+    monkeypatch.setattr(runner, "report_is_current", lambda study, parameters: report in made.log)
+    project.write_study("fast", "parameters: {seed: [0, 1]}")
+    return made
+
+
+@pytest.fixture
 def figure_style():
     """Figures in the style of the project, without a screen; all are closed after the test."""
     import matplotlib as mpl
@@ -185,13 +236,8 @@ def figure_style():
     plt.close("all")
 
 
-@pytest.fixture
-def texts_overlap():
-    """A function that gives the pairs of titles, axis labels and legends of a figure that lie over each other."""
-    return overlapping_texts
-
-
 def overlapping_texts(figure) -> list[tuple[str, str]]:
+    """Return the pairs of titles, axis labels and legends of a figure that lie over each other."""
     figure.draw_without_rendering()  # the canvas of a closed figure draws nothing
     parts = [axis.title for axis in figure.axes] + [axis.xaxis.label for axis in figure.axes] + figure.legends
     parts += [axis.yaxis.label for axis in figure.axes] + ([figure._suptitle] if figure._suptitle else [])
@@ -237,13 +283,8 @@ def hand_made_results(
         about = {"run": f"{id_dataset}-{arch}-{objective}-s{seed}"} | of
         seconds = cost[objective] + seed
         accuracy = {"id_accuracy": 0.9 + seed / 100, "nearest_class_mean": 0.8 + seed / 100}
-        spent = {
-            "epochs": 2,
-            "pretrained": False,
-            "training_seconds": seconds,
-            "network_inputs": round(100 * cost[objective]),
-        }
-        tables["runs"].append(about | accuracy | spent | {"hardware": "cpu"})
+        spent = {"training_seconds": seconds, "network_inputs": round(100 * cost[objective]), "hardware": "cpu"}
+        tables["runs"].append(about | accuracy | {"epochs": 2, "pretrained": False} | spent)
         for clustering, k, distance in detectors:
             name = pd.DataFrame([{"clustering": clustering, "n_clusters": k, "distance": distance}])
             detector = detector_names(name)[0]
@@ -252,24 +293,18 @@ def hand_made_results(
                 row = {"ood_dataset": dataset, "group": group, "base": detector, "threshold": "global", "seen": 0}
                 values = {"auroc": value, "fpr95": 1 - value, "id_rejected": 0.05, "ood_rejected": value / 2}
                 values |= {"fpr95_ood_positive": 0.75 - value / 2}
-                values |= {
-                    "error_auroc": value - 0.01,
-                    "aurc": 1 - value,
-                    "augrc": (1 - value) / 2,
-                    "oscr": value - 0.02,
-                }
+                values |= {"error_auroc": value - 0.01, "oscr": value - 0.02}
+                values |= {"aurc": 1 - value, "augrc": (1 - value) / 2}
                 row = about | name.iloc[0].to_dict() | row | values
                 tables["decisions"] += [row, row | {"threshold": "conformal", "id_rejected": 0.04}]
         for cluster in range(3):
-            common = about | {"cluster": str(cluster), "size": 5}
+            common = about | {"cluster": str(cluster), "size": 5, "n_clusters": 3}
             for clustering, measure, value in (
                 ("labels", "global_separation", separation(**of) + (cluster - 1) / 10),
                 ("labels", "cluster_purity", 1.0),
                 ("kmeans", "cluster_purity", purity(**of)),
             ):
-                tables["clusters"].append(
-                    common | {"clustering": clustering, "n_clusters": 3, "measure": measure, "value": value}
-                )
+                tables["clusters"].append(common | {"clustering": clustering, "measure": measure, "value": value})
         for rule, best in (("left-out classes", detectors[0]), ("virtual outliers", detectors[-1])):
             for detector in detectors:
                 named = dict(zip(("clustering", "n_clusters", "distance"), detector, strict=True))

@@ -7,14 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from oodlib.data import ImageSet, data_root, load_images, prepare
 from oodlib.data.sources import TORCHVISION, read_npz
 
+ZEROS = np.zeros(6, dtype=int)
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, size=shape, dtype=np.uint8)
+
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(0).integers(0, 256, size=(6, 4, 5, 3), dtype=np.uint8)
+    return noise(0, 6, 4, 5, 3)
 
 
 def save(root, name, **arrays):
@@ -26,54 +33,36 @@ def sha(array):
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-# Bundled sets
-
-
-def test_digits_are_split_seventy_to_thirty_in_every_class():
-    train, test = load_images("digits", "train"), load_images("digits", "test")
+def test_digits_are_scikit_learns_with_sixteen_as_255_split_seventy_to_thirty_in_every_class():
+    train, test, rest = load_images("digits", "train"), load_images("digits", "test"), load_images("digits789")
     assert np.bincount(train.labels).tolist() == [125, 127, 124, 128, 127, 127, 127]  # round(0.7 n) of each class
     assert np.bincount(test.labels).tolist() == [53, 55, 53, 55, 54, 55, 54]
-    assert (len(train), len(test)) == (885, 379)
-    for part in (train, test):
+    assert np.bincount(rest.labels).tolist() == [179, 174, 180]
+    for part in (train, test, rest):
         assert (part.images.shape[1:], part.images.dtype, part.labels.dtype) == ((8, 8), np.uint8, np.int64)
-        assert part.classes == tuple("0123456")
+        assert part.classes == (("7", "8", "9") if part is rest else tuple("0123456"))
     assert (sha(train.images), sha(test.images)) == ("453f038a1c6ae283", "cbbcfa9fcb0d1eca")
-
-
-def test_digits_together_are_scikit_learns_with_sixteen_as_255():
-    from sklearn.datasets import load_digits
-
     values, labels = load_digits(return_X_y=True)
-    train, test, rest = load_images("digits", "train"), load_images("digits", "test"), load_images("digits789")
     ours = np.concatenate([train.images, test.images, rest.images]).reshape(-1, 64)
     our_labels = np.concatenate([train.labels, test.labels, rest.labels + 7])
     expected = np.array([[int(v * 255 / 16 + 0.5) for v in row] for row in values])
-
-    def rows(x, y):
-        return sorted(map(tuple, np.column_stack([x, y]).tolist()))
-
-    assert rows(ours, our_labels) == rows(expected, labels)  # none lost, none twice
-    assert np.bincount(rest.labels).tolist() == [179, 174, 180]
-    assert rest.classes == ("7", "8", "9")
+    pairs = (np.column_stack(pair).tolist() for pair in ((ours, our_labels), (expected, labels)))
+    assert sorted(next(pairs)) == sorted(next(pairs))  # none lost, none twice
 
 
-def test_letters_are_25_letters_in_21_fonts_none_to_be_read_as_a_digit():
-    letters = load_images("letters")
-    assert letters.images.shape == (525, 8, 8)
-    assert letters.images.dtype == np.uint8
+def test_letters_are_25_in_21_fonts_none_to_be_read_as_a_digit_with_the_ink_of_digits():
+    letters, digits = load_images("letters"), load_images("digits", "train").images
+    assert (letters.images.shape, letters.images.dtype) == ((525, 8, 8), np.uint8)
     assert "".join(letters.classes) == "ACEFHKLNPRUVXcdefknprtuvx"
     assert not set(letters.classes) & set("BDGIOQSZbgijloqsz")
     assert np.bincount(letters.labels).tolist() == [21] * 25
-    assert set(np.unique(letters.images)) <= {round(v * 255 / 16) for v in range(17)}
-
-
-def test_letters_fill_the_same_pixels_with_the_same_ink_as_digits():
-    letters, digits = load_images("letters").images, load_images("digits", "train").images
-    assert not letters[:, :, [0, 7]].any()  # 20 of 32 columns, centred: the outer blocks are empty
-    assert (letters[:, :, [1, 6]] <= 128).all()  # and half of the next ones
+    x = letters.images
+    assert set(np.unique(x)) <= {round(v * 255 / 16) for v in range(17)}
+    assert not x[:, :, [0, 7]].any()  # 20 of 32 columns, centred: the outer blocks are empty
+    assert (x[:, :, [1, 6]] <= 128).all()  # and half of the next ones
     assert (digits[:, :, [0, 7]].mean(), np.median(digits[:, :, 1])) < (3, 128)
-    assert letters[:, [0, 7]].max(axis=2).all()  # the whole height
-    ink, digit_ink = (x.reshape(len(x), -1).sum(axis=1) / 255 * 16 for x in (letters, digits))
+    assert x[:, [0, 7]].max(axis=2).all()  # the whole height
+    ink, digit_ink = (x.reshape(len(x), -1).sum(axis=1) / 255 * 16 for x in (x, digits))
     assert abs(ink.mean() - digit_ink.mean()) < 10  # 314 and 312 of 1,024 on-pixels
     assert 0.8 < ink.std() / digit_ink.std() < 1.4
 
@@ -110,17 +99,12 @@ def test_bundled_sets_are_the_same_each_time(name):
     assert first.labels.max() < len(first.classes)
 
 
-# Names, splits, roots
-
-
-@pytest.mark.parametrize(
-    "name", ["cifar", "CIFAR10", "../x", "a/b", "a\\b", "/etc/x", ".", "..", "", "digits:3", "folder:"]
-)
+@pytest.mark.parametrize("name", ["cifar", "CIFAR10", "../x", "a/b", "a\\b", "/etc/x", ".", "", "digits:3", "folder:"])
 def test_an_unknown_name_lists_what_is_allowed_and_never_leaves_the_root(name, tmp_path, images):
-    root = save(tmp_path, "mine-test", images=images, labels=np.zeros(6, dtype=int)) / "inside"
+    root = tmp_path / "inside"
     root.mkdir()
-    save(tmp_path, "x-test", images=images, labels=np.zeros(6, dtype=int))
-    save(root, "cars-test", images=images, labels=np.zeros(6, dtype=int))
+    for folder, other in ((tmp_path, "mine"), (tmp_path, "x"), (root, "cars")):
+        save(folder, f"{other}-test", images=images, labels=ZEROS)
     with pytest.raises(ValueError, match="unknown image set") as caught:
         load_images(name, "test", root)
     for allowed in (repr(name), "digits789", "noise:SIDE", "places365", "cars (npz files in", "folder:PATH"):
@@ -129,19 +113,13 @@ def test_an_unknown_name_lists_what_is_allowed_and_never_leaves_the_root(name, t
 
 def test_data_root_is_argument_then_environment_then_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OODLIB_DATA", "")
-    assert data_root() == tmp_path / "data"
-    monkeypatch.setenv("OODLIB_DATA", "sets")
-    assert data_root() == tmp_path / "sets"
-    monkeypatch.setenv("OODLIB_DATA", str(tmp_path / "absolute"))
-    assert data_root() == tmp_path / "absolute"
+    for value, expected in (("", "data"), ("sets", "sets"), (str(tmp_path / "absolute"), "absolute")):
+        monkeypatch.setenv("OODLIB_DATA", value)
+        assert data_root() == tmp_path / expected
     assert data_root("other") == tmp_path / "other"
 
 
-# The npz form
-
-
-def test_npz_is_read_as_it_is(tmp_path, monkeypatch, images):
+def test_npz_is_read_as_it_is_but_cifar10_has_its_names_also_where_the_file_lacks_them(tmp_path, monkeypatch, images):
     labels = np.array([0, 1, 2, 1, 0, -1])
     save(tmp_path, "cars-train", images=images, labels=labels, classes=np.array(["a", "bb", "c"]))
     monkeypatch.setenv("OODLIB_DATA", str(tmp_path))
@@ -150,33 +128,24 @@ def test_npz_is_read_as_it_is(tmp_path, monkeypatch, images):
     np.testing.assert_array_equal(cars.images, images)
     np.testing.assert_array_equal(cars.labels, labels)
     assert (cars.classes, cars.name, len(cars)) == (("a", "bb", "c"), "cars", 6)
+    for name, expected in (("cifar10", ("airplane", "automobile", "bird")), ("cifar100", ("0", "1", "2"))):
+        save(tmp_path, f"{name}-test", images=images, labels=labels)
+        assert load_images(name).classes[:3] == expected
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i4"])
-def test_npz_labels_become_int64_and_name_the_classes(tmp_path, images, dtype):
+def test_npz_labels_become_int64_and_name_the_classes_and_one_channel_is_grey(tmp_path, images, dtype):
     labels = np.array([0, 3, 1, 0, 0, 255]).astype(dtype)
     cars = load_images("cars", root=save(tmp_path, "cars-test", images=images[..., 0], labels=labels))
     assert (cars.images.shape, cars.labels.dtype) == ((6, 4, 5), np.int64)
     assert cars.labels.tolist() == [0, 3, 1, 0, 0, 255]
     assert cars.classes == tuple(str(label) for label in range(256))
-
-
-def test_npz_one_channel_is_grey_and_no_labels_are_no_classes(tmp_path, images):
     cars = load_images("cars", root=save(tmp_path, "cars-test", images=images[..., :1], labels=np.full(6, -1)))
     np.testing.assert_array_equal(cars.images, images[..., 0])
-    assert cars.classes == ()
-
-
-def test_cifar10_has_its_names_also_where_the_file_lacks_them(tmp_path, images):
-    labels = np.array([0, 0, 0, 0, 0, 1])
-    for name in ("cifar10", "cifar100"):
-        save(tmp_path, f"{name}-test", images=images, labels=labels)
-    assert load_images("cifar10", root=tmp_path).classes[8:] == ("ship", "truck")
-    assert load_images("cifar100", root=tmp_path).classes == ("0", "1")
+    assert cars.classes == ()  # no labels are no classes
 
 
 WRONG = [  # what is changed, what is named
-    ({"labels": None}, "lacks labels"),
     ({"labels": None, "images": None}, "lacks images and labels"),
     ({"images": np.zeros((6, 4, 5, 3), dtype="float32")}, "float32"),
     ({"images": np.zeros((6, 20), dtype="uint8")}, r"\(6, 20\)"),
@@ -195,7 +164,7 @@ WRONG = [  # what is changed, what is named
 
 @pytest.mark.parametrize(("changes", "said"), WRONG)
 def test_npz_of_another_form_is_refused_with_its_name(changes, said, tmp_path, images):
-    arrays = {"images": images, "labels": np.zeros(6, dtype=int)} | changes
+    arrays = {"images": images, "labels": ZEROS} | changes
     save(tmp_path, "cars-test", **{key: value for key, value in arrays.items() if value is not None})
     with pytest.raises(ValueError, match=f"cars-test.npz.*{said}"):
         load_images("cars", root=tmp_path)
@@ -206,7 +175,7 @@ def test_foreign_cut_and_changed_files_are_refused_and_run_nothing(tmp_path, ima
         def __reduce__(self):
             return (pytest.fail, ("code in a file was run",))
 
-    path = save(tmp_path, "cars-test", images=images, labels=np.zeros(6, dtype=int)) / "cars-test.npz"
+    path = save(tmp_path, "cars-test", images=images, labels=ZEROS) / "cars-test.npz"
     whole = path.read_bytes()
     at = whole.index(images.tobytes()) + 100
     changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
@@ -228,12 +197,9 @@ def test_foreign_cut_and_changed_files_are_refused_and_run_nothing(tmp_path, ima
     ],
 )
 def test_a_split_or_side_that_is_not_there_is_named(name, split, error, said, tmp_path, images):
-    save(tmp_path, "cars-test", images=images, labels=np.zeros(6, dtype=int))
+    save(tmp_path, "cars-test", images=images, labels=ZEROS)
     with pytest.raises(error, match=said):
         load_images(name, split, tmp_path)
-
-
-# torchvision's sets
 
 
 def stand_in(monkeypatch, name, error=None, classes=("x", "y"), shape=(32, 32, 3)):
@@ -254,47 +220,36 @@ def stand_in(monkeypatch, name, error=None, classes=("x", "y"), shape=(32, 32, 3
         def __getitem__(self, i):
             return Image.fromarray(np.full(shape, 60 * i, dtype=np.uint8)), i % 2
 
-    monkeypatch.setattr(f"torchvision.datasets.{TORCHVISION[name][0]}", Small)
+    monkeypatch.setattr(f"torchvision.datasets.{TORCHVISION[name][0]}", Small)  # which there must be
     return calls
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision_is_asked_once_and_the_npz_ever_after(name, tmp_path, monkeypatch):
-    from torchvision import datasets
-
     _, options, varying_size = TORCHVISION[name]
-    assert hasattr(datasets, TORCHVISION[name][0])
-    calls = stand_in(monkeypatch, name)
+    calls, side = stand_in(monkeypatch, name), 64 if varying_size else 32
     for split in options:
-        first = load_images(name, split, tmp_path)
-        again = load_images(name, split, tmp_path)
-        assert calls.pop() == options[split] | {"download": True}
-        assert not calls
+        first, again = load_images(name, split, tmp_path), load_images(name, split, tmp_path)
+        assert calls == [options[split] | {"download": True}]
+        calls.clear()
         np.testing.assert_array_equal(first.images, again.images)
-        side = 64 if varying_size else 32
         assert first.images.shape == (4, side, side, 3)
         assert first.images[:, 0, 0, 0].tolist() == [0, 60, 120, 180]
         assert (first.labels.tolist(), first.labels.dtype) == ([0, 1, 0, 1], np.int64)
         assert first.classes == again.classes == ("x", "y")
 
 
-def test_no_file_and_no_network_is_one_error_that_names_both(tmp_path, monkeypatch):
+def test_torchvision_sets_may_be_grey_vary_in_size_and_lack_names_or_fail_without_a_file(tmp_path, monkeypatch):
     stand_in(monkeypatch, "cifar10", RuntimeError("File not found\n or corrupted."))
     with pytest.raises(FileNotFoundError, match=r"cifar10-train\.npz.* RuntimeError: File not found or corrupted\.$"):
-        load_images("cifar10", "train", tmp_path / "data")
+        load_images("cifar10", "train", tmp_path)
     assert not list(tmp_path.rglob("*.npz"))
-
-
-def test_torchvision_sets_may_be_grey_vary_in_size_and_lack_names(tmp_path, monkeypatch):
     stand_in(monkeypatch, "mnist", shape=(28, 28))
     assert load_images("mnist", "train", tmp_path).images.shape == (4, 28, 28)
     stand_in(monkeypatch, "svhn", classes=None)
     assert load_images("svhn", "test", tmp_path).classes == ("0", "1")
     stand_in(monkeypatch, "dtd", shape=(300, 400, 3))
     assert load_images("dtd", "test", tmp_path).images.shape == (4, 64, 64, 3)
-
-
-# prepare
 
 
 def triangle_resize(image, side):
@@ -310,7 +265,7 @@ def triangle_resize(image, side):
 @pytest.mark.parametrize("shape", [(5, 32, 32, 3), (5, 8, 8), (5, 8, 8, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_already_right_pass_bit_by_bit(shape, channels):
-    x = np.random.default_rng(1).integers(0, 256, size=shape, dtype=np.uint8)
+    x = noise(1, *shape)
     side = shape[1]
     out = prepare(x, side, channels, side)
     assert (out.dtype, tuple(out.shape)) == (torch.uint8, (5, 3, side, side))
@@ -323,7 +278,7 @@ def test_images_already_right_pass_bit_by_bit(shape, channels):
 
 @pytest.mark.parametrize(("given", "side"), [(32, 8), (32, 28), (28, 32), (8, 32), (7, 3), (64, 32)])
 def test_resizing_is_the_antialiased_triangle_rounded_once(given, side):
-    x = np.random.default_rng(2).integers(0, 256, size=(4, given, given), dtype=np.uint8)
+    x = noise(2, 4, given, given)
     out = prepare(x, side, 1, side)[:, 0].numpy()
     exact = np.stack([triangle_resize(image, side) for image in x])
     assert abs(out - exact).max() < 0.5 + 1e-3
@@ -332,7 +287,7 @@ def test_resizing_is_the_antialiased_triangle_rounded_once(given, side):
 
 
 def test_ood_images_take_the_id_sets_resolution_and_colour_first():
-    x = np.random.default_rng(3).integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
+    x = noise(3, 3, 32, 32, 3)
     grey = np.rint(x @ np.array([0.299, 0.587, 0.114]))
     small = np.stack([np.rint(triangle_resize(image, 8)) for image in grey])
     expected = np.stack([triangle_resize(image, 32) for image in small])
@@ -353,27 +308,23 @@ def test_grey_levels_keep_their_value_through_luminance():
 
 @pytest.mark.parametrize("shape", [(2, 20, 60), (2, 60, 20), (2, 21, 60, 3)])
 def test_of_an_image_that_is_not_square_the_centre_is_taken(shape):
-    x = np.random.default_rng(4).integers(0, 256, size=shape, dtype=np.uint8)
+    x = noise(4, *shape)
     short = min(shape[1:3])
     top, left = (shape[1] - short) // 2, (shape[2] - short) // 2
     centre = x[:, top : top + short, left : left + short]
     assert torch.equal(prepare(x, 8, 3, 16), prepare(centre, 8, 3, 16))
 
 
-def test_blocks_change_nothing(monkeypatch):
-    x = np.random.default_rng(5).integers(0, 256, size=(7, 12, 12, 3), dtype=np.uint8)
+def test_prepare_refuses_and_takes_nothing_and_views_and_blocks(monkeypatch):
+    x = noise(6, 7, 8, 8, 3)
     whole = prepare(x, 8, 1, 16)
+    assert torch.equal(prepare(x[::-1], 8, 1, 16), whole.flip(0))
+    assert tuple(prepare(x[:0], 8, 3, 8).shape) == (0, 3, 8, 8)
     for pixels in (1, 3 * 256, 7 * 256):
         monkeypatch.setattr("oodlib.data.sets.BLOCK_PIXELS", pixels)
         assert torch.equal(prepare(x, 8, 1, 16), whole)
-
-
-def test_prepare_refuses_and_takes_nothing_and_views():
-    x = np.random.default_rng(6).integers(0, 256, size=(4, 8, 8, 3), dtype=np.uint8)
-    assert torch.equal(prepare(x[::-1], 8, 3, 8), prepare(x, 8, 3, 8).flip(0))
-    assert tuple(prepare(x[:0], 8, 3, 8).shape) == (0, 3, 8, 8)
     transposed = x.transpose(0, 3, 1, 2)
-    for wrong, said in ((x.astype("float32"), "float32"), (transposed, r"\(4, 3, 8, 8\)"), (x[0, 0], "uint8")):
+    for wrong, said in ((x.astype("float32"), "float32"), (transposed, r"\(7, 3, 8, 8\)"), (x[0, 0], "uint8")):
         with pytest.raises(ValueError, match=f"images must be uint8 .*{said}"):
             prepare(wrong, 8, 3, 8)
     for side, channels, input_size in ((8, 2, 8), (0, 1, 8), (8, 1, -1)):

@@ -55,23 +55,25 @@ def fixed_views():
         yield
 
 
-def first_step(config):
-    """Return the loss of the first step on 32 images, the gradient it leaves, and CIDER's memory."""
+def one_step(config, batch):
+    """Return a fresh trainer after a step on images, and the loss of the step."""
     with fixed_views():
         trainer = make_trainer(config, few_digits())
-        batch = torch.arange(32)
-        loss = trainer.step(batch, trainer.views(batch[None], trainer.x[distributed.share(batch)], 0)[0]).item()
+        trainer.state.encoder.train()
+        x = trainer.views(batch[None], trainer.x[distributed.share(batch)], 0)[0]
+        return trainer, trainer.step(batch, x).item()
+
+
+def first_step(config):
+    """Return the loss of the first step on 32 images, the gradient it leaves, and CIDER's memory."""
+    trainer, loss = one_step(config, torch.arange(32))
     gradient = torch.cat([p.grad.flatten() for p in trainer.state.encoder.parameters()])
     return loss, gradient, trainer.state.memory.values if trainer.state.memory else torch.zeros(0)
 
 
 def running_mean(batch):
     """Return the mean that the first batch normalisation of a fresh network keeps of a step on these images."""
-    with fixed_views():
-        trainer = make_trainer(TrainingConfig(**SMALL), few_digits())
-        trainer.state.encoder.train()
-        trainer.step(batch, trainer.views(batch[None], trainer.x[distributed.share(batch)], 0)[0])
-    return trainer.state.encoder.backbone.groups[0].norm1.running_mean
+    return one_step(TrainingConfig(**SMALL), batch)[0].state.encoder.backbone.groups[0].norm1.running_mean
 
 
 def gathered():
@@ -185,9 +187,6 @@ def seen(folder):
     return [torch.load(folder / f"seen{rank}") for rank in range(2)]
 
 
-# Two processes
-
-
 def test_what_one_decides_or_raises_all_do(seen):
     assert [of["rank"] for of in seen] == [(0, 2), (1, 2)]
     assert [of["share"] for of in seen] == [[0, 1, 2], [3, 4, 5]]
@@ -198,12 +197,15 @@ def test_what_one_decides_or_raises_all_do(seen):
     assert [of["refused"] for of in seen] == ["2 processes cannot share a batch of 33 evenly"] * 2
 
 
-def test_both_see_the_same_batches_in_other_views_and_end_with_the_same_weights(seen):
+def test_both_see_the_same_batches_in_other_views_end_with_the_same_weights_and_the_first_prints(seen, folder):
     (seed, batch), (other_seed, other_batch) = (of["stopped"][0][0] for of in seen)
     assert seed != other_seed
     assert batch == other_batch
     assert [of["stopped"][1:] for of in seen] == [(1, False)] * 2  # one asks to stop: after one step of two
     assert torch.equal(*(of["parameters"] for of in seen))
+    lines = (folder / "printed0").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["epoch", "1", "2"]
+    assert (folder / "printed1").read_text() == ""
 
 
 def test_gathered_views_are_first_all_first_ones_then_all_second_ones(seen):
@@ -230,16 +232,6 @@ def test_on_the_cpu_batch_normalisation_sees_the_share_of_its_process(seen):
     for mean, own in zip(means, (torch.arange(16), torch.arange(16, 32)), strict=True):
         torch.testing.assert_close(mean, running_mean(own), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(*means, rtol=1e-3)
-
-
-def test_the_first_process_alone_prints(folder):
-    header, *rows = (folder / "printed0").read_text().splitlines()
-    assert header.split()[0] == "epoch"
-    assert [row.split()[0] for row in rows] == ["1", "2"]
-    assert (folder / "printed1").read_text() == ""
-
-
-# One process
 
 
 def test_one_process_gets_back_what_it_gives(monkeypatch, capsys):

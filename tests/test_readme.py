@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,7 @@ TEXTS = {
 README, NUMBERS = TEXTS["."], TEXTS["outputs"]
 REPORTED = ROOT / "outputs" / "reported"
 STRONGEST = "cifar"  # the study that leads the README's results
+OBJECTIVES_BY_NAME = {name: objective for objective, name in OBJECTIVE_NAMES.items()}
 DETECTORS = ("labels/mahalanobis", "labels/mahalanobis-shrunk++", "labels/cosine", "msp")  # of the table of the digits
 
 
@@ -44,11 +47,6 @@ def block(name: str, where: str = ".") -> str:
     return found[1].strip()
 
 
-def requirements() -> list[str]:
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    return [line for line in lines if line]
-
-
 def test_ci_runs_the_test_command_of_the_readme():
     extract = re.search(r"^command=\$\((.*)\)$", (ROOT / ".ci" / "run").read_text(), re.M)[1]
     printed = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -56,12 +54,12 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_requirements_end_with_the_package_and_match_its_metadata():
-    listed = requirements()
-    assert listed[-1] == "-e ."
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    *listed, package = filter(None, lines)
+    assert package == "-e ."
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert [
-        line for line in listed[:-1] if not line.startswith(("pytest", "ruff", "distributed", "efficientnet"))
-    ] == declared
+    extra = ("pytest", "ruff", "distributed", "efficientnet")
+    assert [line for line in listed if not line.startswith(extra)] == declared
 
 
 def rows_below(header: str, text: str = NUMBERS) -> list[list[str]]:
@@ -71,11 +69,26 @@ def rows_below(header: str, text: str = NUMBERS) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
 
 
+def reported(study: str, name: str) -> pd.DataFrame:
+    return pd.read_csv(REPORTED / study / "report" / f"{name}.csv")
+
+
+def near_means(study: str, id_dataset: str, objective: str) -> pd.DataFrame:
+    """Return what the main table of a study says of the near sets, by detector."""
+    table = reported(study, "main_auroc").query("ood_dataset == 'near mean'")
+    return table[(table.id_dataset == id_dataset) & (table.objective == objective)].set_index("detector")
+
+
 def test_result_table_of_the_digits_is_the_committed_one():
     rows = rows_below("| objective | detector | digits 7–9 (near) | letters (far) | photographs (far) |")
-    columns = [("digits", name) for name in ("digits789", "letters", "photos")]
+    table = reported("digits", "main_auroc")
+    table = table[table.detector.isin(DETECTORS)].set_index(["ood_dataset", "objective", "detector"])
     assert {name for name, *_ in rows} == {"cross-entropy", "SimCLR", "SupCon"}
-    assert rows == [[name, detector, *cells("digits", name, detector, columns)[1]] for name, detector, *_ in rows]
+    for name, detector, *found in rows:
+        for ood, cell in zip(("digits789", "letters", "photos"), found, strict=True):
+            own = table.loc[(ood, OBJECTIVES_BY_NAME[name], detector)]
+            bold = "**" if round(own["mean"], 1) == table["mean"][ood].round(1).max() else ""
+            assert cell == f"{bold}{mean_sd(own['mean'], own.sd)}{bold}"
 
 
 def test_result_table_of_the_strongest_encoders_is_the_committed_one():
@@ -83,48 +96,19 @@ def test_result_table_of_the_strongest_encoders_is_the_committed_one():
     rows = rows_below(f"| trained on | objective | n | accuracy % | {' | '.join(detectors)} |")
     records = json.loads((REPORTED / STRONGEST / "runs.json").read_text())
     runs = pd.Series({record["run"]: 100 * record["evaluate"]["id_accuracy"]["classifier"] for record in records})
-    table = pd.read_csv(REPORTED / STRONGEST / "report" / "main_auroc.csv").query("ood_dataset == 'near mean'")
-    names = {name: objective for objective, name in OBJECTIVE_NAMES.items()}
-    assert len(rows) == len(table[["id_dataset", "objective"]].drop_duplicates())
+    assert len(rows) == len(reported(STRONGEST, "main_auroc")[["id_dataset", "objective"]].drop_duplicates())
     for dataset, name, *found in rows:
-        id_dataset = dataset.lower().replace("-", "")
-        own = table[(table.id_dataset == id_dataset) & (table.objective == names[name])].set_index("detector")
-        accuracy = runs[runs.index.str.match(f"{id_dataset}-.*-{names[name]}-s")]
+        id_dataset, objective = dataset.lower().replace("-", ""), OBJECTIVES_BY_NAME[name]
+        own = near_means(STRONGEST, id_dataset, objective)
+        accuracy = runs[runs.index.str.match(f"{id_dataset}-.*-{objective}-s")]
         near = [mean_sd(own["mean"][d], own.sd[d]) if d in own.index else "–" for d in detectors]
         assert found == [str(own.n.max()), f"{accuracy.mean():.1f}", *near]
         assert len(accuracy) == own.n.max()
 
 
-def test_what_accuracy_changed_is_as_committed():
-    near = {}
-    for study in ("cifar-resnet20", STRONGEST):
-        table = pd.read_csv(REPORTED / study / "report" / "main_auroc.csv").query("ood_dataset == 'near mean'")
-        table = table[(table.id_dataset == "cifar100") & (table.objective == "ce")].set_index("detector")["mean"]
-        near[study] = [f"{table[f'labels/{name}']:.1f}" for name in ("cosine", "relative-mahalanobis")]
-    said = re.search(r"is ([0-9.]+) to ([0-9.]+) with weak encoders and ([0-9.]+) to ([0-9.]+) with", NUMBERS)
-    assert [*said.groups()] == near["cifar-resnet20"] + near[STRONGEST]
-
-
-def cells(study: str, objective: str, detector: str, columns: list[tuple[str, str]]) -> tuple[set[int], list[str]]:
-    """Return n, and the cells of one row: a (ID set, OOD set) each, the best of the README's table bold."""
-    table = pd.read_csv(REPORTED / study / "report" / "main_auroc.csv")
-    table = table[table.detector.isin(DETECTORS)].set_index(["id_dataset", "ood_dataset"])
-    names = {name: objective for objective, name in OBJECTIVE_NAMES.items()}
-    chosen = table[(table.objective == names[objective]) & (table.detector == detector)]
-    found = []
-    for column in columns:
-        if column not in chosen.index:  # not run yet
-            found.append("")
-            continue
-        cell = mean_sd(chosen["mean"][column], chosen.sd[column])
-        best = round(chosen["mean"][column], 1) == table["mean"][column].round(1).max()
-        found.append(f"**{cell}**" if best else cell)
-    return set(chosen.n), found
-
-
 def test_verdicts_and_their_numbers_are_the_committed_ones():
     rows = rows_below("| claim | strong encoders | strongest encoders | the number that decides |", README)
-    studies = [pd.read_csv(REPORTED / study / "report" / "verdicts.csv") for study in ("cifar-small", STRONGEST)]
+    studies = [reported(study, "verdicts") for study in ("cifar-small", STRONGEST)]
     for claim, (_, *verdicts, numbers) in zip(("C1", "C2", "C3", "C4", "C5"), rows, strict=True):
         tables = [study[study.claim == claim] for study in studies]
         for said, table in zip(verdicts, tables, strict=True):
@@ -142,68 +126,70 @@ def test_the_picture_of_the_page_is_that_of_the_executed_notebook():
     assert (REPORTED / "digits" / "least_normal.png").read_bytes() in pictures
 
 
-def test_what_the_list_says_of_the_strongest_encoders_is_as_committed():
-    table = pd.read_csv(REPORTED / STRONGEST / "report" / "main_auroc.csv")
-    table = table[(table.ood_dataset == "near mean") & (table.id_dataset == "cifar10")]
-    means = table.set_index(["objective", "detector"])["mean"]
-    said = re.search(
-        r"tells near OOD best: ([0-9.]+) on CIFAR-10.*?leads with SupCon: ([0-9.]+) on CIFAR-10", README, re.S
+def said(pattern: str, text: str = NUMBERS) -> list[str]:
+    """Return the numbers, and the names, of a sentence of a README."""
+    return [*re.search(pattern, text, re.S).groups()]
+
+
+def rounded(*values: float) -> list[str]:
+    return [f"{value:.1f}" for value in values]
+
+
+def test_numbers_in_sentences_are_the_committed_ones():
+    weak, strongest = (near_means(study, "cifar100", "ce")["mean"] for study in ("cifar-resnet20", STRONGEST))
+    names = ["labels/cosine", "labels/relative-mahalanobis"]
+    pattern = r"is ([0-9.]+) to ([0-9.]+) with weak encoders and ([0-9.]+) to ([0-9.]+) with"
+    assert said(pattern) == rounded(*weak[names], *strongest[names])
+    means = near_means("cifar-pretrained", "cifar10", "ce")["mean"]
+    accuracy = reported("cifar-pretrained", "runs")["ID accuracy %"][0]
+    pattern = r"cross-entropy, ([0-9.]+) %, one run\) has ([0-9.]+) with `knn`, and ([0-9.]+) with"
+    assert said(pattern) == rounded(accuracy, means["knn"], means["labels/mahalanobis"])
+    logitnorm, supcon = (near_means(STRONGEST, "cifar10", name)["mean"] for name in ("logitnorm", "supcon"))
+    pattern = r"tells near OOD best: ([0-9.]+) on CIFAR-10.*?leads with SupCon: ([0-9.]+) on CIFAR-10"
+    assert said(pattern, README) == rounded(logitnorm["msp"], supcon["labels/mahalanobis-shrunk++"])
+    table = reported(STRONGEST, "main_auroc")
+    best = (
+        table[(table.ood_dataset == "near mean") & (table.id_dataset == "cifar10")].groupby("objective")["mean"].max()
     )
-    found = means["logitnorm", "msp"], means["supcon", "labels/mahalanobis-shrunk++"]
-    assert [*said.groups()] == [f"{value:.1f}" for value in found]
-    assert found[1] == means["supcon"].max()
-    assert found[0] == means.max()
+    assert (best.max(), best["supcon"]) == (logitnorm["msp"], supcon["labels/mahalanobis-shrunk++"])
 
 
 def test_the_regret_of_the_recommended_rules_is_the_committed_one():
-    table = pd.read_csv(REPORTED / STRONGEST / "report" / "regret_pooled.csv").set_index("rule")
-    everywhere = table[table.n == table.n.max()]
-    rule, worst = re.search(r"always `(.+?)`\s+loses least where it is worst: ([0-9.]+) AUROC", README).groups()
-    assert (everywhere.worst.idxmin(), f"{everywhere.worst.min():.1f}") == (f"always {rule}", worst)
-    said = re.search(r"loses ([0-9.]+) AUROC\s+points near and ([0-9.]+) far .*?at its worst ([0-9.]+)\.", README, re.S)
-    fisher = table.loc["always fisher"]
-    assert [*said.groups()] == [f"{value:.1f}" for value in fisher[["near", "far", "worst"]]]
-    said = re.search(r"number of clusters it loses ([0-9.]+) there, and always `labels/cosine`\s+([0-9.]+):", NUMBERS)
-    assert [*said.groups()] == [f"{table.worst_any_k[f'always {name}']:.1f}" for name in ("fisher", "labels/cosine")]
-    each = pd.read_csv(REPORTED / STRONGEST / "report" / "regret.csv")
+    table, each = reported(STRONGEST, "regret_pooled").set_index("rule"), reported(STRONGEST, "regret")
+    everywhere = table[table.n == table.n.max()].worst
+    pattern = r"always `(.+?)`\s+loses least where it is worst: ([0-9.]+) AUROC"
+    assert said(pattern, README) == [everywhere.idxmin().removeprefix("always "), *rounded(everywhere.min())]
+    pattern = r"loses ([0-9.]+) AUROC\s+points near and ([0-9.]+) far .*?at its worst ([0-9.]+)\."
+    assert said(pattern, README) == rounded(*table.loc["always fisher", ["near", "far", "worst"]])
+    pattern = r"number of clusters it loses ([0-9.]+) there, and always `labels/cosine`\s+([0-9.]+):"
+    assert said(pattern) == rounded(*table.worst_any_k[["always fisher", "always labels/cosine"]])
     later = each[each.rule == "always fisher"].groupby("group").regret.mean()
-    said = re.search(r"came later, it loses ([0-9.]+) near and ([0-9.]+) far", README)
-    assert [*said.groups()] == [f"{later[group]:.1f}" for group in ("near", "far")]
-    runs = pd.read_csv(REPORTED / STRONGEST / "report" / "runs.csv")
+    assert said(r"came later, it loses ([0-9.]+) near and ([0-9.]+) far", README) == rounded(
+        later["near"], later["far"]
+    )
+    runs = reported(STRONGEST, "runs")
     each = each[each.run.isin(runs.run[runs["ID accuracy %"] >= 90])]
     worst = each.groupby(["rule", "objective", "group"]).regret.mean().groupby("rule").max()
     rule = "energy, or knn without a classifier"
-    pretrained = pd.read_csv(REPORTED / "cifar-pretrained" / "report" / "regret.csv").groupby(["rule", "group"])
-    found = worst["always fisher"], worst[rule], pretrained.regret.mean()[rule].max()
-    said = re.search(r"loses ([0-9.]+) at most, and\s.*? ([0-9.]+), but ([0-9.]+) from ImageNet's", NUMBERS, re.S)
-    assert [*said.groups()] == [f"{value:.1f}" for value in found]
-
-
-def test_the_figures_of_the_pretrained_encoder_are_the_committed_ones():
-    report = REPORTED / "cifar-pretrained" / "report"
-    table = pd.read_csv(report / "main_auroc.csv").query("ood_dataset == 'near mean' and id_dataset == 'cifar10'")
-    means = table.set_index("detector")["mean"]
-    accuracy = pd.read_csv(report / "runs.csv")["ID accuracy %"][0]
-    said = re.search(r"cross-entropy, ([0-9.]+) %, one run\) has ([0-9.]+) with `knn`, and ([0-9.]+) with", NUMBERS)
-    assert [*said.groups()] == [f"{value:.1f}" for value in (accuracy, means["knn"], means["labels/mahalanobis"])]
+    pretrained = reported("cifar-pretrained", "regret").groupby(["rule", "group"]).regret.mean()
+    pattern = r"loses ([0-9.]+) at most, and\s.*? ([0-9.]+), but ([0-9.]+) from ImageNet's"
+    assert said(pattern) == rounded(worst["always fisher"], worst[rule], pretrained[rule].max())
 
 
 def test_speed_and_memory_are_the_measured_ones():
     table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "factors.csv")
     ratios = table[table.ratio.notna()].pivot(index=["benchmark", "data", "other"], columns="kind", values="ratio")
-    for about, row in ratios.iterrows():
-        cells = ["–" if pd.isna(ratio) else f"{ratio:.2f}" for ratio in (row.bfloat16, row.AVX2)]
-        assert f"\n| {' | '.join([*about, *cells])} |\n" in TEXTS["tests/benchmarks"]
-    for row in table[table.megabytes.notna()].itertuples():
-        assert f"\n| {row.benchmark} | {row.data} | {row.megabytes:,.0f} |\n" in TEXTS["tests/benchmarks"]
-
-
-def test_speed_of_training_is_the_measured_one():
-    table = pd.read_csv(ROOT / "outputs" / "benchmarks" / "training.csv")
-    for row in table.itertuples():
-        rates = f"{row.ours_images_per_second:,.0f} | {row.other_images_per_second:,.0f}"
-        what = f"{row.network}, batch {row.batch}, {row.kind} | {row.data}"
-        assert f"\n| {what} | {rates} | {row.other} | {row.ratio:.2f} |\n" in TEXTS["tests/benchmarks"]
+    lines = [
+        [*about, *("–" if pd.isna(ratio) else f"{ratio:.2f}" for ratio in (row.bfloat16, row.AVX2))]
+        for about, row in ratios.iterrows()
+    ]
+    memory = table[table.megabytes.notna()]
+    lines += [[row.benchmark, row.data, f"{row.megabytes:,.0f}"] for row in memory.itertuples()]
+    for row in pd.read_csv(ROOT / "outputs" / "benchmarks" / "training.csv").itertuples():
+        rates = [f"{rate:,.0f}" for rate in (row.ours_images_per_second, row.other_images_per_second)]
+        what = f"{row.network}, batch {row.batch}, {row.kind}"
+        lines.append([what, row.data, *rates, row.other, f"{row.ratio:.2f}"])
+    assert [line for line in lines if f"\n| {' | '.join(line)} |\n" not in TEXTS["tests/benchmarks"]] == []
 
 
 @pytest.mark.parametrize(
@@ -213,20 +199,16 @@ def test_links_lead_somewhere(where, target):
     assert (ROOT / where / target).exists()
 
 
-REGISTRIES = (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES, LOGIT_SCORES, THRESHOLDS)
+PYTHON = [code for text in TEXTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
 
 
 @pytest.fixture
 def _registries():
     """What an example adds to the dictionaries of names is gone after the test."""
-    kept = [(registry, dict(registry)) for registry in REGISTRIES]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
-
-
-PYTHON = [code for text in TEXTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
+    with ExitStack() as kept:
+        for registry in (ARCHITECTURES, OBJECTIVES, CLUSTERINGS, DISTANCES, LOGIT_SCORES, THRESHOLDS):
+            kept.enter_context(mock.patch.dict(registry))
+        yield
 
 
 @pytest.mark.usefixtures("_registries")
@@ -275,12 +257,8 @@ def project(tmp_path_factory) -> Path:
 
 
 def test_papermill_commands_run(project):
-    run(
-        block("papermill", "notebooks").replace(
-            "02_embed.ipynb out.ipynb", "02_embed.ipynb out.ipynb -p max_images 150"
-        ),
-        project,
-    )
+    commands, second = block("papermill", "notebooks"), "02_embed.ipynb out.ipynb"
+    run(commands.replace(second, f"{second} -p max_images 150"), project)
     folder = project / "outputs" / "mine" / "runs" / "digits-airbench_16_32_64-supcon-s0"
     assert len(pd.read_csv(folder / "history.csv")) == 5
     assert {"auroc", "fpr95"} <= set(pd.read_csv(folder / "metrics.csv"))
@@ -313,9 +291,8 @@ def test_photos_become_a_page_and_a_model(project):
 
 
 def test_study_in_the_readme_is_one_that_can_be_read(project, monkeypatch):
-    (project / "notebooks" / "studies" / "readme.yaml").write_text(
-        re.search(r"```yaml\n(.*?)```", TEXTS["notebooks"], re.S)[1]
-    )
+    text = re.search(r"```yaml\n(.*?)```", TEXTS["notebooks"], re.S)[1]
+    (project / "notebooks" / "studies" / "readme.yaml").write_text(text)
     monkeypatch.chdir(project)
     runs, _ = read_study("readme")
     assert len(runs) == 6

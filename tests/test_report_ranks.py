@@ -30,7 +30,7 @@ def by_length(objective, detector, seed, ood, **_):
     return 0.5 + len(detector) / 100 + seed / 1000 + (objective == "supcon") * (-0.1 if ood == "letters" else 0.1)
 
 
-def test_blocks_average_seeds_and_one_number_of_clusters_stands_for_all(make_results):
+def test_blocks_average_seeds_and_as_many_clusters_as_classes_stand_for_all(make_results):
     results = make_results(by_length, detectors=DETECTORS)
     found = ranking(results, "near")
     assert found.ranks.to_dict() == {"kmeans/cosine": 1, "labels/cosine": 2, "knn": 3}
@@ -41,23 +41,17 @@ def test_blocks_average_seeds_and_one_number_of_clusters_stands_for_all(make_res
     assert set(ranking(results, "far").blocks.index.get_level_values("ood_dataset")) == {"photos"}
     assert len(ranking(choose(results, ["knn", "labels/*"]), "near").ranks) == 2
     assert ranking(choose(results, ["knn"]), "near") is None
-
-
-def test_as_many_clusters_as_classes_is_another_number_for_another_id_set(make_results):
+    metrics = results.metrics
+    lacks = (metrics.objective == "ce") & (metrics.detector == "knn")  # what some block lacks is not ranked
+    assert "knn" not in ranking(replace(results, metrics=metrics[~lacks]), "near").ranks
+    seen = metrics.assign(seen=(metrics.detector == "labels/cosine").astype(int))  # nor what has seen outliers
+    assert "labels/cosine" not in ranking(replace(results, metrics=seen), "near").ranks
     results = make_results(by_length, detectors=DETECTORS, id_datasets=("digits", "other"))
     other = (results.decisions.id_dataset == "other") & (results.decisions.clustering == "labels")
     decisions = results.decisions.assign(n_clusters=results.decisions.n_clusters.mask(other, 20))
     blocks = ranking(replace(results, decisions=decisions), "near").blocks
     assert "kmeans/cosine" in blocks
     assert len(blocks) == 2 * 2 * 2
-
-
-def test_what_some_block_lacks_and_what_has_seen_outliers_is_not_ranked(make_results):
-    results = make_results(by_length, detectors=DETECTORS)
-    lacks = (results.metrics.objective == "ce") & (results.metrics.detector == "knn")
-    assert "knn" not in ranking(replace(results, metrics=results.metrics[~lacks]), "near").ranks
-    seen = results.metrics.assign(seen=(results.metrics.detector == "labels/cosine").astype(int))
-    assert "labels/cosine" not in ranking(replace(results, metrics=seen), "near").ranks
 
 
 def test_critical_difference_is_that_of_the_tables_and_friedman_that_of_scipy():
@@ -109,19 +103,15 @@ def test_every_rule_chooses_one_detector_a_run(chosen_results):
 
 
 def test_regret_is_the_best_less_the_chosen(chosen_results):
-    table = regrets(chosen_results)
+    table, metrics = regrets(chosen_results), chosen_results.metrics
     assert set(table.ood_dataset) == set(BEST)  # no sanity set
     expected = [0 if BEST[row.ood_dataset] == row.chosen else 10 + row.seed for row in table.itertuples()]
     np.testing.assert_allclose(table.regret, expected, atol=1e-9)
     np.testing.assert_allclose(table.best, 90)
-    seen = chosen_results.metrics.assign(seen=(chosen_results.metrics.detector == "knn").astype(int))
+    seen = metrics.assign(seen=(metrics.detector == "knn").astype(int))
     without = regrets(replace(chosen_results, metrics=seen))  # what has seen outliers is no rival
     assert "knn" not in set(without.chosen)
     assert without[without.ood_dataset == "digits789"].regret.abs().max() < 1e-9
-
-
-def test_a_rule_whose_choice_was_not_evaluated_is_left_out(chosen_results):
-    metrics = chosen_results.metrics
     gone = (metrics.detector == "labels/mahalanobis") & (metrics.seed == 1)  # what left-out classes choose
     rules = set(regrets(replace(chosen_results, metrics=metrics[~gone])).rule)
     assert rules == {BY_CLUSTERS, BY_HEAD, "virtual outliers", "always knn", "always labels/cosine"}
@@ -130,8 +120,7 @@ def test_a_rule_whose_choice_was_not_evaluated_is_left_out(chosen_results):
 def test_pooled_regret_has_a_row_a_rule_and_recommends_the_least_worst(chosen_results, make_results):
     ahead = {"knn": 0.10, "labels/cosine": 0.06, "labels/mahalanobis": 0.05}
     other = make_results(lambda detector, **_: 0.8 + ahead.get(detector, 0), seeds=(0,), objectives=("ce",))
-    other = replace(other, choices=other.choices[:0])
-    table = pooled({"one": chosen_results, "two": other})
+    table = pooled({"one": chosen_results, "two": replace(other, choices=other.choices[:0])})
     rows = table.set_index("rule")
     # study one: always knn is right on one of two near sets, else it loses 10, 11, 12; study two: it is always right
     assert rows.loc["always knn", "near"] == pytest.approx((3 * 2 * 5.5 * 2 + 0) / (12 + 2))
@@ -140,8 +129,7 @@ def test_pooled_regret_has_a_row_a_rule_and_recommends_the_least_worst(chosen_re
     assert rows.loc["always labels/mahalanobis", "worst"] == pytest.approx(11)
     assert rows.loc["virtual outliers", "n"] == 18
     assert table.n.is_monotonic_decreasing  # a rule that did not choose everywhere is not recommended
-    of_all = table[table.n == table.n.max()]
-    assert of_all.worst.is_monotonic_increasing
+    assert table[table.n == table.n.max()].worst.is_monotonic_increasing
 
 
 N_SEEDS = 5
