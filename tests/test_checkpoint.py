@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PLAIN, few_digits
+from conftest import PLAIN
 from PIL import Image
 
 from oodlib.data import ImageSet, folders, load_images
@@ -55,21 +55,20 @@ def trainers(monkeypatch):
     return made
 
 
+def untimed(history):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+
+
+def bits(tensors):
+    return {name: tensor.cpu().numpy().tobytes() for name, tensor in tensors.items()}
+
+
 def outcome(trainer):
     """Return all that a training ends with, apart from how long it took."""
     state = trainer.state
-    history = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in state.history]
-    modules = {name: module.state_dict() for name, module in state.modules().items()}
-    return history, modules | {"momenta": state.momenta(), "losses": {"": state.losses}}
-
-
-def assert_same(trainer, other):
-    (history, tensors), (other_history, other_tensors) = outcome(trainer), outcome(other)
-    assert history == other_history
-    assert tensors.keys() == other_tensors.keys()
-    for part, named in tensors.items():
-        different = [name for name, tensor in named.items() if not torch.equal(tensor, other_tensors[part][name])]
-        assert not different, part
+    parts = {name: module.state_dict() for name, module in state.modules().items()}
+    parts |= {"momenta": state.momenta(), "losses": {"": state.losses}}
+    return untimed(state.history), {part: bits(tensors) for part, tensors in parts.items()}
 
 
 def train_until(n_steps, config, images, folder):
@@ -94,9 +93,6 @@ def train_until(n_steps, config, images, folder):
     assert len(steps) == n_steps
 
 
-# What other processes do
-
-
 @pytest.fixture(scope="module")
 def processes():
     """A context whose processes start at once, with oodlib imported."""
@@ -111,35 +107,33 @@ def wait_for(condition, process):
         time.sleep(0.001)
 
 
-def train_few(config, folder):
+def in_one_thread(function, *arguments):
     torch.set_num_threads(1)
-    train(config, few_digits(), folder)
+    function(*arguments)
 
 
 def train_on_files_in_a_session(config, root, folder):
     """Train as the first process of a session, on images that workers decode from files."""
     os.setsid()
-    torch.set_num_threads(1)
     folders.IN_MEMORY_BYTES = 1000
     train(config, load_images(f"folder:{root}@8", "train"), folder)
 
 
-def train_run(study, config):
-    torch.set_num_threads(1)
-    train_step(study, config)
-
-
-# Going on
-
-
 @pytest.mark.parametrize(("config", "cuts"), BREAKS, ids=range(len(BREAKS)))
-def test_stopped_by_sigterm_and_resumed_it_is_the_training_without_a_break(few, trainers, tmp_path, config, cuts):
+def test_stopped_by_sigterm_and_resumed_it_is_the_training_without_a_break(
+    few, trainers, tmp_path, monkeypatch, config, cuts
+):
     for n_steps in cuts:
         train_until(n_steps, config, few, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
-    train(config, few, tmp_path)
+    _, history = train(config, few, tmp_path)
     train(config, few)
-    assert_same(*trainers[-2:])
+    assert outcome(trainers[-2]) == outcome(trainers[-1])
+    monkeypatch.setattr(Trainer, "step", None)  # what was done is not trained again
+    again, same_history = train(config, few, tmp_path)
+    assert history == same_history
+    assert outcome(trainers[-2]) == outcome(trainers[-1])
+    assert not again.training
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -150,7 +144,7 @@ def test_on_a_gpu_a_training_with_every_view_and_a_break_is_the_one_without(few,
     train(config, few, tmp_path)
     train(config, few)
     assert torch.backends.cudnn.deterministic
-    assert_same(*trainers[-2:])
+    assert outcome(trainers[-2]) == outcome(trainers[-1])
 
 
 def test_resumed_after_an_error_it_goes_on_from_the_last_epoch_that_was_due(few, trainers, tmp_path, monkeypatch):
@@ -168,16 +162,7 @@ def test_resumed_after_an_error_it_goes_on_from_the_last_epoch_that_was_due(few,
     train(config, few, tmp_path)
     assert steps[8:] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     train(config, few)
-    assert_same(*trainers[-2:])
-
-
-def test_a_training_that_was_done_is_not_trained_again(few, trainers, tmp_path, monkeypatch):
-    encoder, history = train(TINY, few, tmp_path)
-    monkeypatch.setattr(Trainer, "step", None)
-    again, same_history = train(TINY, few, tmp_path)
-    assert history == same_history
-    assert_same(*trainers)
-    assert not again.training
+    assert outcome(trainers[-2]) == outcome(trainers[-1])
 
 
 def test_rows_before_the_break_are_printed_again_and_seconds_are_of_the_whole_epoch(few, tmp_path, capsys):
@@ -197,9 +182,8 @@ def test_rows_before_the_break_are_printed_again_and_seconds_are_of_the_whole_ep
 def ends(folder):
     """Return the tensors and the history that a training left in its folder, and its snapshots' bytes by name."""
     tensors, about = read_tensors(folder / CHECKPOINT, FORMAT)
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in about["history"]]
-    bits = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    return bits, rows, {path.name: path.read_bytes() for path in (folder / SNAPSHOTS).iterdir()}
+    snapshots = {path.name: path.read_bytes() for path in (folder / SNAPSHOTS).iterdir()}
+    return bits(tensors), untimed(about["history"]), snapshots
 
 
 def test_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
@@ -208,7 +192,7 @@ def test_kills_at_random_moments_cost_no_bit(few, processes, tmp_path):
     epoch = max(row["seconds"] for row in history[1:])
     draw, kills, folder = random.Random(0), 0, tmp_path / "killed"
     while kills < 3:
-        process = processes.Process(target=train_few, args=(config, folder))
+        process = processes.Process(target=in_one_thread, args=(train, config, few, folder))
         reached = len(list((folder / SNAPSHOTS).glob("0*"))) if kills else 0
         process.start()
         wait_for(lambda: len(list((folder / SNAPSHOTS).glob("0*"))) > reached, process)  # noqa: B023
@@ -228,7 +212,7 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
     monkeypatch.chdir(tmp_path)
     config = replace(TINY, epochs=4, snapshot_epochs=3)
     run, undisturbed = Run("stopped", "digits-airbench_4_8_8-ce-s0"), train_step("undisturbed", config)
-    process = processes.Process(target=train_run, args=("stopped", config))
+    process = processes.Process(target=in_one_thread, args=(train_step, "stopped", config))
     process.start()
     wait_for((run.path / CHECKPOINT).exists, process)
     process.terminate()
@@ -236,11 +220,13 @@ def test_sigterm_ends_a_process_by_the_signal_and_the_next_ends_with_the_same_by
     assert process.exitcode == -signal.SIGTERM
     assert sorted(path.name for path in run.path.glob("*.*")) == [CHECKPOINT, "config.json"]
     assert "train" not in run.record
+    (run.path / "checkpoint.partial-0123456789ab.safetensors").touch()  # as a killed process leaves it
     train_step("stopped", replace(config, checkpoint_epochs=2))  # which decides no weights
     for file in ("encoder.safetensors", "snapshots/0003.safetensors"):
         assert (run.path / file).read_bytes() == (undisturbed.path / file).read_bytes()
     names = ["config.json", "encoder.safetensors", "history.csv", "snapshots"]
     assert sorted(path.name for path in run.path.iterdir()) == names
+    remove_checkpoint(run.path / CHECKPOINT)  # where there is none
 
 
 def test_sigterm_to_all_processes_of_a_training_on_files_leaves_a_checkpoint(few, processes, tmp_path):
@@ -251,7 +237,8 @@ def test_sigterm_to_all_processes_of_a_training_on_files_leaves_a_checkpoint(few
     config = replace(TINY, epochs=1000, checkpoint_epochs=1000, snapshot_epochs=1)  # SIGTERM alone makes it write
     folder, reached = tmp_path / "run", (0, 0)
     for delay in (0, 0.05):
-        process = processes.Process(target=train_on_files_in_a_session, args=(config, tmp_path / "images", folder))
+        given = train_on_files_in_a_session, config, tmp_path / "images", folder
+        process = processes.Process(target=in_one_thread, args=given)
         process.start()
         next_one = folder / SNAPSHOTS / f"{reached[0] + 1:04d}.safetensors"
         wait_for(next_one.exists, process)
@@ -271,9 +258,6 @@ def test_a_thread_handles_no_signals(few):
     thread.join()
     assert len(encoders) == 1
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-# Faults
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +300,3 @@ def test_going_on_with_other_processes_or_another_torch_is_said(few, checkpoint,
     train(TINY, few, tmp_path)
     said = f"{path} was written with processes=1, not 2; torch='{torch.__version__}', not '9.0': the weights may differ"
     assert capsys.readouterr().out.startswith(said)
-
-
-def test_remove_takes_what_killed_processes_left_and_no_other_file(tmp_path):
-    for name in (CHECKPOINT, "checkpoint.partial-0123456789ab.safetensors", "encoder.safetensors", "config.json"):
-        (tmp_path / name).touch()
-    for _ in range(2):
-        remove_checkpoint(tmp_path / CHECKPOINT)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "encoder.safetensors"]

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from oodlib.clustering import CLUSTERINGS, choose_n_clusters, cluster
 from oodlib.clustering import clusters as clustering
-from oodlib.clustering.clusters import CANDIDATES, LINKED, OWN_SIZE
+from oodlib.clustering.clusters import CANDIDATES, OWN_SIZE
 
 RNG = np.random.default_rng(0)
 MEANS = 6 * RNG.normal(size=(4, 8))
@@ -21,34 +21,24 @@ WITH_K = [name for name in CLUSTERINGS if name not in OWN_SIZE]
 def test_separated_groups_are_found(method):
     found = cluster(Z, Y, method)
     assert adjusted_rand_score(Y, found.assignments) == 1
-    assert found.assignments.dtype == np.int64
-    assert found.centers.dtype == np.float32
-    members = Z / np.linalg.norm(Z, axis=1, keepdims=True) if method == "spherical-kmeans" else Z
+    assert (found.assignments.dtype, found.centers.dtype) == (np.int64, np.float32)
+    spherical = method == "spherical-kmeans"
+    members = Z / np.linalg.norm(Z, axis=1, keepdims=True) if spherical else Z
     means = np.stack([members[found.assignments == k].mean(axis=0) for k in range(4)])
-    if method == "spherical-kmeans":
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
+    means /= np.linalg.norm(means, axis=1, keepdims=True) if spherical else 1
     np.testing.assert_allclose(found.centers, means, atol=1e-5)
+    if method == "labels":  # clusters in increasing order of the classes
+        assert cluster([[0.0], [2.0], [10.0]], np.array([7, 7, 3]), "labels").assignments.tolist() == [1, 1, 0]
+        return
+    z = np.repeat([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]], 4, axis=0)
+    assert len(cluster(z, method=method, n_clusters=3).centers) == 3
+    with pytest.raises(ValueError, match="K = 4 is larger than the number of distinct points, 3"):
+        cluster(z, method=method, n_clusters=4)
 
 
-def test_labels_are_clusters_in_increasing_order_of_the_classes():
-    found = cluster(np.array([[0.0], [2.0], [10.0]]), np.array([7, 7, 3]), "labels")
-    assert found.assignments.tolist() == [1, 1, 0]
-    assert found.centers.tolist() == [[10.0], [1.0]]
-
-
-def test_agglomerative_links_a_sample_and_assigns_the_rest_by_nearest_centre():
-    z = np.concatenate([Z] * (LINKED // len(Z) + 2))
-    found = cluster(z, method="agglomerative", n_clusters=4).assignments
-    assert len(z) > LINKED
-    assert adjusted_rand_score(np.concatenate([Y] * (LINKED // len(Z) + 2)), found) == 1
-
-
-# The choice of K
-
-
-@pytest.mark.parametrize("method", WITH_K)
-def test_auto_finds_the_number_of_groups(method):
-    assert choose_n_clusters(Z, method, (2, 3, 4, 5, 7)) == 4
+def test_agglomerative_links_a_sample_and_assigns_the_rest_by_nearest_centre(monkeypatch):
+    monkeypatch.setattr(clustering, "LINKED", 120)
+    assert adjusted_rand_score(Y, cluster(Z, method="agglomerative", n_clusters=4).assignments) == 1
 
 
 @pytest.mark.parametrize("method", WITH_K)
@@ -81,17 +71,8 @@ def test_auto_takes_the_largest_silhouette(monkeypatch, method, metric):
 def test_auto_clusters_a_sample_for_every_candidate_and_all_rows_once(monkeypatch):
     calls, measured = [], []
     kmeans, pairwise = CLUSTERINGS["kmeans"], metrics.pairwise_distances
-
-    def counted(z, y, n_clusters, seed):
-        calls.append((len(z), n_clusters))
-        return kmeans(z, y, n_clusters, seed)
-
-    def counted_distances(x, **options):
-        measured.append(len(x))
-        return pairwise(x, **options)
-
-    monkeypatch.setitem(CLUSTERINGS, "kmeans", counted)
-    monkeypatch.setattr(metrics, "pairwise_distances", counted_distances)
+    monkeypatch.setitem(CLUSTERINGS, "kmeans", lambda z, y, k, seed: calls.append((len(z), k)) or kmeans(z, y, k, seed))
+    monkeypatch.setattr(metrics, "pairwise_distances", lambda x, **o: measured.append(len(x)) or pairwise(x, **o))
     monkeypatch.setattr(clustering, "TRIED", 120)
     monkeypatch.setattr(clustering, "JUDGED", 50)
     found = cluster(Z, method="kmeans", n_clusters="auto").assignments
@@ -115,9 +96,6 @@ def test_auto_says_why_it_cannot_choose(z, method, message):
         choose_n_clusters(z, method)
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,9 +103,7 @@ def test_auto_says_why_it_cannot_choose(z, method, message):
         ({"method": "labels", "y": None}, "needs labels y"),
         ({"method": "kmeans", "y": None}, "needs n_clusters, or labels y"),
         ({"y": Y[:-1]}, r"one label for each of the 400 embeddings, got shape \(399,\)"),
-        ({"y": Y[:, None]}, r"one label for each of the 400 embeddings, got shape \(400, 1\)"),
         ({"method": "kmeans", "n_clusters": 401}, "n_clusters = 401 is larger than the number of points, 400"),
-        ({"method": "kmeans", "n_clusters": 0}, "n_clusters must be a positive whole number, got 0"),
         ({"method": "kmeans", "n_clusters": "many"}, "n_clusters must be a positive whole number, got 'many'"),
         ({"z": np.full((4, 2), np.nan), "y": None, "method": "one"}, "z must be finite, got 4 of 4 rows"),
     ],
@@ -137,28 +113,19 @@ def test_bad_input_is_refused(arguments, message):
         cluster(**({"z": Z, "y": Y} | arguments))
 
 
-@pytest.mark.parametrize("method", ["labels", "kmeans"])
 @pytest.mark.parametrize(
     ("y", "said"),
     [
         (np.where(Y == 2, -1, Y), r">= 0 \(-1 means unknown\), got 100 negative labels"),
         (Y + 0.5, "integers, got dtype float64"),
         (Y > 1, "integers, got dtype bool"),
-        (Y.astype(str), "integers, got dtype <U"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused_where_they_are_needed(method, y, said):
-    with pytest.raises(ValueError, match="labels y must be " + said):
-        cluster(Z, y, method)
+def test_labels_that_are_no_classes_are_refused_where_they_are_needed(y, said):
+    for method in ("labels", "kmeans"):
+        with pytest.raises(ValueError, match="labels y must be " + said):
+            cluster(Z, y, method)
     assert len(cluster(Z, y, "kmeans", n_clusters=4).centers) == 4  # labels have no say there
-
-
-@pytest.mark.parametrize("method", WITH_K)
-def test_more_clusters_than_distinct_points_are_refused(method):
-    z = np.repeat([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0]], 4, axis=0)
-    assert len(cluster(z, method=method, n_clusters=3).centers) == 3
-    with pytest.raises(ValueError, match="K = 4 is larger than the number of distinct points, 3"):
-        cluster(z, method=method, n_clusters=4)
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)

@@ -16,34 +16,23 @@ GROUPS = NOISE + 20 * np.eye(7, dtype=np.float32)[GROUP]
 
 
 def squared_distances(z, centers):
-    """Return (n, K) by a plain loop."""
-    return np.array([[sum((float(a) - float(b)) ** 2 for a, b in zip(p, c, strict=True)) for c in centers] for p in z])
+    """Return (n, K) in float64, from differences."""
+    return ((z.astype(np.float64)[:, None] - centers.astype(np.float64)) ** 2).sum(axis=2)
 
 
 def spherical_by_loop(z, k, rng):
     """Return assignments (n,) and the sum of squared chords where one random start of spherical k-means ends."""
-    unit = [row / np.sqrt(sum(float(value) ** 2 for value in row)) for row in z]
-    centers, assignments = [unit[i] for i in rng.permutation(len(unit))[:k]], None
+    unit = z.astype(np.float64) / np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True)
+    centers, before = unit[rng.permutation(len(unit))[:k]], None
     while True:
-        cosines = [[float(point @ center) for center in centers] for point in unit]
-        nearest = [max(range(k), key=row.__getitem__) for row in cosines]
-        if nearest == assignments:
-            return np.array(assignments), sum(2 - 2 * max(row) for row in cosines)
-        assignments = nearest
+        cosines = unit @ centers.T
+        assignments = cosines.argmax(axis=1)
+        if np.array_equal(assignments, before):
+            return assignments, (2 - 2 * cosines.max(axis=1)).sum()
+        before = assignments
         for i in set(assignments):
-            total = sum(point for point, j in zip(unit, assignments, strict=True) if j == i)
+            total = unit[assignments == i].sum(axis=0)
             centers[i] = total / np.linalg.norm(total)
-
-
-# Euclidean
-
-
-def test_one_cluster_is_the_mean_and_n_clusters_are_the_points():
-    np.testing.assert_allclose(kmeans(SQUARE, 1)[1], [[5, 0.5]], atol=1e-6)
-    assignments, centers, inertia = kmeans(SQUARE, 4)
-    assert sorted(assignments) == [0, 1, 2, 3]
-    np.testing.assert_allclose(centers[assignments], SQUARE, atol=1e-6)
-    assert inertia == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +42,24 @@ def test_inertia_is_no_worse_than_that_of_scikit_learn(z, k):
     assert kmeans(z, k)[2] <= 1.01 * KMeans(k, n_init=10, random_state=0).fit(z).inertia_
 
 
-def test_it_ends_where_points_are_nearest_their_centre_and_centres_are_means():
-    assignments, centers, inertia = kmeans(NOISE, 9)
-    distances = squared_distances(NOISE, centers)
+@pytest.mark.parametrize("spherical", [False, True])
+def test_it_ends_where_points_are_nearest_their_centre_and_centres_are_means_the_same_for_a_seed(spherical):
+    assignments, centers, inertia = kmeans(NOISE, 9, spherical=spherical, seed=5)
+    z = NOISE / np.linalg.norm(NOISE, axis=1, keepdims=True) if spherical else NOISE
+    distances = squared_distances(z, centers)
     np.testing.assert_array_equal(assignments, distances.argmin(axis=1))
-    np.testing.assert_allclose(centers, [NOISE[assignments == k].mean(axis=0) for k in range(9)], atol=1e-5)
-    assert inertia == pytest.approx(distances.min(axis=1).sum(), rel=1e-6)
+    means = np.stack([z[assignments == k].mean(axis=0) for k in range(9)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True) if spherical else 1
+    np.testing.assert_allclose(centers, means, atol=1e-5)
+    assert inertia == pytest.approx(distances.min(axis=1).sum(), rel=1e-5)
+    again = kmeans(NOISE, 9, spherical=spherical, seed=5)
+    assert all(map(np.array_equal, again, (assignments, centers, inertia)))
+    if spherical:  # zero vectors have no say
+        with_zeros = np.insert(NOISE, [0, 299, 600], 0, axis=0)
+        directed = with_zeros.any(axis=1)
+        found = kmeans(with_zeros, 9, spherical=True, seed=5)
+        assert all(map(np.array_equal, (found[0][directed], *found[1:]), (assignments, centers, inertia)))
+        assert found[0][~directed].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e-5, 0), (1e3, 0), (1, 1000)])
@@ -69,19 +70,6 @@ def test_unit_and_shift_do_not_matter(scale, shift):
     back = (centers.astype(np.float64) - shift) / scale
     np.testing.assert_allclose(back[found], expected_centers[expected], atol=1e-3)
     assert inertia == pytest.approx(expected_inertia * scale**2, rel=1e-4)
-
-
-# Spherical
-
-
-def test_spherical_centres_are_unit_and_the_inertia_sums_chords():
-    assignments, centers, inertia = kmeans(NOISE, 6, spherical=True)
-    unit = NOISE / np.linalg.norm(NOISE, axis=1, keepdims=True)
-    means = np.stack([unit[assignments == k].mean(axis=0) for k in range(6)])
-    np.testing.assert_allclose(centers, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-6)
-    cosines = unit @ centers.T
-    np.testing.assert_array_equal(assignments, cosines.argmax(axis=1))
-    assert inertia == pytest.approx((2 - 2 * cosines.max(axis=1)).sum(), rel=1e-5)
 
 
 def test_spherical_is_what_a_plain_loop_finds():
@@ -96,30 +84,17 @@ def test_spherical_is_what_a_plain_loop_finds():
     assert found[2] == pytest.approx(inertia, rel=1e-5)
 
 
-def test_zero_vectors_have_no_say_in_spherical_centres():
-    rows = [0, 300, 602]
-    with_zeros = np.zeros((603, 7), np.float32)
-    directed = ~np.isin(np.arange(603), rows)
-    with_zeros[directed] = NOISE
-    assignments, centers, inertia = kmeans(with_zeros, 5, spherical=True)
-    without = kmeans(NOISE, 5, spherical=True)
-    np.testing.assert_array_equal(assignments[directed], without[0])
-    assert assignments[rows].tolist() == [0, 0, 0]
-    np.testing.assert_array_equal(centers, without[1])
-    assert inertia == without[2]
-
-
-# Duplicates and empty clusters
-
-
 @pytest.mark.parametrize("spherical", [False, True])
 def test_as_many_clusters_as_distinct_points_finds_each_of_them(spherical):
     points = np.random.default_rng(2).normal(size=(12, 3)).astype(np.float32)
     copies = [1, 2, 300, 5, 1, 40, 7, 1, 90, 3, 1, 2]
     z = np.repeat(points, copies, axis=0)
-    assignments, _, inertia = kmeans(z, 12, spherical=spherical)
+    assignments, centers, inertia = kmeans(z, 12, spherical=spherical)
     assert adjusted_rand_score(np.repeat(np.arange(12), copies), assignments) == 1
     assert inertia == pytest.approx(0, abs=1e-6)
+    if not spherical:
+        np.testing.assert_allclose(centers[assignments], z, atol=1e-6)
+        np.testing.assert_allclose(kmeans(z, 1)[1], [z.mean(axis=0, dtype=np.float64)], atol=1e-6)
     with pytest.raises(ValueError, match="K = 13 is larger than the number of distinct points, 12"):
         kmeans(z, 13, spherical=spherical)
 
@@ -143,34 +118,17 @@ def test_starts_that_leave_clusters_empty_still_give_all_k(monkeypatch, spherica
     assert np.bincount(kmeans(NOISE, 40, spherical=spherical)[0], minlength=40).all()
 
 
-# Seeds
-
-
-def test_same_seed_same_numbers():
-    first, second = kmeans(NOISE, 8, seed=5), kmeans(NOISE, 8, seed=5)
-    np.testing.assert_array_equal(first[0], second[0])
-    np.testing.assert_array_equal(first[1], second[1])
-    assert first[2] == second[2]
-
-
-# assign, standardize, refusals
-
-
-def test_assign_takes_the_nearest_centre_and_the_first_of_equals():
-    centers = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
-    found = assign(np.array([[1.0, 3.0], [3.0, 0.0]]), centers)
-    assert found.tolist() == [0, 1]
-    assert found.dtype == np.int64
-    assert assign(SQUARE, centers[1:2]).tolist() == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="same width, got 2 and 1"):
-        assign(SQUARE, SQUARE[:, :1])
-
-
 @pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e-5, 0), (1e3, 0), (1, 1000)])
-def test_assign_is_what_a_plain_loop_finds_in_any_unit(scale, shift):
+def test_assign_takes_the_nearest_centre_in_any_unit_and_the_first_of_equals(scale, shift):
     z = NOISE.astype(np.float64) * scale + shift
     expected = squared_distances(NOISE, NOISE[:9]).argmin(axis=1)
-    np.testing.assert_array_equal(assign(z, z[:9]), expected)
+    found = assign(z, z[:9])
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+    centers = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 0.0]]) * scale + shift
+    assert assign(np.array([[1.0, 3.0], [3.0, 0.0]]) * scale + shift, centers).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="same width, got 2 and 1"):
+        assign(SQUARE, SQUARE[:, :1])
 
 
 def test_standardized_data_goes_back():

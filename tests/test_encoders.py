@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 from oodlib.encoders import ARCHITECTURES, Encoder, EncoderSpec, architectures, embed, load_encoder, save_encoder
 from oodlib.encoders.architectures import check_arch
@@ -13,15 +14,7 @@ from oodlib.encoders.encoder import FORMAT
 from oodlib.files import read_tensors, write_tensors
 
 SPEC = EncoderSpec(
-    arch="resnet20",
-    classes=("a", "b", "c"),
-    heads=("classifier", "projection"),
-    side=8,
-    channels=1,
-    input_size=16,
-    mean=(0.2, 0.3, 0.4),
-    std=(0.25, 0.5, 0.125),
-    projection_dim=10,
+    "resnet20", ("a", "b", "c"), ("classifier", "projection"), 8, 1, 16, (0.2, 0.3, 0.4), (0.25, 0.5, 0.125), 10
 )
 VIT = replace(SPEC, arch="vit_tiny_patch16_224", input_size=32, patch_size=4)
 
@@ -63,36 +56,27 @@ def test_parameters_and_widths_are_the_published_ones(arch):
     assert z.shape == (2, encoder.dim) == (2, width)
 
 
-@pytest.fixture(scope="module", params=["", "token", "avg"])
-def vit(request):
+@pytest.mark.parametrize("pool", ["", "token", "avg"])
+def test_embedding_of_a_vision_transformer_is_its_class_token_or_the_mean_of_its_patches(pool):
     torch.manual_seed(0)
-    encoder = Encoder(replace(VIT, pool=request.param)).eval()
-    for parameter in encoder.backbone.parameters():
+    vit = Encoder(replace(VIT, pool=pool)).eval()
+    for parameter in vit.backbone.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)  # a trained network's norms are not the identity
-    return encoder
-
-
-def test_vision_transformer_has_the_parameters_counted_by_hand(vit):
-    d, tokens = 192, 1 + (32 // 4) ** 2
+    d, n_tokens = 192, 1 + (32 // 4) ** 2  # the class, and 8 × 8 patches
     attention, mlp, norm = (d + 1) * 3 * d + (d + 1) * d, (d + 1) * 4 * d + (4 * d + 1) * d, 2 * d
-    expected = (4 * 4 * 3 + 1) * d + d + tokens * d + 12 * (attention + mlp + 2 * norm) + norm
-    assert sum(p.numel() for p in vit.backbone.parameters()) == expected
+    counted = (4 * 4 * 3 + 1) * d + d + n_tokens * d + 12 * (attention + mlp + 2 * norm) + norm
+    assert sum(p.numel() for p in vit.backbone.parameters()) == counted
     assert vit.dim == vit.classifier.in_features == d
-
-
-def test_embedding_of_a_vision_transformer_is_its_class_token_or_the_mean_of_its_patches(vit):
     images = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v)[:, None, None] for v in (VIT.mean, VIT.std))
     with torch.inference_mode():
-        tokens = vit.backbone.forward_features((images - mean) / std)
-        z = vit(images)
-    assert tokens.shape == (2, 65, 192)  # the class, and 8 × 8 patches
-    if vit.spec.pool != "avg":  # timm normalises the tokens, and its usual pool is the class token
+        tokens, z = vit.backbone.forward_features((images - mean) / std), vit(images)
+    assert tokens.shape == (2, n_tokens, d)
+    if pool != "avg":  # timm normalises the tokens, and its usual pool is the class token
         expected = tokens[:, 0]
     else:  # timm normalises the mean
         norm = vit.backbone.fc_norm
-        patches = tokens[:, 1:].mean(dim=1)
-        expected = torch.nn.functional.layer_norm(patches, (192,), norm.weight, norm.bias, eps=1e-6)
+        expected = nn.functional.layer_norm(tokens[:, 1:].mean(dim=1), (d,), norm.weight, norm.bias, eps=1e-6)
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -104,23 +88,12 @@ def test_any_other_name_is_timms_with_its_own_stem(arch, width):
     with torch.device("meta"):
         encoder = Encoder(replace(SPEC, arch=arch, input_size=64)).eval()
         z = encoder(torch.empty(2, 3, 64, 64))
-        assert {name: out.shape for name, out in encoder.outputs(z).items()} == {
-            "classifier": (2, 3),
-            "projection": (2, 10),
-        }
         timms = timm.create_model(arch, num_classes=0)
+    shapes = {name: out.shape for name, out in encoder.outputs(z).items()}
+    assert shapes == {"classifier": (2, 3), "projection": (2, 10)}
     assert z.shape == (2, encoder.dim) == (2, width)
-    sizes = {name: tensor.shape for name, tensor in timms.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in encoder.backbone.state_dict().items()} == sizes
-
-
-def test_forward_standardises_and_stops_before_the_heads(encoder):
-    images = torch.rand(4, 3, 16, 16)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (SPEC.mean, SPEC.std))
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder(images), encoder.backbone((images - mean) / std), rtol=0, atol=0)
-        assert encoder(images).shape == (4, 64)
-    assert not {"mean", "std"} & dict(encoder.named_parameters()).keys()  # never trained
+    ours, theirs = ({n: t.shape for n, t in net.state_dict().items()} for net in (encoder.backbone, timms))
+    assert ours == theirs
 
 
 def test_prepared_input_has_the_encoders_form(encoder):
@@ -136,19 +109,20 @@ def test_prepared_input_has_the_encoders_form(encoder):
     assert np.array_equal(large[:, 1].numpy(), grey)  # its own size passes through bit by bit
 
 
-def test_heads_are_those_that_are_asked_for():
+def test_heads_are_those_that_are_asked_for_and_stand_behind_the_embedding(encoder):
     z = torch.zeros(2, 64)
     for heads in ((), ("classifier",), ("projection", "classifier")):
-        encoder = Encoder(replace(SPEC, heads=heads))
-        assert encoder.outputs(z).keys() == set(heads)
-        assert (encoder.projection is None) == ("projection" not in heads)
-    headless = Encoder(replace(SPEC, projection_dim=0))
-    assert headless.projection(z) is z
+        headed = Encoder(replace(SPEC, heads=heads))
+        assert headed.outputs(z).keys() == set(heads)
+        assert (headed.projection is None) == ("projection" not in heads)
+    assert Encoder(replace(SPEC, projection_dim=0)).projection(z) is z
     with pytest.raises(ValueError, match="unknown head 'decoder'"):
         Encoder(replace(SPEC, heads=("classifier", "decoder")))
-
-
-# Names and arguments
+    images = torch.rand(4, 3, 16, 16)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (SPEC.mean, SPEC.std))
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), encoder.backbone((images - mean) / std), rtol=0, atol=0)
+    assert not {"mean", "std"} & dict(encoder.named_parameters()).keys()  # never trained
 
 
 def test_names_are_ours_or_timms():
@@ -160,8 +134,7 @@ def test_names_are_ours_or_timms():
 
 
 REFUSED = [  # changes of the spec, what is named
-    (SPEC, {"patch_size": 4}, "'resnet20' takes no patch_size"),
-    (SPEC, {"pool": "avg"}, "'resnet20' takes no patch_size and no pool"),
+    (SPEC, {"patch_size": 4}, "'resnet20' takes no patch_size and no pool"),
     (SPEC, {"small_stem": False}, "'resnet20' cannot be built"),
     (SPEC, {"arch": "resnet18", "patch_size": 4, "small_stem": False}, "'resnet18' cannot be built with patch_size=4"),
     (SPEC, {"arch": "mobilenetv3_small_050", "pool": "token"}, "'mobilenetv3_small_050' cannot be built"),
@@ -188,16 +161,13 @@ def test_whatever_keeps_pretrained_weights_away_is_named(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
+    for arch, said in (("resnet18", "fit timm's stem"), ("resnet20", "has no pretrained weights in timm")):
+        with pytest.raises(ValueError, match=f"'{arch}' {said}"):
+            Encoder(replace(SPEC, arch=arch), pretrained=True)
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(ConnectionError, match=rf"'resnet18' .*{type(error).__name__}.*use pretrained: false") as raised:
         Encoder(replace(SPEC, arch="resnet18", small_stem=False), pretrained=True)
     assert raised.value.__cause__ is error
-
-
-def test_pretrained_weights_fit_no_small_stem_and_no_network_of_ours():
-    for arch, said in (("resnet18", "fit timm's stem"), ("resnet20", "has no pretrained weights in timm")):
-        with pytest.raises(ValueError, match=f"'{arch}' {said}"):
-            Encoder(replace(SPEC, arch=arch), pretrained=True)
 
 
 def test_torch_and_torchvision_that_do_not_fit_are_named_with_the_way_out(monkeypatch):
@@ -212,90 +182,68 @@ def test_torch_and_torchvision_that_do_not_fit_are_named_with_the_way_out(monkey
     architectures.import_timm.cache_clear()
 
 
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """The hub's client without network and without a cache."""
+def test_pretrained_weights_are_taken_and_need_no_network_once_saved(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-
-
-def test_pretrained_weights_are_taken_and_need_no_network_once_saved(offline, monkeypatch, tmp_path):
     weights = timm.create_model("resnet18").state_dict()
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(weights))
-    encoder = Encoder(replace(SPEC, arch="resnet18", small_stem=False), pretrained=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(weights))
+        encoder = Encoder(replace(SPEC, arch="resnet18", small_stem=False), pretrained=True)
     for name, tensor in encoder.backbone.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
-    monkeypatch.undo()
     save_encoder(encoder, tmp_path / "encoder.safetensors")
     loaded = load_encoder(tmp_path / "encoder.safetensors")
     assert torch.equal(loaded.backbone.conv1.weight, weights["conv1.weight"])
 
 
-def test_saved_and_loaded_encoder_gives_the_same_bits(encoder, path):
+def test_saved_and_loaded_encoder_gives_the_same_bits(encoder, path, tmp_path):
     images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
     loaded = load_encoder(path)
     assert loaded.spec == SPEC
     assert not loaded.training
     for before, after in zip(embed(encoder, images), embed(loaded, images), strict=True):
         assert np.array_equal(before, after)
-    for name, tensor in encoder.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-
-
-def test_a_file_has_the_spec_and_the_same_bytes_for_the_same_encoder(encoder, path, tmp_path):
     weights, spec = read_tensors(path, FORMAT)
-    assert weights.keys() == encoder.state_dict().keys()
     assert spec == {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(SPEC).items()}
+    for state in (weights, loaded.state_dict()):
+        assert state.keys() == encoder.state_dict().keys()
+        for name, tensor in encoder.state_dict().items():
+            assert torch.equal(tensor, state[name]), name
     save_encoder(encoder, tmp_path / "again.safetensors")  # a run is recognised by the SHA-256 of this file
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    for name in ("patch_size", "pool", "small_stem", "mirrored"):  # came later: a file may lack them
+        del spec[name]
+    write_tensors(path, weights, FORMAT, spec, "the encoder")
+    assert load_encoder(path).spec == SPEC
+    assert load_encoder(path).fingerprint() == encoder.fingerprint()
 
 
-@pytest.mark.parametrize("kept", [0, 8, 200, 0.5, -1])
-def test_a_file_that_is_cut_short_or_missing_is_named(path, kept):
+def test_files_that_are_missing_cut_short_or_whose_spec_does_not_fit_the_weights_are_named(path):
+    weights, spec = read_tensors(path, FORMAT)
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=r"encoder\.safetensors"):
-        load_encoder(path)
+    for kept in (0, len(content) // 2, -1):
+        path.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match=r"encoder\.safetensors"):
+            load_encoder(path)
     path.unlink()
     for missing in (path, path.parent):
         with pytest.raises(FileNotFoundError, match=missing.name):
             load_encoder(missing)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"arch": "resnet18"},  # other weights than the file has
-        {"arch": "perceptron"},
-        {"arch": 3},
+    changes = [  # an architecture of other weights, fields that are unknown, missing, or of another kind
+        *({"arch": arch} for arch in ("resnet18", "perceptron", 3)),
         {"arch": "vit_tiny_patch16_224", "patch_size": 5},
-        {"depth": 20},  # a field this version does not know
-        {"side": ...},  # one that is missing
-        {"classes": ["a"]},
-        {"heads": ["classifier"]},
-        {"mean": "grey"},
-        {"mean": [0.5]},
-    ],
-    ids=str,
-)
-def test_a_spec_that_does_not_fit_the_weights_is_refused(path, changes):
-    weights, spec = read_tensors(path, FORMAT)
-    spec = {key: value for key, value in (spec | changes).items() if value is not ...}
-    write_tensors(path, weights, FORMAT, spec, "the encoder")
-    with pytest.raises(ValueError, match=r"encoder\.safetensors"):
-        load_encoder(path)
-
-
-def test_a_field_that_a_file_lacks_has_its_default(encoder, path):
-    weights, spec = read_tensors(path, FORMAT)
-    for name in ("patch_size", "pool", "small_stem", "mirrored"):
-        del spec[name]
-    write_tensors(path, weights, FORMAT, spec, "the encoder")
-    loaded = load_encoder(path)
-    assert loaded.spec == SPEC
-    assert loaded.fingerprint() == encoder.fingerprint()
-    for wrong in ([], 3, "{"):
+        *(
+            {"depth": 20},
+            {"side": ...},
+            {"classes": ["a"]},
+            {"heads": ["classifier"]},
+            {"mean": "grey"},
+            {"mean": [0.5]},
+        ),
+    ]
+    changed = [{key: value for key, value in (spec | change).items() if value is not ...} for change in changes]
+    for wrong in (*changed, [], 3, "{"):
         write_tensors(path, weights, FORMAT, wrong, "the encoder")
         with pytest.raises(ValueError, match=r"encoder\.safetensors"):
             load_encoder(path)

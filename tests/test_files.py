@@ -10,15 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from oodlib.files import (
-    differences,
-    project_root,
-    read_tensors,
-    remove_partial_files,
-    resolve,
-    write_atomically,
-    write_tensors,
-)
+from oodlib import files
+from oodlib.files import project_root, read_tensors, remove_partial_files, resolve, write_atomically, write_tensors
 
 
 @pytest.fixture
@@ -29,30 +22,19 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/studies", "oodlib"])
-def test_project_root_is_found_from_every_folder_below_it(project, monkeypatch, start):
-    monkeypatch.chdir(project / start)
-    assert project_root() == project
-    assert resolve("data/cifar10-test.npz") == project / "data" / "cifar10-test.npz"
-
-
-def test_nearest_project_wins(project, monkeypatch):
-    for folder in ("copy/notebooks", "copy/oodlib"):
-        (project / folder).mkdir(parents=True)
-    monkeypatch.chdir(project / "copy" / "notebooks")
-    assert project_root() == project / "copy"
-
-
-@pytest.mark.parametrize("made", [[], ["notebooks"], ["oodlib"]])
-def test_without_a_project_the_current_folder_is_the_root(tmp_path, monkeypatch, made):
-    for folder in made:
-        (tmp_path / folder).mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert project_root() == tmp_path
-    assert resolve("x") == tmp_path / "x"
-
-
-def test_resolve_keeps_absolute_paths_and_knows_the_home_folder(project, monkeypatch):
+def test_project_root_is_the_nearest_above_or_else_the_current_folder(project, monkeypatch):
+    for start in (".", "notebooks", "notebooks/studies", "oodlib"):
+        monkeypatch.chdir(project / start)
+        assert project_root() == project
+        assert resolve("data/cifar10-test.npz") == project / "data" / "cifar10-test.npz"
+    for folder, root in (("copy", project), ("copy/notebooks", project), ("copy/oodlib", project / "copy")):
+        (project / folder).mkdir()
+        monkeypatch.chdir(project / folder)
+        assert project_root() == root
+    for made in ("a", "b/notebooks", "c/oodlib"):  # nothing, or half of what makes a project
+        (project.parent / made).mkdir(parents=True)
+        monkeypatch.chdir(project.parent / made[0])
+        assert project_root() == resolve("") == project.parent / made[0]
     monkeypatch.setenv("HOME", str(project.parent))
     assert resolve(project.parent / "elsewhere") == project.parent / "elsewhere"
     assert resolve("~/data") == project.parent / "data"
@@ -69,36 +51,22 @@ def test_write_makes_the_folder_replaces_and_leaves_one_file(tmp_path):
     assert {(p.parent, p.suffix, ".partial" in p.name) for p in seen} == {(path.parent, ".csv", True)}
 
 
-@pytest.mark.parametrize("error", [ValueError("half-way"), KeyboardInterrupt()])
-def test_failure_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, error):
-    path = tmp_path / "a.json"
-    path.write_text("old")
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise error
-
-    with pytest.raises(type(error)):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
-
-
-def test_an_error_of_the_system_names_the_file_and_says_what_is_kept(tmp_path):
-    path = tmp_path / "a.json"
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+def test_failure_keeps_the_old_file_removes_the_temporary_one_and_says_what_is_kept(tmp_path):
+    path, full = tmp_path / "a.json", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = r"^\[Errno 28\] cannot write the table \(No space left on device\); "
-    with pytest.raises(OSError, match=f"{said}there is none yet: '{path}'$"):
-        write_atomically(path, fail, "the table")
-    path.write_text("old")
-    with pytest.raises(OSError, match=f"{said}the last one is kept: '{path}'$"):
-        write_atomically(path, fail, "the table")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
+    for before, kept in ((None, "there is none yet"), ("old", "the last one is kept")):
+        if before:
+            path.write_text(before)
+        for error, match in ((ValueError("half-way"), "half-way"), (KeyboardInterrupt("^C"), "C"), (full, said + kept)):
+
+            def fail(temporary: Path, error=error) -> None:
+                temporary.write_text("ne")
+                raise error
+
+            with pytest.raises(type(error), match=match) as raised:
+                write_atomically(path, fail, "the table")
+            assert error is not full or raised.value.filename == str(path)
+            assert [file.read_text() for file in tmp_path.iterdir()] == [before] * bool(before)
 
 
 def test_content_is_on_the_disk_before_its_name_is_and_then_the_name(tmp_path, monkeypatch):
@@ -177,22 +145,20 @@ def test_tensors_and_what_is_said_of_them_come_back(tmp_path):
         read_tensors(path, "kind-2")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip file", bytes(64), b"{}" * 50, -1, 100])
-def test_a_file_without_whole_tensors_is_named(tmp_path, content):
+def test_a_file_without_whole_tensors_or_their_metadata_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"w": torch.zeros(9)}, "kind", {}, "the tensors")
-    path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
-    with pytest.raises(ValueError, match=r"a\.safetensors"):
-        read_tensors(path, "kind")
-
-
-def test_metadata_that_is_no_json_or_not_there_is_named(tmp_path):
-    for metadata in ({"kind": "{"}, {"format": "pt"}, None):
-        save_file({"w": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+    whole = path.read_bytes()
+    for content in (b"", b"PK\x03\x04 a zip file", bytes(64), b"{}" * 50, whole[:-1], whole[:100]):
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.safetensors"):
-            read_tensors(tmp_path / "a.safetensors", "kind")
+            read_tensors(path, "kind")
+    for metadata in ({"kind": "{"}, {"format": "pt"}, None):
+        save_file({"w": torch.zeros(1)}, path, metadata)
+        with pytest.raises(ValueError, match=r"a\.safetensors"):
+            read_tensors(path, "kind")
 
 
 def test_differences_are_named_but_not_those_of_what_is_kept_on_the_way():
     before = {"epochs": 3, "seed": 0, "snapshot_epochs": 1}
-    assert differences(before, {"epochs": 4, "snapshot_epochs": 2}) == ["epochs=3, not 4", "seed=0, not None"]
+    assert files.differences(before, {"epochs": 4, "snapshot_epochs": 2}) == ["epochs=3, not 4", "seed=0, not None"]

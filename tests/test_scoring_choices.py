@@ -8,16 +8,7 @@ import pytest
 
 from oodlib.metrics import auroc
 from oodlib.scoring import ClusterDetector, KNNDetector, choices
-from oodlib.scoring.choices import (
-    CANDIDATES,
-    FALLBACK,
-    OF_NOTEBOOK,
-    choice_table,
-    choose_candidate,
-    left_out_classes,
-    rank_candidates,
-    virtual_outliers,
-)
+from oodlib.scoring.choices import choice_table, choose_candidate, left_out_classes, rank_candidates, virtual_outliers
 from oodlib.scoring.evaluation import Embedded, RunEmbeddings
 
 KEYS = [("labels", 4), ("one", 1), ("kmeans", 4), ("kmeans", 3)]
@@ -54,9 +45,12 @@ def test_each_class_is_left_out_once_and_what_is_left_is_numbered_anew(data):
             np.testing.assert_allclose(embedded.logits, embedded.z @ part.weight.T + part.bias)
     left_out = [int(part.ood["unknown"].z.mean(axis=0).argmax()) for part in parts]
     assert sorted(left_out) == [0, 1, 2, 3]
+    many = [Embedded(e.z, np.arange(len(e.z)) % 12) for e in (data.train, data.calibration)]
+    parts = left_out_classes(RunEmbeddings(many[0], many[1], many[1], {}), 0, choices.MAX_TURNS)  # up to twenty classes
+    assert [len(np.unique(part.train.y)) for part in parts] == [11] * 12
 
 
-def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
+def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data, monkeypatch):
     part = next(virtual_outliers(replace(data, test=data.calibration), seed=0))
     z = part.ood["unknown"].z.astype(np.float64)
     assert z.shape == (choices.N_VIRTUAL, 6)
@@ -70,6 +64,10 @@ def test_virtual_outliers_lie_on_the_rim_that_the_quantile_draws(data):
     radius = np.quantile(to_nearest(data.calibration.z) ** 2, choices.QUANTILE) ** 0.5
     np.testing.assert_allclose(to_nearest(z), radius, rtol=1e-3)
     np.testing.assert_allclose(part.ood["unknown"].logits, part.ood["unknown"].z[:, :4], rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(choices, "MAX_TRAIN", 100)  # of large sets a part takes part
+    part = next(virtual_outliers(choices._reduced(data, 0), seed=0))
+    assert len(part.train.z) == len(part.train.logits) == 100
+    assert np.bincount(part.train.y).min() > 10
 
 
 def test_table_has_a_row_for_every_rule_and_detector(data):
@@ -84,31 +82,17 @@ def test_table_has_a_row_for_every_rule_and_detector(data):
     assert of["none", 0, "msp"] < of["labels", 4, "mahalanobis"]  # its directions are the known ones
 
 
-def test_test_and_ood_images_play_no_part(data):
+def test_test_and_ood_images_play_no_part_and_without_rules_there_are_no_rows(data):
     other = replace(data, test=draw(80, 9), ood={})
-    tables = [choice_table(d, [*RULES, OF_NOTEBOOK], KEYS[:1], DISTANCES, 5) for d in (data, other, data)]
+    tables = [choice_table(d, [*RULES, choices.OF_NOTEBOOK], KEYS[:1], DISTANCES, 5) for d in (data, other, data)]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])  # seeded
-
-
-def test_no_rules_no_rows_and_an_unknown_rule_is_named(data):
-    assert list(choice_table(data, [], KEYS, DISTANCES, 5)) == choices.COLUMNS
-    assert choice_table(data, [], KEYS, DISTANCES, 5).empty
-    with pytest.raises(
-        ValueError,
-        match="unknown rule 'oracle'; known: left-out classes, virtual outliers, left-out classes of notebook 06",
-    ):
+    empty = choice_table(data, [], KEYS, DISTANCES, 5)
+    assert list(empty) == choices.COLUMNS
+    assert empty.empty
+    known = ", ".join((*RULES, choices.OF_NOTEBOOK))
+    with pytest.raises(ValueError, match=f"unknown rule 'oracle'; known: {known}"):
         choices.check_rules(["left-out classes", "oracle"])
-
-
-def test_large_sets_are_chosen_from_with_a_part(data, monkeypatch):
-    monkeypatch.setattr(choices, "MAX_TRAIN", 100)
-    part = next(virtual_outliers(choices._reduced(data, 0), seed=0))
-    assert len(part.train.z) == len(part.train.logits) == 100
-    assert np.bincount(part.train.y).min() > 10
-
-
-# The rule of notebook 06
 
 
 def by_hand(data, clustering, distance):
@@ -125,9 +109,9 @@ def by_hand(data, clustering, distance):
 
 def test_candidates_are_ranked_by_each_class_in_turn(data):
     ranking = rank_candidates(replace(data, test=data.calibration), n_neighbors=5)
-    assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(CANDIDATES)
+    assert sorted(zip(ranking.clustering, ranking.distance, strict=True)) == sorted(choices.CANDIDATES)
     assert ranking.auroc.is_monotonic_decreasing
-    least, _ = by_hand(data, *FALLBACK)
+    least, _ = by_hand(data, *choices.FALLBACK)
     for row in ranking.itertuples():
         expected, caught = by_hand(data, row.clustering, row.distance)
         assert row.auroc == pytest.approx(expected.mean(), abs=1e-3 if row.clustering == "kmeans" else 1e-6)
@@ -142,28 +126,24 @@ def test_folds_are_averaged_class_by_class_and_other_numbers_of_neighbours_join(
     folds = [replace(data, test=data.calibration), replace(data, test=data.test)]
     both, *each = (rank_candidates(*f, n_neighbors=5, others=(1, 5000)) for f in (folds, folds[:1], folds[1:]))
     tables = [table.set_index(["clustering", "distance"]).auroc for table in (both, *each)]
-    assert set(tables[0].index) == {*CANDIDATES, ("none", "knn-1")}  # there are not 5000
+    assert set(tables[0].index) == {*choices.CANDIDATES, ("none", "knn-1")}  # there are not 5000
     pd.testing.assert_series_equal(tables[0].sort_index(), ((tables[1] + tables[2]) / 2).sort_index())
 
 
-def test_up_to_twenty_classes_each_has_its_turn(data):
-    many = [Embedded(e.z, np.arange(len(e.z)) % 12) for e in (data.train, data.calibration)]
-    parts = list(left_out_classes(RunEmbeddings(many[0], many[1], many[1], {}), 0, choices.MAX_TURNS))
-    assert [len(np.unique(part.train.y)) for part in parts] == [11] * 12
-
-
-@pytest.mark.parametrize(
-    ("ahead", "noise", "chosen"), [(0.02, 0.01, "cosine"), (0.02, 0.02, FALLBACK[1]), (0.0, 0.0, FALLBACK[1])]
-)
-def test_a_lead_within_the_noise_is_none(ahead, noise, chosen):
-    rows = [("kmeans", "cosine", 0.9, ahead, noise), (*FALLBACK, 0.9 - ahead, 0.0, 0.0)]
-    table = pd.DataFrame(rows, columns=["clustering", "distance", "auroc", "ahead", "noise"])
-    assert choose_candidate(table)[1] == chosen
-    assert choose_candidate(table[:0]) == FALLBACK
+def test_a_lead_within_the_noise_is_none():
+    for ahead, noise, chosen in (
+        (0.02, 0.01, "cosine"),
+        (0.02, 0.02, choices.FALLBACK[1]),
+        (0.0, 0.0, choices.FALLBACK[1]),
+    ):
+        rows = [("kmeans", "cosine", 0.9, ahead, noise), (*choices.FALLBACK, 0.9 - ahead, 0.0, 0.0)]
+        table = pd.DataFrame(rows, columns=["clustering", "distance", "auroc", "ahead", "noise"])
+        assert choose_candidate(table)[1] == chosen
+        assert choose_candidate(table[:0]) == choices.FALLBACK
 
 
 def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
-    table = choice_table(data, [OF_NOTEBOOK], KEYS[:1], DISTANCES[:1], n_neighbors=5)
+    table = choice_table(data, [choices.OF_NOTEBOOK], KEYS[:1], DISTANCES[:1], n_neighbors=5)
     assert list(table) == choices.COLUMNS
     (row,) = table.to_dict("records")
     ranking = rank_candidates(choices._reduced(data, 0), n_neighbors=5)
@@ -172,6 +152,6 @@ def test_of_the_rule_of_the_notebook_there_is_one_row_its_choice(data):
     best = ranking[(ranking.clustering == row["clustering"]) & (ranking.distance == row["distance"])]
     assert row["auroc"] == best.auroc.item()
     two = [Embedded(e.z, e.y % 2) for e in (data.train, data.calibration)]
-    none = choice_table(RunEmbeddings(*two, two[1], {}), [OF_NOTEBOOK], [], [], 5)
-    assert none[["clustering", "n_clusters", "distance"]].to_numpy().tolist() == [["labels", 2, FALLBACK[1]]]
+    none = choice_table(RunEmbeddings(*two, two[1], {}), [choices.OF_NOTEBOOK], [], [], 5)
+    assert none[["clustering", "n_clusters", "distance"]].to_numpy().tolist() == [["labels", 2, choices.FALLBACK[1]]]
     assert none.auroc.isna().all()

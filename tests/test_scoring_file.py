@@ -16,19 +16,10 @@ from sklearn.base import clone
 
 from oodlib.clustering import cluster
 from oodlib.encoders import Encoder, EncoderSpec, load_encoder, save_encoder
-from oodlib.scoring import (
-    DETECTORS,
-    DISTANCES,
-    THRESHOLDS,
-    ClusterDetector,
-    KNNDetector,
-    OutlierExposureDetector,
-    ViMDetector,
-    knn,
-    load_detector,
-)
+from oodlib.scoring import DISTANCES, THRESHOLDS, ClusterDetector, KNNDetector, OutlierExposureDetector, ViMDetector
 from oodlib.scoring import cluster_detector as scoring
 from oodlib.scoring.detector_file import FORMAT
+from oodlib.scoring.loading import DETECTORS, load_detector
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing is rejected")  # of few images, clusters have fewer
 
@@ -119,14 +110,6 @@ def test_every_detector_is_the_same_to_the_last_bit(name, dtype, tmp_path):
     assert_same(detector, round_trip(detector, tmp_path), dtype)
 
 
-def test_a_distance_that_does_not_say_what_its_state_is(tmp_path, monkeypatch):
-    monkeypatch.setitem(DISTANCES, "mine", replace(DISTANCES["euclidean"], state={}))
-    detector = ClusterDetector(distance="mine").fit(Z, Y)
-    with pytest.raises(ValueError, match="'mine' does not say what its state is, so no file can hold it"):
-        detector.save(tmp_path / "x.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
 def test_parameters_of_numpy_and_those_that_are_looked_for(tmp_path):
     detector = ClusterDetector("kmeans", np.int64(3), alpha=np.float32(0.25), seed=np.int32(7)).fit(Z)
     assert round_trip(detector, tmp_path).get_params() == detector.get_params()
@@ -145,22 +128,20 @@ def read(path):
 
 def test_file_is_what_the_fit_kept_as_arrays_and_json(tmp_path):
     z = np.array([[1, 0], [1, 0], [0, 2], [0, 2.0]])
-    ClusterDetector(distance="cosine", threshold="per-cluster", alpha=0.5).fit(z, [7, 7, 9, 9]).save(tmp_path / "a.b")
+    detector = ClusterDetector(distance="cosine", threshold="per-cluster", alpha=0.5)
+    detector.fit(z, [7, 7, 9, 9]).save(tmp_path / "a.b")
     header, arrays = read(tmp_path / "a.b")
     assert header == {
         "class": "ClusterDetector",
-        "parameters": ClusterDetector(distance="cosine", threshold="per-cluster", alpha=0.5).get_params(),
+        "parameters": detector.get_params(),
         "fortran_order": [],
         "encoder": "",
         "held_out": False,
         "classes": [],
     }
-    assert arrays.keys() == {"state_.centers", "reference_", "reference_nearest_", "offset_"}
-    assert arrays["state_.centers"].tolist() == [[1, 0], [0, 1]]
-    assert arrays["reference_"].tolist() == [0, 0, 0, 0]
-    assert arrays["reference_nearest_"].tolist() == [0, 0, 1, 1]
-    assert arrays["offset_"].shape == (2,)
-    np.testing.assert_allclose(arrays["offset_"], 0, atol=1e-12)
+    known = {"state_.centers": [[1, 0], [0, 1]], "reference_": [0] * 4, "reference_nearest_": [0, 0, 1, 1]}
+    assert {name: array.tolist() for name, array in arrays.items() if name != "offset_"} == known
+    np.testing.assert_allclose(arrays["offset_"], [0, 0], atol=1e-12)
 
 
 def test_classifier_of_vim_is_in_the_file_once(tmp_path):
@@ -176,7 +157,7 @@ def test_classifier_of_vim_is_in_the_file_once(tmp_path):
 @pytest.mark.parametrize("in_memory", [0, 2**30])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(knn, "IN_MEMORY", in_memory)
+    monkeypatch.setattr("oodlib.scoring.knn.IN_MEMORY", in_memory)
     z = np.random.default_rng(5).normal(size=(5000, 16)).astype(dtype)
     detector = KNNDetector(3).fit(z)
     assert (detector.index_.table is None) == (in_memory == 0)
@@ -193,43 +174,33 @@ def test_knn_keeps_the_training_embeddings_once(dtype, in_memory, tmp_path, monk
 
 
 def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
-    detector = ClusterDetector().fit(Z, Y)
-    detector.save(tmp_path / "detector")
-    before = (tmp_path / "detector").read_bytes()
-
     def fail(arrays, path, metadata):
-        path.write_bytes(before[:99])
+        path.write_bytes(b"half of it")
         raise OSError("No space left on device")
 
+    fit("clusters").save(tmp_path / "detector")
+    before = (tmp_path / "detector").read_bytes()
     monkeypatch.setattr("safetensors.numpy.save_file", fail)
     with pytest.raises(OSError, match="No space left"):
-        detector.fit(Z[1:], Y[1:]).save(tmp_path / "detector")
-    assert [path.name for path in tmp_path.iterdir()] == ["detector"]
-    assert (tmp_path / "detector").read_bytes() == before
+        fit("vim").save(tmp_path / "detector")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
-# What cannot be saved
-
-
-def test_detector_of_another_class(tmp_path):
-    class KNNDetector(DETECTORS["KNNDetector"]):
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch):
+    class KNNDetector(DETECTORS["KNNDetector"]):  # a name that is known
         pass
 
-    class Own(ClusterDetector):
-        pass
-
-    for kind in (KNNDetector, Own):
-        with pytest.raises(TypeError, match=f"a detector of oodlib.scoring, got {kind.__name__} of "):
-            kind().fit(Z, Y).save(tmp_path / "detector")
-
-
-def test_detector_that_could_not_be_loaded(tmp_path):
-    detector = ClusterDetector(seed=None).fit(Z, Y)
-    with pytest.raises(ValueError, match="seed must be int, got None"):
-        detector.save(tmp_path / "detector")
-    detector.set_params(seed=0).offset_ = np.nan
-    with pytest.raises(ValueError, match="offset_ contains NaN"):
-        detector.save(tmp_path / "detector")
+    monkeypatch.setitem(DISTANCES, "mine", replace(DISTANCES["euclidean"], state={}))
+    broken = ClusterDetector().fit(Z, Y)
+    broken.offset_ = np.nan
+    for detector, error, said in (
+        (KNNDetector().fit(Z), TypeError, "a detector of oodlib.scoring, got KNNDetector of "),
+        (ClusterDetector(distance="mine").fit(Z, Y), ValueError, "'mine' does not say what its state is"),
+        (ClusterDetector(seed=None).fit(Z, Y), ValueError, "seed must be int, got None"),
+        (broken, ValueError, "offset_ contains NaN"),
+    ):
+        with pytest.raises(error, match=said):
+            detector.save(tmp_path / "detector")
     assert not list(tmp_path.iterdir())
 
 
@@ -248,32 +219,23 @@ def encoder():
     return Encoder(SPEC).eval()
 
 
-def test_fingerprint_is_the_hash_of_spec_and_weights(encoder):
+def test_fingerprint_is_the_hash_of_spec_and_weights_and_stays_where_the_embeddings_do(encoder, tmp_path):
     spec = {name: value for name, value in asdict(SPEC).items() if name not in LATER}
     parts = [json.dumps(spec).encode()]
     for name in sorted(encoder.state_dict()):
         array = encoder.state_dict()[name].numpy()
         parts += [f"\n{name} torch.{array.dtype} {list(array.shape)}\n".encode(), array.tobytes()]
-    assert encoder.fingerprint() == hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def test_fingerprint_stays_where_the_embeddings_do(encoder, tmp_path):
-    known = encoder.fingerprint()
+    known = hashlib.sha256(b"".join(parts)).hexdigest()
+    assert encoder.fingerprint() == known
     save_encoder(encoder, tmp_path / "encoder")
     loaded = load_encoder(tmp_path / "encoder")
-    assert loaded.fingerprint() == known
-    assert loaded.train().fingerprint() == known
-    assert loaded.to(memory_format=torch.channels_last).fingerprint() == known
-    assert loaded.bfloat16().fingerprint() != known
-
-
-def test_fingerprint_knows_the_fields_that_came_later(encoder):
-    other = Encoder(SPEC)
-    other.load_state_dict(encoder.state_dict())
-    assert other.fingerprint() == encoder.fingerprint()
+    assert loaded.train().to(memory_format=torch.channels_last).fingerprint() == known
     for name, value in zip(LATER, (4, "avg", False, True), strict=True):
-        other.spec = replace(SPEC, **{name: value})
-        assert other.fingerprint() != encoder.fingerprint(), name
+        loaded.spec = replace(SPEC, **{name: value})
+        assert loaded.fingerprint() != known, name
+    loaded.spec = SPEC
+    assert loaded.fingerprint() == known
+    assert loaded.bfloat16().fingerprint() != known
 
 
 @pytest.mark.parametrize("as_text", [True, False])
@@ -291,7 +253,7 @@ def test_detector_knows_its_encoder(encoder, as_text, tmp_path):
     assert loaded.fit(Z, Y).encoder_ == ""  # of embeddings of whichever encoder
 
 
-def test_another_encoder_is_refused(encoder, tmp_path):
+def test_another_encoder_or_none_is_refused(encoder, tmp_path):
     detector, path = ClusterDetector().fit(Z, Y), tmp_path / "detector"
     other = Encoder(replace(SPEC, mean=(0.5, 0.4, 0.2)))
     known, others = encoder.fingerprint()[:12], other.fingerprint()[:12]
@@ -302,20 +264,14 @@ def test_another_encoder_is_refused(encoder, tmp_path):
     with pytest.raises(ValueError, match=f"the detector {said}"):
         load_detector(path).save(tmp_path / "copy", other)
     detector.save(path)
-    with pytest.raises(ValueError, match=f"{path} was saved without an encoder, so the one given cannot be compared"):
+    with pytest.raises(ValueError, match=f"{path} was saved without an encoder"):
         load_detector(path, encoder)
+    for given in ("", "A" * 64, 64 * "0" + "\n", 7):
+        for ask in (detector.save, load_detector):
+            with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal"):
+                ask(path, given)
     load_detector(path).save(path, other)  # now it is known
     assert load_detector(path, other).encoder_.startswith(others)
-
-
-@pytest.mark.parametrize("given", ["", "A" * 64, 64 * "0" + "\n", 7])
-def test_what_is_no_encoder(given, tmp_path):
-    detector = ClusterDetector().fit(Z, Y)
-    with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal digits, got "):
-        detector.save(tmp_path / "detector", given)
-    detector.save(tmp_path / "detector")
-    with pytest.raises(ValueError, match="encoder must be an Encoder or its fingerprint, 64 hexadecimal digits, got "):
-        load_detector(tmp_path / "detector", given)
 
 
 # What is no detector
@@ -342,32 +298,24 @@ def rewrite(path, change):
     save_file(arrays, path, {FORMAT: json.dumps(header)})
 
 
-def test_no_file(tmp_path):
-    for path in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no detector at {path}"):
-            load_detector(path)
-
-
-@pytest.mark.parametrize("kept", [0, 9, 0.3, -1, pickle.dumps(KNNDetector()), bytes(4096)])
-def test_file_that_is_cut_short_or_of_another_kind(path, kept):
-    whole = path.read_bytes()
-    path.write_bytes(kept if isinstance(kept, bytes) else whole[: int(kept * len(whole)) if kept == 0.3 else kept])
-    refused(path, "is no safetensors file of NumPy's dtypes, or is cut short: ")
-
-
-def test_safetensors_file_of_another_format(path, encoder):
-    save_file({"weight": np.zeros(2)}, path)
-    refused(path, f"is not a detector of this version: '{FORMAT}' is not in its metadata []")
-    save_file({"weight": np.zeros(2)}, path, {"oodlib-detector-1": "{}"})
-    refused(path, "is not in its metadata ['oodlib-detector-1']")
-    save_encoder(encoder, path)
-    refused(path, "is not in its metadata ['oodlib-encoder-1']")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"class": "KNNDetector"}'])
-def test_json_that_is_none_or_no_header(path, text):
-    save_file(load_file(path), path, {FORMAT: text})
-    refused(path, "does not hold a detector and the arrays that fit it: ")
+def test_file_that_is_missing_cut_short_or_of_another_kind(path, encoder):
+    for missing in (path.parent / "nothing", path.parent):
+        with pytest.raises(FileNotFoundError, match=f"no detector at {missing}"):
+            load_detector(missing)
+    whole, arrays = path.read_bytes(), load_file(path)
+    for content in (whole[:9], whole[: len(whole) // 3], whole[:-1], pickle.dumps(KNNDetector()), bytes(4096), b""):
+        path.write_bytes(content)
+        refused(path, "is no safetensors file of NumPy's dtypes, or is cut short: ")
+    for write, found in (
+        (lambda: save_file(arrays, path), []),
+        (lambda: save_file(arrays, path, {"oodlib-detector-1": "{}"}), ["oodlib-detector-1"]),
+        (lambda: save_encoder(encoder, path), ["oodlib-encoder-1"]),
+    ):
+        write()
+        refused(path, f"is not a detector of this version: '{FORMAT}' is not in its metadata {found}")
+    for text in ("", "[]", "[" * 100_000, '{"class": "KNNDetector"}'):
+        save_file(arrays, path, {FORMAT: text})
+        refused(path, "does not hold a detector and the arrays that fit it: ")
 
 
 @pytest.mark.parametrize("calibration", [None, Z[:20]], ids=["none", "given"])
@@ -389,17 +337,13 @@ def test_whether_reference_scores_are_held_out_and_the_classes_go_through_the_fi
 
 PARTS = "its JSON must be an object of class (str), parameters (dict), fortran_order (list), encoder (str), "
 KNOWN = "the parameters of ClusterDetector are clustering, n_clusters, distance, "
-HEADERS = [  # what is changed of the header, what is said of it
+HEADERS = [  # what is changed of the header or of its parameters, what is said of it
     ({"class": "os.system"}, "unknown class 'os.system'; known: ClusterDetector, KNNDetector, "),
     ({"class": ["KNNDetector"]}, PARTS),
-    ({"fortran_order": "state_.whiten"}, PARTS),
-    ({"run": 1}, PARTS),
     ({"held_out": 1}, PARTS),
     ({"classes": ["cat", 3]}, "classes must be names, got 3"),
     ({"encoder": "resnet20"}, "64 hexadecimal digits, got 'resnet20'"),
     ({"parameters": {}}, KNOWN),
-]
-WRONG = [
     ({"alpha": "0.05"}, "alpha must be float, got '0.05'"),
     ({"alpha": float("nan")}, "alpha must be between 0 and 1, got nan"),
     ({"n_clusters": True}, "n_clusters must be int | str | None, got True"),
@@ -411,48 +355,43 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("of", "changes", "said"), [("", *h) for h in HEADERS] + [("parameters", *p) for p in WRONG])
-def test_a_header_that_does_not_fit(path, of, changes, said):
-    rewrite(path, lambda header, arrays: (header[of] if of else header).update(changes))
+@pytest.mark.parametrize(("changes", "said"), HEADERS)
+def test_a_header_that_does_not_fit(path, changes, said):
+    def change(header, arrays):
+        (header if changes.keys() <= header.keys() else header["parameters"]).update(changes)
+
+    rewrite(path, change)
     refused(path, said)
 
 
-KINDS = ("clusters", "knn", "vim", "outlier-exposure")
-ARRAYS = [(kind, name) for kind in KINDS for name in EXAMPLES[kind].layout()]
-
-
-@pytest.mark.parametrize(("kind", "name"), ARRAYS)
-def test_every_array_is_checked(kind, name, path):
+@pytest.mark.parametrize("kind", ["clusters", "knn", "vim", "outlier-exposure"])
+def test_every_array_is_checked(kind, path):
     fit(kind, np.float64).save(path)
-    whole, array = path.read_bytes(), load_file(path)[name]
-
-    def put(value, name=name):
+    whole = path.read_bytes()
+    for name, array in load_file(path).items():
+        changed = [({name + "x": array}, ("its arrays must be ", name + "x"))]
+        for wrong in (array.astype(np.int32), array.astype(np.float16), array[None]):
+            changed.append(({name: wrong}, (f"{name} must be ", f"got {wrong.dtype} (")))
+        if array.dtype.kind == "f":
+            for value in (np.nan, np.inf) if name == "offset_" else (np.nan, np.inf, -np.inf):
+                spoilt = array.copy()
+                spoilt[(-1,) * spoilt.ndim] = value
+                changed.append(({name: spoilt}, (f"{name} contains NaN or infinity",)))
+        rewrite(path, lambda header, arrays, name=name: arrays.pop(name))
+        refused(path, name)
+        for change, said in changed:
+            path.write_bytes(whole)
+            rewrite(path, lambda header, arrays, change=change: arrays.update(change))
+            refused(path, *said)
         path.write_bytes(whole)
-        rewrite(path, lambda header, arrays: arrays.update({name: value}))
-
-    rewrite(path, lambda header, arrays: arrays.pop(name))
-    refused(path, name)
-    put(array, name + "x")
-    refused(path, "its arrays must be ", name + "x")
-    for wrong in (array.astype(np.int32), array.astype(np.float16)):
-        put(wrong)
-        refused(path, f"{name} must be ", f"got {wrong.dtype} (")
-    put(array[None])
-    refused(path, f"{name} must be ", f"got {array.dtype} (1")
-    if array.dtype.kind == "f":
-        for value in (np.nan, np.inf) if name == "offset_" else (np.nan, np.inf, -np.inf):
-            spoilt = array.copy()
-            spoilt[(-1,) * spoilt.ndim] = value
-            put(spoilt)
-            refused(path, f"{name} contains NaN or infinity")
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "shape", "said"),
     [
         ("clusters", "reference_", (241,), "reference_nearest_ must be int64 m, m = 241, got int64 (240,)"),
+        ("clusters", "state_.whiten", None, "its float arrays must be all float32 or all float64"),
         ("clusters", "offset_", (), "offset_ must be float64 k, got float64 ()"),
-        ("clusters", "offset_", (5,), "centers must be float64 k r, k = 5, r = 12, got float64 (4, 12)"),
         ("clusters", "state_.origin", (12,), "whiten must be float d r, d = 12, r = 12, got float64 (13, 12)"),
         ("clusters", "state_.centers", (4, 13), "centers must be float64 k r, k = 4, r = 12, got float64 (4, 13)"),
         ("clusters", "state_.factors", (4, 12, 11), "factors must be float f r r, f = 4, r = 12, r = 12, got float64 "),
@@ -463,17 +402,15 @@ def test_every_array_is_checked(kind, name, path):
         ("outlier-exposure", "widths_", (2,), "widths_ must be float64 o, o = 1, got float64 (2,)"),
     ],
 )
-def test_array_of_another_shape(kind, name, shape, said, path):
+def test_array_of_another_shape_or_dtype(kind, name, shape, said, path):
     fit(kind, np.float64).save(path)
 
     def change(header, arrays):
-        arrays[name] = np.zeros(shape, arrays[name].dtype)
-        header["fortran_order"] = [other for other in header["fortran_order"] if other != name]
+        if shape is None:
+            arrays[name] = arrays[name].astype(np.float32)
+        else:
+            arrays[name] = np.zeros(shape, arrays[name].dtype)
+            header["fortran_order"] = [other for other in header["fortran_order"] if other != name]
 
     rewrite(path, change)
     refused(path, said)
-
-
-def test_state_of_two_dtypes(path):
-    rewrite(path, lambda header, arrays: arrays.update({"state_.whiten": arrays["state_.whiten"].astype(np.float32)}))
-    refused(path, "its float arrays must be all float32 or all float64")

@@ -1,6 +1,7 @@
 """Scores of a classifier, of embeddings and of logits, against loops over their formulas and numbers by hand."""
 
 import math
+import re
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -9,21 +10,8 @@ import torch
 from scipy import special
 
 from oodlib import arrays
-from oodlib.scoring import (
-    LOGIT_SCORES,
-    activation_limit,
-    ash,
-    energy,
-    fdbd,
-    gen,
-    max_logit,
-    msp,
-    nci,
-    nnguide,
-    react,
-    scale,
-)
-from oodlib.scoring.classifier_scores import EMBEDDING_SCORES
+from oodlib.scoring import LOGIT_SCORES, ash, energy, fdbd, gen, max_logit, msp, nci, nnguide, react, scale
+from oodlib.scoring.classifier_scores import EMBEDDING_SCORES, activation_limit
 
 C, D = 4, 20
 
@@ -129,15 +117,13 @@ def test_the_unit_does_not_matter(name, by):
 
 @each
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_parameters_of_a_layer_are_taken_as_they_are(name, dtype):
-    layer = torch.nn.Linear(D, C, dtype=dtype)
-    arrays = [part.detach().double().numpy() for part in (layer.weight, layer.bias)]
-    expected = fitted(name)(Z, *arrays, TRAIN)
-    assert np.array_equal(fitted(name)(Z, layer.weight, layer.bias, TRAIN), expected)
-    tensor = torch.tensor(Z, dtype=dtype, requires_grad=True)
-    given = tensor.detach().double() if dtype == torch.float64 else tensor.detach().float()
-    expected = fitted(name)(given.numpy(), *arrays, TRAIN)
-    assert np.array_equal(fitted(name)(tensor, layer.weight, layer.bias, TRAIN), expected)
+def test_the_parameters_of_a_layer_and_tensors_are_taken_as_they_are(name, dtype):
+    layer, tensor = torch.nn.Linear(D, C, dtype=dtype), torch.tensor(Z, dtype=dtype, requires_grad=True)
+    head = [part.detach().double().numpy() for part in (layer.weight, layer.bias)]
+    given = tensor.detach().to(torch.promote_types(dtype, torch.float32)).numpy()
+    for z, same in ((Z, Z), (tensor, given)):
+        found = fitted(name)(z, layer.weight, layer.bias, TRAIN)
+        assert np.array_equal(found, fitted(name)(same, *head, TRAIN))
 
 
 @each
@@ -179,16 +165,13 @@ def test_shaped_rows_by_hand(row, percentile, ratio, kept):
     assert scale(z, weight, bias, percentile) == pytest.approx(math.exp(ratio) * weight[0] @ row + 0.5, rel=1e-12)
 
 
-def test_react_that_clips_nothing_is_the_energy():
+def test_react_that_clips_nothing_is_the_energy_and_its_limit_is_of_a_sample_where_rows_are_many(monkeypatch):
     for dtype in (np.float32, np.float64):
         train = TRAIN.astype(dtype)
         limit = activation_limit(train, 100)
         assert limit == train.max()
         np.testing.assert_allclose(react(train, *HEAD, limit), [energy_of(x, *HEAD) for x in train], rtol=1e-6)
     assert react(np.array([[-7.0, 1, 3]]), np.eye(3)[:1], [0.0], 2.0) == [-7]  # low values stay
-
-
-def test_the_limit_is_that_of_a_sample_where_rows_are_many(monkeypatch):
     monkeypatch.setattr(arrays, "SAMPLED", 40)
     rows = arrays.sample_rows(60)
     assert len(rows) == 40
@@ -206,35 +189,24 @@ def test_nnguide_leaves_a_row_out_of_its_own_neighbours(below, monkeypatch):
     assert np.allclose(nnguide(TRAIN[rows], WEIGHT, bias, TRAIN), expected) == bool(below)
 
 
-def test_fdbd_of_classes_that_differ_by_their_bias_alone_has_no_boundary_between_them():
+def test_fdbd_at_the_mean_on_the_boundary_and_where_there_is_none():
+    weight, mean = np.array([[1.0, 0], [-1, 0]]), np.array([0.0, 2])
+    assert fdbd(np.array([[0.0, 2], [0, 1]]), weight, np.zeros(2), mean).tolist() == [math.inf, 0]
+    # the first two classes differ by their bias alone
     weight, z = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([[3.0, 1], [-1, 2]])
     found = fdbd(z, weight, np.array([0.0, -5, 0]), np.zeros(2))
     assert found == pytest.approx([2 / np.sqrt(2) / np.sqrt(10) / 2, (3 + 8) / np.sqrt(2) / np.sqrt(5) / 2])
 
 
-def test_fdbd_at_the_mean_and_on_the_boundary():
-    weight, mean = np.array([[1.0, 0], [-1, 0]]), np.array([0.0, 2])
-    assert fdbd(np.array([[0.0, 2], [0, 1]]), weight, np.zeros(2), mean).tolist() == [math.inf, 0]
-
-
 @each
-@pytest.mark.parametrize(
-    ("weight", "bias", "said"),
-    [
-        (WEIGHT[:, :5], BIAS, r"weight must be \(C, 20\) and bias \(C,\), got \(4, 5\) and \(4,\)"),
-        (WEIGHT, BIAS[:3], r"weight must be \(C, 20\) and bias \(C,\), got \(4, 20\) and \(3,\)"),
-        (None, None, r"weight must be \(C, 20\) and bias \(C,\), got \(\) and \(\)"),
-        (WEIGHT * math.nan, BIAS, "weight and bias must be finite"),
-        (WEIGHT, BIAS + math.inf, "weight and bias must be finite"),
-    ],
-)
-def test_a_classifier_that_does_not_fit(name, weight, bias, said):
-    with pytest.raises(ValueError, match=said):
-        fitted(name)(Z, weight, bias, TRAIN)
-
-
-@each
-def test_embeddings_that_have_no_score(name):
+def test_classifiers_and_embeddings_that_do_not_fit(name):
+    for weight, bias in ((WEIGHT[:, :5], BIAS), (WEIGHT, BIAS[:3]), (None, None)):
+        shapes = re.escape(f"{np.shape(weight)} and {np.shape(bias)}")
+        with pytest.raises(ValueError, match=rf"weight must be \(C, 20\) and bias \(C,\), got {shapes}"):
+            fitted(name)(Z, weight, bias, TRAIN)
+    for weight, bias in ((WEIGHT * math.nan, BIAS), (WEIGHT, BIAS + math.inf)):
+        with pytest.raises(ValueError, match="weight and bias must be finite"):
+            fitted(name)(Z, weight, bias, TRAIN)
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match="z must be finite, got 30 of 30 rows"):
             fitted(name)(np.where(np.arange(D) == 2, value, Z), *HEAD, TRAIN)
@@ -243,59 +215,48 @@ def test_embeddings_that_have_no_score(name):
             fitted(name)(wrong, *HEAD, TRAIN)
 
 
-def test_what_comes_from_training_embeddings_has_to_fit():
-    for score in (fdbd, nci):
-        for mean in (MEAN[:5], 0.0, MEAN * math.nan):
-            with pytest.raises(ValueError, match=r"mean must be finite and \(20,\), got shape \("):
-                score(Z, *HEAD, mean)
-    with pytest.raises(ValueError, match="fdbd needs a classifier of at least two classes"):
-        fdbd(Z, WEIGHT[:1], BIAS[:1], MEAN)
-    with pytest.raises(ValueError, match=r"train must be \(m, 20\) as z is, got shape \(60, 5\)"):
-        nnguide(Z, *HEAD, TRAIN[:, :5])
-    for statistic in (activation_limit, lambda train: nnguide(Z, *HEAD, train)):
-        with pytest.raises(ValueError, match="train must be finite, got 60 of 60 rows"):
-            statistic(np.where(np.arange(D) == 2, math.nan, TRAIN))
-    with pytest.raises(ValueError, match="limit must be finite, got nan"):
-        react(Z, *HEAD, math.nan)
+SPOILT = np.where(np.arange(D) == 2, math.nan, TRAIN)
+WRONG = [  # what is asked, and what is said of it
+    *(
+        (lambda score=score, mean=mean: score(Z, *HEAD, mean), r"mean must be finite and \(20,\), got shape \(")
+        for score in (fdbd, nci)
+        for mean in (MEAN[:5], 0.0, MEAN * math.nan)
+    ),
+    (lambda: fdbd(Z, WEIGHT[:1], BIAS[:1], MEAN), "fdbd needs a classifier of at least two classes"),
+    (lambda: nnguide(Z, *HEAD, TRAIN[:, :5]), r"train must be \(m, 20\) as z is, got shape \(60, 5\)"),
+    (lambda: nnguide(Z, *HEAD, SPOILT), "train must be finite, got 60 of 60 rows"),
+    (lambda: activation_limit(SPOILT), "train must be finite, got 60 of 60 rows"),
+    (lambda: react(Z, *HEAD, math.nan), "limit must be finite, got nan"),
+    (lambda: nnguide(Z, *HEAD, TRAIN, 0), "n_neighbors must be between 1 and 60, got 0"),
+    (lambda: nnguide(Z, *HEAD, TRAIN, 61), "n_neighbors must be between 1 and 60, got 61"),
+    (lambda: nnguide(Z, *HEAD, TRAIN, 60, True), "n_neighbors must be between 1 and 59, got 60"),
+    (lambda: activation_limit(TRAIN, 101), "percentile must be between 0 and 100, got 101"),
+    (lambda: ash(Z, *HEAD, -1), "percentile must be between 0 and 99, got -1"),
+    (lambda: scale(Z, *HEAD, 100), "percentile must be between 0 and 99, got 100"),
+    (lambda: scale(Z, *HEAD, math.nan), "percentile must be between 0 and 99, got nan"),
+]
 
 
-@pytest.mark.parametrize(("n_neighbors", "own", "largest"), [(0, False, 60), (61, False, 60), (60, True, 59)])
-def test_neighbours_out_of_range(n_neighbors, own, largest):
-    with pytest.raises(ValueError, match=f"n_neighbors must be between 1 and {largest}, got {n_neighbors}"):
-        nnguide(Z, *HEAD, TRAIN, n_neighbors, own)
-
-
-@pytest.mark.parametrize("percentile", [-1, 101, math.nan])
-def test_percentiles_out_of_range(percentile):
-    with pytest.raises(ValueError, match=f"percentile must be between 0 and 100, got {percentile}"):
-        activation_limit(TRAIN, percentile)
-    for score in (ash, scale):
-        with pytest.raises(ValueError, match=f"percentile must be between 0 and 99, got {percentile}"):
-            score(Z, *HEAD, percentile)
-
-
-LOGITS = np.random.default_rng(0).normal(size=(50, 7)) * 8
-
-
-def test_logit_scores_are_scipys():
-    np.testing.assert_allclose(msp(LOGITS), special.softmax(LOGITS, axis=1).max(axis=1), rtol=1e-12)
-    np.testing.assert_allclose(energy(LOGITS), special.logsumexp(LOGITS, axis=1), rtol=1e-12)
-    assert max_logit(LOGITS).tolist() == [max(row) for row in LOGITS.tolist()]
+@pytest.mark.parametrize(("ask", "said"), WRONG)
+def test_what_else_does_not_fit(ask, said):
+    with pytest.raises(ValueError, match=said):
+        ask()
 
 
 @pytest.mark.parametrize(
     ("logits", "expected"),
     [
-        ([0, 0, 0, 0], (1 / 4, 0, math.log(4))),
-        ([math.log(3), 0], (3 / 4, math.log(3), math.log(4))),
-        ([2, 2 + math.log(9)], (0.9, 2 + math.log(9), 2 + math.log(10))),
-        ([1e4, 0, -1e4], (1, 1e4, 1e4)),
-        ([-1e4, -1e4], (1 / 2, -1e4, -1e4 + math.log(2))),
-        ([5], (1, 5, 5)),
+        ([0, 0, 0, 0], (1 / 4, 0, math.log(4), -4 * (1 / 4 * 3 / 4) ** 0.1)),
+        ([math.log(3), 0], (3 / 4, math.log(3), math.log(4), -2 * (3 / 16) ** 0.1)),
+        ([2, 2 + math.log(9)], (0.9, 2 + math.log(9), 2 + math.log(10), -2 * 0.09**0.1)),
+        ([1e4, 0, -1e4], (1, 1e4, 1e4, 0)),
+        ([-1e4, -1e4], (1 / 2, -1e4, -1e4 + math.log(2), -2 * 0.25**0.1)),
+        ([5, 5, -1e4], (1 / 2, 5, 5 + math.log(2), -2 * 0.25**0.1)),
+        ([5], (1, 5, 5, 0)),
     ],
 )
 def test_logit_scores_of_known_numbers(logits, expected):
-    found = [score(np.array([logits], dtype=np.float32))[0] for score in (msp, max_logit, energy)]
+    found = [score(np.array([logits], dtype=np.float32))[0] for score in (msp, max_logit, energy, gen)]
     assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -309,21 +270,17 @@ def generalised_entropy(logits, gamma=0.1, largest=100):
 
 @pytest.mark.parametrize("scale", [0.1, 1, 10, 50])
 @pytest.mark.parametrize("n_classes", [2, 7, 150])
-def test_generalised_entropy_is_the_sum_in_many_digits(n_classes, scale):
+def test_logit_scores_are_scipys_and_generalised_entropy_is_the_sum_in_many_digits(n_classes, scale):
     logits = np.random.default_rng(0).normal(size=(20, n_classes)) * scale
     assert gen(logits) == pytest.approx([-generalised_entropy(row) for row in logits], rel=1e-9)
-
-
-def test_generalised_entropy_is_least_normal_where_all_classes_are_alike():
-    assert gen(np.zeros((1, 4)))[0] == pytest.approx(-4 * (1 / 4 * 3 / 4) ** 0.1)
-    assert gen(np.array([[1e4, 0.0, -1e4], [5.0, 5.0, -1e4]])) == pytest.approx([0, -2 * 0.25**0.1])
-    assert gen(np.array([[3.0]])) == [0]
+    np.testing.assert_allclose(msp(logits), special.softmax(logits, axis=1).max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(energy(logits), special.logsumexp(logits, axis=1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("score", LOGIT_SCORES.values())
 def test_logit_scores_are_float64_and_refuse_what_is_no_logits(score):
-    assert score(LOGITS.astype(np.float32)).dtype == np.float64
-    assert score(LOGITS[:0]).shape == (0,)
+    assert score(WEIGHT.astype(np.float32)).dtype == np.float64
+    assert score(WEIGHT[:0]).shape == (0,)
     for logits in (np.zeros(5), np.zeros((2, 3, 4)), np.array([[0.0, math.nan]]), np.array([[math.inf, 0]])):
         with pytest.raises(ValueError, match=r"logits must be finite and \(n, C\), got shape \("):
             score(logits)
