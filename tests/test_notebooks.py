@@ -12,7 +12,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -24,9 +23,6 @@ PATHS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 RUN = "digits-airbench_16_32_64-ce-s0"
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-teaching_notebooks = pytest.mark.parametrize(
-    "path", [path for path in PATHS if path.stem in NOTEBOOKS.values()], ids=lambda path: path.stem
-)
 
 
 def code_cells(path: Path) -> list:
@@ -39,24 +35,16 @@ def parameters_cell(path: Path):
 
 
 @every_notebook
-def test_notebook_is_committed_cleared(path):
+def test_notebook_is_committed_cleared_and_short_and_defines_nothing_but_what_solves_an_exercise(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.metadata.keys() <= {"kernelspec", "language_info"}
     assert notebook.metadata.language_info.keys() <= {"name"}  # no version of the machine that wrote it
-    for cell in notebook.cells:
-        assert cell.metadata.keys() <= {"tags"}
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
-
-
-@every_notebook
-def test_notebook_is_short_and_defines_nothing_but_what_solves_an_exercise(path):
-    notebook = nbformat.read(path, as_version=4)
+    assert all(cell.metadata.keys() <= {"tags"} for cell in notebook.cells)
     assert len(notebook.cells) <= 30
     for cell in code_cells(path):
+        assert (cell.outputs, cell.execution_count) == ([], None)
         if cell != parameters_cell(path):
             assert len(cell.source.splitlines()) <= 12, cell.source
         if "solution" not in cell.metadata.get("tags", []):
@@ -65,55 +53,41 @@ def test_notebook_is_short_and_defines_nothing_but_what_solves_an_exercise(path)
         assert str(CHECKOUT) not in cell.source
 
 
-@teaching_notebooks
-def test_no_cell_gives_another_value_to_a_parameter(path):
+@pytest.mark.parametrize("name", NOTEBOOKS.values())
+def test_no_cell_gives_another_value_to_a_parameter(name):
     """The step that writes comes last: a toy must not change what it is called with."""
+    path = CHECKOUT / "notebooks" / f"{name}.ipynb"
     names = inspect_notebook(str(path)).keys()
     for cell in code_cells(path):
         if cell != parameters_cell(path):
             code = re.sub(r"^(\s*)%.*", r"\1pass", cell.source, flags=re.M)  # IPython's own lines
-            stored = {
-                node.id
-                for node in ast.walk(ast.parse(code))
-                if isinstance(node, ast.Name) and type(node.ctx) is ast.Store
-            }
-            assert not stored & names, cell.source
+            found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+            assert not {node.id for node in found if type(node.ctx) is ast.Store} & names, cell.source
 
 
-def test_set_up_cell_is_the_same_everywhere_and_has_the_address_once():
-    cells = {code_cells(path)[0].source for path in PATHS}
-    assert len(cells) == 1
-    (cell,) = cells
+def test_set_up_cell_is_the_same_everywhere_and_names_the_repository_of_the_badges():
+    (cell,) = {code_cells(path)[0].source for path in PATHS}
     assert len(re.findall(r"git\+https://", cell)) == 1
     assert re.search(r'^SOURCE = os\.environ\.get\("OODLIB_SOURCE", "git\+https://github\.com/[\w/-]+"\)$', cell, re.M)
     assert "-e " not in cell
-
-
-def test_badges_and_set_up_cell_name_one_repository():
     text = "".join(cell.source for path in PATHS for cell in nbformat.read(path, as_version=4).cells)
     assert len(set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text))) == 1
 
 
 @every_notebook
 def test_papermill_reads_every_parameter_with_its_type_and_comment(path):
+    assert code_cells(path)[1] == parameters_cell(path)  # right after the set-up
     lines = [line for line in parameters_cell(path).source.splitlines() if line and not line.startswith("# ")]
-    written = [
-        re.fullmatch(r"(\w+): (int|float|str|bool|list\[int\]|list\[str\]) = (.+?)  # (.+)", line) for line in lines
-    ]
+    form = r"(\w+): (int|float|str|bool|list\[int\]|list\[str\]) = (.+?)  # (.+)"
+    written = [re.fullmatch(form, line) for line in lines]
     assert all(written), lines
     found = inspect_notebook(str(path))
     assert list(found) == [match[1] for match in written]
     for match in written:
-        assert found[match[1]]["inferred_type_name"] == match[2]
-        assert found[match[1]]["default"] == match[3]
-        assert found[match[1]]["help"] == match[4]
-
-
-@every_notebook
-def test_parameters_come_right_after_the_set_up(path):
-    assert code_cells(path)[1] == parameters_cell(path)
+        about = found[match[1]]
+        assert (about["inferred_type_name"], about["default"], about["help"]) == match.groups()[1:]
     of_a_study = {"study"} if path.stem in {*NOTEBOOKS.values(), REPORT} else set()
-    assert {"data_root"} | of_a_study <= inspect_notebook(str(path)).keys()
+    assert {"data_root"} | of_a_study <= found.keys()
 
 
 def test_parameters_of_the_same_name_have_the_same_default():
@@ -151,28 +125,6 @@ def test_notebooks_run_from_their_own_folder_and_find_the_projects_outputs(studi
     after = studied_copy.files()
     assert {name: sha for name, (_, sha) in after.items()} == {name: sha for name, (_, sha) in before.items()}
     assert not (notebooks / "outputs").exists()
-
-
-def test_a_notebook_opened_alone_in_a_fresh_clone_makes_the_earlier_steps_first(studied_copy):
-    studied_copy.bare_notebooks()
-    folder = studied_copy.run_folder("small", RUN)
-    shutil.rmtree(folder / "embeddings")
-    for name in ("encoder.safetensors", "clusters.npz"):
-        (folder / name).unlink()
-    for path in folder.glob("*.ipynb"):
-        path.unlink()
-    (folder / "metrics.csv").unlink()
-    printed = execute(
-        studied_copy.root / "notebooks" / "04_evaluate.ipynb", studied_copy.root, {"study": "small", "run": RUN}
-    )
-    for step in ("train", "embed", "cluster"):
-        assert f"{RUN}: step '{step}' is done first, its artefacts are not there" in printed
-    assert (folder / "metrics.csv").exists()
-
-
-def test_a_notebook_without_its_input_says_which_step_is_missing(project):
-    with pytest.raises(CellExecutionError, match=f"step 'embed' of run '{RUN}' in study 'digits' is not done"):
-        execute(project.root / "notebooks" / "03_clusters.ipynb", project.root / "notebooks", {})
 
 
 @pytest.fixture

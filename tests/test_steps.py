@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import PLAIN
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
@@ -38,20 +37,11 @@ N_NEIGHBORS, ALPHA, CHOICE_RULES = 20, 0.1, ["virtual outliers"]
 PARAMETERS = {"distances": DISTANCE_NAMES, "thresholds": [], "n_neighbors": N_NEIGHBORS, "known_outliers": [2]}
 PARAMETERS |= {"alpha": ALPHA, "choice_rules": CHOICE_RULES}
 ONE_EPOCH = PLAIN | {"epochs": 1, "batch_size": 128}
-RUN_COLUMNS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", "group"]
 DETECTOR_COLUMNS = ["clustering", "n_clusters", "distance", "threshold"]
-MEASURES = ["auroc", "aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]
-METRICS = RUN_COLUMNS + DETECTOR_COLUMNS + MEASURES  # relied on, in this order; others may stand between
+METRICS = ["run", "id_dataset", "arch", "objective", "seed", "ood_dataset", "group", *DETECTOR_COLUMNS, "auroc"]
+METRICS += ["aupr_in", "aupr_out", "fpr95", "fpr95_ood_positive", "n_id", "n_ood"]  # relied on, in this order
 ERRORS = ["error_auroc", "aurc", "augrc", "oscr", "id_rejected", "ood_rejected", "seen"]
 EVALUATED = ["metrics", "scores", "intervals", "risk_coverage", "false_alarms", "choices"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(study: str, **changes) -> Run:
@@ -128,18 +118,13 @@ def test_config_holds_every_parameter_and_the_machine_and_history_a_row_an_epoch
     assert list(history.epoch) == [1]
 
 
-def test_embeddings_are_those_of_the_saved_encoder(trained):
+def test_embeddings_are_those_of_the_saved_encoder_of_whole_splits_and_ood_images_have_labels_of_their_own(trained):
     encoder = load_encoder(trained.path / "encoder.safetensors")
-    images = load_images("letters").images[:150]
-    z, logits = embed(encoder, encoder.prepare(images))
+    z, logits = embed(encoder, encoder.prepare(load_images("letters").images[:150]))
     saved = embedded(trained, "letters")
     np.testing.assert_array_equal(saved["z"], z)
     np.testing.assert_array_equal(saved["logits"], logits)
-    assert saved["z"].dtype == np.float32
-    assert saved["y"].dtype == np.int64
-
-
-def test_id_splits_are_whole_and_apart_and_ood_images_keep_their_labels_apart_from_minus_one(trained):
+    assert (saved["z"].dtype, saved["y"].dtype) == (np.float32, np.int64)
     training, test = load_images("digits", "train"), load_images("digits")
     held_in, held_out = split_calibration(training, 0.1)
     np.testing.assert_array_equal(embedded(trained, "digits", "train")["y"], training.labels[held_in])
@@ -151,12 +136,15 @@ def test_id_splits_are_whole_and_apart_and_ood_images_keep_their_labels_apart_fr
         np.testing.assert_array_equal(embedded(trained, name)["own"], load_images(name).labels[:150])
 
 
-def test_splits_that_differ_in_classes_are_refused():
+def test_splits_that_differ_in_classes_and_ood_sets_of_one_name_or_of_one_file_are_refused():
     training = load_images("digits", "train")
     test = replace(load_images("digits"), classes=(*training.classes[:-1], "seven"))
     with pytest.raises(ValueError, match="training and the test split of digits differ in classes: 6, seven"):
         check_same_classes(training, test)
     check_same_classes(training, load_images("digits"))
+    for near, far in (("letters", "letters"), ("folder:a/b", "folder:a_b")):
+        with pytest.raises(ValueError, match=f"OOD set '{near}' is there twice"):
+            check_ood_sets("digits", [near], [far], [], 0)
 
 
 def test_choices_are_those_of_the_rules_on_id_embeddings(trained):
@@ -255,16 +243,6 @@ def test_metrics_csv_has_its_columns_in_order_and_a_row_for_every_detector_thres
     assert "one" not in set(metrics[metrics.distance == "relative-mahalanobis"].clustering)
 
 
-def test_intervals_hold_their_values(trained):
-    metrics, intervals = read(trained, "metrics"), read(trained, "intervals")
-    own = metrics[(metrics.clustering == "none") & (metrics.distance == "knn") & (metrics.threshold == "conformal")]
-    rows = intervals[intervals.detector == "knn"].set_index("ood_dataset")
-    np.testing.assert_allclose(rows.auroc, own.set_index("ood_dataset").loc[rows.index].auroc, rtol=1e-4)
-    assert set(intervals.detector) == set(steps.SHOWN)
-    assert (intervals.low <= intervals.auroc).all()
-    assert (intervals.auroc <= intervals.high).all()
-
-
 def test_images_that_outlier_exposure_has_seen_are_not_scored(trained):
     metrics = read(trained, "metrics")
     assert set(metrics[metrics.seen > 0].distance) == {"outlier-exposure-2"}
@@ -323,15 +301,12 @@ def reference_scores(run: Run, dataset: str) -> dict[tuple[str, int, str], np.nd
         scores[way, k, "cosine"] = (unit(x) @ directions.T).max(axis=1)
         scores[way, k, "mahalanobis"] = -np.einsum("nkd,de,nke->nk", away, inverse, away).min(axis=1)
     index = NearestNeighbors(n_neighbors=N_NEIGHBORS, algorithm="brute").fit(unit(z))
-    scores["none", 0, "knn"] = -index.kneighbors(unit(x))[0][:, -1]
     logits = data["logits"].astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores["none", 0, "msp"] = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
-    scores["none", 0, "maxlogit"] = logits.max(axis=1)
-    scores["none", 0, "energy"] = np.log(powers.sum(axis=1)) + logits.max(axis=1)
+    powers = np.exp(logits)
     p = powers / powers.sum(axis=1, keepdims=True)
-    scores["none", 0, "gen"] = -((p * (1 - p)) ** 0.1).sum(axis=1)
-    return scores
+    others = {"knn": -index.kneighbors(unit(x))[0][:, -1], "msp": p.max(axis=1), "maxlogit": logits.max(axis=1)}
+    others |= {"energy": np.log(powers.sum(axis=1)), "gen": -((p * (1 - p)) ** 0.1).sum(axis=1)}
+    return scores | {("none", 0, name): found for name, found in others.items()}
 
 
 def test_auroc_is_scikit_learns_and_fpr95_the_share_that_passes_of_scores_by_plain_formulas(trained):
@@ -350,35 +325,24 @@ def test_auroc_is_scikit_learns_and_fpr95_the_share_that_passes_of_scores_by_pla
         assert metrics.loc[(ood, *detector), "fpr95"] == pytest.approx(expected, abs=0.01)
 
 
-def test_id_accuracy(trained):
-    training, test = embedded(trained, "digits", "train"), embedded(trained, "digits")
-    directions = unit(np.stack([unit(training["z"])[training["y"] == c].mean(axis=0) for c in range(7)]))
-    expected = ((unit(test["z"]) @ directions.T).argmax(axis=1) == test["y"]).mean()
-    accuracy = trained.record["evaluate"]["id_accuracy"]
-    assert accuracy["nearest_class_mean"] == pytest.approx(expected, abs=0.003)
-    assert accuracy["classifier"] == (test["logits"].argmax(axis=1) == test["y"]).mean()
-
-
-def test_score_quantiles_and_scores_of_images_are_of_the_shown_detectors(trained):
-    scores, each = read(trained, "scores"), load_image_scores(trained)
-    assert set(scores.detector) == {*each.columns[2:]} == {"labels/mahalanobis", "labels/cosine", "knn"}
-    assert set(scores.dataset) == {"digits", *GROUPS}
+def test_what_figures_need_is_kept_of_the_shown_detectors(trained):
+    each, metrics = load_image_scores(trained), read(trained, "metrics")
+    scores, intervals, risks, alarms = (read(trained, name) for name in EVALUATED[1:5])
+    for table in (scores, intervals, risks, alarms):
+        assert set(table.detector) == {*each.columns[2:]} == {"labels/mahalanobis", "labels/cosine", "knn"}
+    assert set(scores.dataset) == set(read(trained, "projection").dataset) == {"digits", *GROUPS}
+    assert set(intervals.ood_dataset) == set(risks.ood_dataset) == set(GROUPS)
     assert each.groupby("dataset", sort=False).size().to_dict() == {"digits": 379} | dict.fromkeys(GROUPS, 150)
     expected = reference_scores(trained, "photos")["none", 0, "knn"]
-    kept = scores[(scores.detector == "knn") & (scores.dataset == "photos")]
-    np.testing.assert_allclose(kept.level, np.linspace(0, 1, 101))
-    np.testing.assert_allclose(kept.score, np.quantile(expected, np.linspace(0, 1, 101)), atol=1e-4)
-    photos = each[each.dataset == "photos"]
-    assert photos["index"].tolist() == list(range(150))
-    np.testing.assert_allclose(photos.knn, expected, atol=1e-4)
-
-
-def test_projection_holds_some_images_of_every_set(trained):
-    table = read(trained, "projection")
-    assert list(table) == ["dataset", "label", "x", "y"]
-    assert table.groupby("dataset").size().to_dict() == {"digits": 150} | dict.fromkeys(GROUPS, 150)
-    assert set(table[table.dataset == "digits"].label) == set(range(7))
-    assert set(table[table.dataset != "digits"].label) == {-1}
+    np.testing.assert_allclose(each[each.dataset == "photos"].knn, expected, atol=1e-4)
+    own = metrics.query("distance == 'knn' and threshold == 'conformal'").set_index("ood_dataset")
+    rows = intervals[intervals.detector == "knn"].set_index("ood_dataset")
+    np.testing.assert_allclose(rows.auroc, own.loc[rows.index, "auroc"], rtol=1e-4)
+    assert ((intervals.low <= intervals.auroc) & (intervals.auroc <= intervals.high)).all()
+    accuracy, test = trained.record["evaluate"]["id_accuracy"], embedded(trained, "digits")
+    assert accuracy["classifier"] == (test["logits"].argmax(axis=1) == test["y"]).mean()
+    n_wrong = 379 * (1 - accuracy["classifier"]) + 150
+    assert risks[risks.coverage == 1].risk.tolist() == pytest.approx([n_wrong / (379 + 150)] * 3 * 4)
 
 
 def test_an_encoder_without_classifier_has_no_logit_scores(copied):
@@ -423,18 +387,6 @@ def test_sets_of_one_and_of_two_images_are_evaluated(copied):
     assert load_image_scores(copied).groupby("dataset").size()[["letters", "photos"]].tolist() == [1, 2]
 
 
-def test_risks_and_false_alarms_are_of_the_shown_detectors(trained):
-    risks, alarms = read(trained, "risk_coverage"), read(trained, "false_alarms")
-    assert set(risks.detector) == set(alarms.detector) == set(steps.SHOWN)
-    assert set(risks.ood_dataset) == set(GROUPS)
-    n_wrong = 379 * (1 - trained.record["evaluate"]["id_accuracy"]["classifier"]) + 150
-    assert risks[risks.coverage == 1].risk.tolist() == pytest.approx([n_wrong / (379 + 150)] * 3 * 4)
-    assert set(alarms[alarms.detector == "knn"].threshold) == {"global", "conformal"}
-    assert set(alarms[alarms.detector == "labels/cosine"].threshold) == {"global", "conformal", "conformal-cluster"}
-    conformal = alarms[alarms.threshold == "conformal"]
-    assert conformal.rate.between(conformal.band_low, conformal.band_high).all()
-
-
 def test_a_second_call_changes_no_file_and_keeps_snapshots_and_checkpoints_as_they_were(copied, capsys):
     before = {path: path.stat().st_mtime_ns for path in copied.path.rglob("*")}
     all_steps("study")
@@ -444,14 +396,6 @@ def test_a_second_call_changes_no_file_and_keeps_snapshots_and_checkpoints_as_th
     kept = again.record["train"]["parameters"]
     assert (kept["snapshot_epochs"], kept["checkpoint_epochs"]) == (0, 1)
     assert {path: path.stat().st_mtime_ns for path in copied.path.rglob("*")} == before
-
-
-def test_same_machine_same_numbers(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    again = all_steps("other_name")
-    tables = (f"{table}.csv" for table in (*EVALUATED, "clusters", "projection"))
-    for name in (*tables, "image_scores.npz", "encoder.safetensors"):
-        assert (again.path / name).read_bytes() == (trained.path / name).read_bytes(), name
 
 
 def test_fresh_clone_trains_again_and_leaves_the_later_text_as_it_is(copied, capsys):
@@ -468,15 +412,15 @@ def test_fresh_clone_trains_again_and_leaves_the_later_text_as_it_is(copied, cap
         assert f"{NAME}: step '{step}' is done first, its artefacts are not there" in printed
 
 
-def test_who_has_no_runs_makes_the_earlier_steps_as_they_are_reported(copied):
+def test_who_has_no_runs_makes_the_earlier_steps_as_they_are_reported_with_the_same_numbers(copied):
     reported = copied.path.parents[2] / "reported" / "study"
     reported.mkdir(parents=True)
     (reported / "runs.json").write_text(json.dumps([copied.record]))
-    weights, expected = copied.weights(), (copied.path / "clusters.csv").read_bytes()
+    names = [*(f"{table}.csv" for table in (*EVALUATED, "clusters", "projection")), "image_scores.npz"]
+    before = {name: (copied.path / name).read_bytes() for name in (*names, "encoder.safetensors")}
     shutil.rmtree(copied.path)
-    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
-    assert copied.weights() == weights
-    assert (copied.path / "clusters.csv").read_bytes() == expected
+    evaluate(copied)
+    assert {name: (copied.path / name).read_bytes() for name in before} == before
 
 
 def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
@@ -492,20 +436,6 @@ def test_a_step_whose_input_was_never_made_says_so(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_cut_short_is_done_by_the_next_call(copied, monkeypatch):
-    forget(copied, "clusters.csv")
-    expected = (copied.path / "clusters.npz").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "project_tests", lambda *_: 1 / 0)  # after clusters.npz, before clusters.csv
-        with pytest.raises(ZeroDivisionError):
-            steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
-    assert "cluster" not in copied.record
-    assert not (copied.path / "clusters.csv").exists()
-    steps.cluster_step(copied, CLUSTERINGS, N_CLUSTERS)
-    assert np.load(copied.path / "clusters.npz")["kmeans/12"].tolist()
-    assert (copied.path / "clusters.npz").stat().st_size == len(expected)
-
-
 @pytest.mark.parametrize(
     ("step", "difference", "call"),
     [
@@ -518,12 +448,6 @@ def test_a_step_cut_short_is_done_by_the_next_call(copied, monkeypatch):
 def test_other_parameters_are_refused_by_every_step(trained, step, difference, call):
     with pytest.raises(ValueError, match=f"step '{step}' .* was made with {re.escape(difference)}"):
         call(trained)
-
-
-@pytest.mark.parametrize(("near", "far"), [("letters", "letters"), ("folder:a/b", "folder:a_b")])
-def test_ood_sets_of_one_name_or_of_one_file_are_refused(near, far):
-    with pytest.raises(ValueError, match=f"OOD set '{near}' is there twice"):
-        check_ood_sets("digits", [near], [far], [], 0)
 
 
 def test_a_missing_image_set_is_said_before_anything_is_written(copied):

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
-from types import SimpleNamespace
 
 import pytest
 from conftest import half_of_the_cores
@@ -14,12 +11,12 @@ from filelock import FileLock
 
 from oodlib.__main__ import main
 from oodlib.study import Run, runner
-from oodlib.study import notebooks as execution
 from oodlib.study.run import ARTEFACTS
 from oodlib.study.runner import run_study
-from oodlib.study.studies import NOTEBOOKS, REPORT, StudyError, crossed, notebook_parameters, read_study
+from oodlib.study.studies import NOTEBOOKS, StudyError, crossed, notebook_parameters, read_study
 
 STEPS = list(NOTEBOOKS)
+BASE = "digits-airbench_16_32_64"  # of the names of runs
 
 
 def plan(project, text: str) -> list:
@@ -39,17 +36,10 @@ def refuse(project, text: str) -> str:
     return str(refused.value)
 
 
-def test_lists_are_crossed_into_runs(project):
+def test_lists_are_crossed_into_runs_and_no_parameters_are_the_defaults(project):
     runs = plan(project, "parameters: {objective: [ce, supcon], seed: [0, 1, 2], epochs: 3}")
-    assert [r.run.name for r in runs] == [
-        f"digits-airbench_16_32_64-{o}-s{s}" for o in ("ce", "supcon") for s in (0, 1, 2)
-    ]
+    assert [r.run.name for r in runs] == [f"{BASE}-{o}-s{s}" for o in ("ce", "supcon") for s in (0, 1, 2)]
     assert {r.parameters["train"]["epochs"] for r in runs} == {3}
-
-
-def test_a_study_without_lists_is_one_run_and_no_parameters_are_the_defaults(project):
-    (one,) = plan(project, "parameters: {objective: supcon}")
-    assert one.run.name == "digits-airbench_16_32_64-supcon-s0"
     (default,) = plan(project, "parameters: {}")
     for step, notebook in NOTEBOOKS.items():
         defaults = {name: value for name, (_, value) in notebook_parameters(notebook).items()}
@@ -67,43 +57,25 @@ def test_a_parameter_that_is_a_list_is_not_crossed_but_a_list_of_lists_is(projec
     assert "two runs would be called" in refuse(project, "parameters: {near_ood: [[digits789], [letters, photos]]}")
 
 
-def test_when_changes_the_runs_it_names_and_later_entries_win(project):
+def test_when_changes_the_runs_it_names_and_later_entries_see_defaults_and_earlier_ones_and_win(project):
     text = """
-parameters: {objective: [ce, supcon, simclr], seed: [0, 1], epochs: 5}
+parameters: {objective: [ce, supcon, simclr], seed: [0, 1], epochs: 5, near_ood: [digits789, letters], far_ood: []}
 when:
   - {if: {objective: [supcon, simclr]}, set: {epochs: 9, crop: 0.2}}
   - {if: {objective: supcon, seed: 1}, set: {epochs: 11}}
-"""
-    epochs = {r.run.name: r.parameters["train"]["epochs"] for r in plan(project, text)}
-    expected = {("ce", 0): 5, ("ce", 1): 5, ("supcon", 0): 9, ("supcon", 1): 11, ("simclr", 0): 9, ("simclr", 1): 9}
-    assert epochs == {f"digits-airbench_16_32_64-{objective}-s{seed}": n for (objective, seed), n in expected.items()}
-    crops = {r.run.name: r.parameters["train"]["crop"] for r in plan(project, text)}
-    assert crops["digits-airbench_16_32_64-supcon-s1"] == 0.2
-    assert crops["digits-airbench_16_32_64-ce-s1"] == notebook_parameters("01_train")["crop"][1]
-
-
-def test_when_sees_defaults_and_what_earlier_entries_set(project):
-    text = """
-parameters: {seed: [0, 1]}
-when:
-  - {if: {objective: ce, seed: 1}, set: {epochs: 2}}
-  - {if: {epochs: 2}, set: {batch_size: 32}}
-"""
-    assert [r.parameters["train"]["batch_size"] for r in plan(project, text)] == [64, 32]
-
-
-def test_when_compares_list_parameters_as_wholes(project):
-    text = """
-parameters: {near_ood: [digits789, letters], far_ood: [photos]}
-when:
+  - {if: {epochs: 9, batch_size: 64}, set: {batch_size: 32}}
   - {if: {near_ood: [letters]}, set: {max_images: 1}}
-  - {if: {near_ood: [[letters], [digits789, letters]]}, set: {max_images: 2}}
+  - {if: {near_ood: [[letters], [digits789, letters]], seed: 1}, set: {max_images: 2}}
 """
-    assert [r.parameters["embed"]["max_images"] for r in plan(project, text)] == [2]
+    runs = {r.run.name.removeprefix(f"{BASE}-"): r.parameters for r in plan(project, text)}
+    train = {name: [of["train"][p] for p in ("epochs", "batch_size", "crop")] for name, of in runs.items()}
+    crop = notebook_parameters("01_train")["crop"][1]
+    others = {name: [9, 32, 0.2] for name in ("supcon-s0", "simclr-s0", "simclr-s1")} | {"supcon-s1": [11, 64, 0.2]}
+    assert train == {"ce-s0": [5, 64, crop], "ce-s1": [5, 64, crop]} | others
+    assert {name[-1]: of["embed"]["max_images"] for name, of in runs.items()} == {"0": 0, "1": 2}
 
 
 WHEN = "parameters: {}\nwhen: "
-TWO_RUNS = "two runs would be called digits-airbench_16_32_64-ce-s0"
 REFUSED = [
     ("parameters: {objectiv: ce}", "tried.yaml: unknown parameter 'objectiv'; known: alpha, alternate_flip, .*decay"),
     ("parameters: {data_root: /x}", "unknown parameter 'data_root'"),  # where things are is not for a study to say
@@ -112,20 +84,18 @@ REFUSED = [
     ("parameters: {seed: [0, [1]]}", "seed must be of type int, got \\[1\\] \\(list\\)"),
     ("parameters: {n_clusters: [7, 8.5]}", "n_clusters must be of type list\\[int\\], got 8.5 in it"),
     ("parameters: {seed: []}", "tried.yaml: a parameter has an empty list of values, so there is no run"),
-    ("parameters: {objective: cee}", "digits-airbench_16_32_64-cee-s0: unknown objective 'cee'; known: ce, logitnorm"),
+    ("parameters: {objective: cee}", f"{BASE}-cee-s0: unknown objective 'cee'; known: ce, logitnorm"),
     ("parameters: {arch: vgg}", "unknown arch 'vgg'; known: airbench, airbench_WIDTH_WIDTH_WIDTH, resnet20, resnet18"),
     ("parameters: {clusterings: [labels, dbscan]}", "unknown clustering 'dbscan'; known: labels, .*kmeans"),
-    ("parameters: {distances: [manhattan]}", "unknown distance 'manhattan'; known: euclidean, cosine"),
     ("parameters: {n_neighbors: 0}", "n_neighbors must be at least 1, got 0"),
     ("parameters: {known_outliers: [0]}", "known must be at least 1, got 0"),
     ("parameters: {alpha: 1.5}", "alpha must be between 0 and 1, got 1.5"),
-    ("parameters: {id_dataset: mnits}", "unknown image set 'mnits': allowed are digits, .*cifar10"),
-    ("parameters: {far_ood: [photos, nosuch]}", "unknown image set 'nosuch'"),
+    ("parameters: {id_dataset: mnits}", "unknown image set 'mnits'"),
+    ("parameters: {far_ood: [photos, nosuch]}", "unknown image set 'nosuch': allowed are digits, .*cifar10"),
     ("parameters: {near_ood: [digits]}", "OOD set 'digits' is there twice, or is the ID set 'digits'"),
     ("parameters: {near_ood: [], far_ood: []}", "name at least one OOD set"),
     ("parameters: {max_images: -1}", "max_images must not be negative, got -1"),
-    ("parameters: {seed: [0, 0]}", TWO_RUNS),
-    ("parameters: {epochs: [1, 2]}", f"{TWO_RUNS}; a name holds ID set, arch"),
+    ("parameters: {epochs: [1, 2]}", f"two runs would be called {BASE}-ce-s0; a name holds ID set, arch"),
     ("parameters: [ce]", "tried.yaml must hold 'parameters' and may hold 'when' and 'plugins', nothing else"),
     ("", "tried.yaml must hold 'parameters'"),
     ("parameters: {}\nwehn: []", "tried.yaml must hold 'parameters' and may hold 'when' and 'plugins', nothing else"),
@@ -137,10 +107,7 @@ REFUSED = [
     (WHEN + "[{if: {sed: [0, 1]}, set: {epochs: 1}}]", "unknown parameter 'sed'"),
     (WHEN + "[{if: {seed: ['0']}, set: {epochs: 1}}]", "seed must be of type int, got '0'"),
     (WHEN + "[{if: {seed: 9}, set: {epochs: [1, 2]}}]", "epochs must be of type int, got \\[1, 2\\]"),
-    (
-        "parameters: {seed: [0, 1]}\nwhen: [{if: {seed: 1}, set: {shown_seed: 1}}]",
-        "the parameters of 05_report must be the same for all runs",
-    ),
+    ("parameters: {seed: [0, 1]}\nwhen: [{if: {seed: 1}, set: {shown_seed: 1}}]", "05_report must be the same for all"),
 ]
 
 
@@ -149,25 +116,20 @@ def test_what_cannot_be_run_is_refused_in_one_sentence_and_changes_nothing(proje
     assert re.search(message, refuse(project, text))
 
 
-def test_an_unknown_study_names_the_known_ones(project):
-    project.write_study("mine", "parameters: {}")
-    known = ", ".join(sorted(path.stem for path in (project.root / "notebooks" / "studies").glob("*.yaml")))
-    with pytest.raises(StudyError, match=f"unknown study 'nosuch'; known: {known}"):
-        run_study("nosuch")
-    with pytest.raises(StudyError, match="unknown study '../studies/mine'"):
-        run_study("../studies/mine")
-
-
-def test_without_a_project_the_message_says_where_to_start(tmp_path, monkeypatch):
+def test_a_study_that_cannot_be_found_or_read_is_refused(project, tmp_path, monkeypatch):
+    studies = project.root / "notebooks" / "studies"
+    (studies / "tried.yaml").write_bytes(b"\xff\xfe\x00")  # no text
+    known = ", ".join(sorted(path.stem for path in studies.glob("*.yaml")))
+    for name, said in (
+        ("nosuch", f"unknown study 'nosuch'; known: {known}"),
+        ("../studies/tried", "unknown study '../studies/tried'"),
+        ("tried", "tried.yaml is no YAML: "),
+    ):
+        with pytest.raises(StudyError, match=said):
+            run_study(name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StudyError, match="there are none in .*notebooks/studies; start it in the project's folder"):
         run_study("digits")
-
-
-def test_a_file_that_is_no_text_is_no_yaml(project):
-    (project.root / "notebooks" / "studies" / "tried.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StudyError, match="tried.yaml is no YAML: "):
-        read_study("tried")
 
 
 def test_the_committed_studies_can_be_read(project):
@@ -178,50 +140,23 @@ def test_the_committed_studies_can_be_read(project):
         assert report["shown_seed"] in {plan.parameters["train"]["seed"] for plan in runs}
 
 
-def stand_in(log: list, fail=()):
-    """Return a stand-in for `execute` that writes a step's artefacts at once, or fails."""
-
-    def execute(notebook: str, output, parameters: dict) -> None:
-        log.append((notebook, output.parent.name))
-        if notebook == REPORT:
-            return
-        folder = output.parent
-        if (notebook, folder.name) in fail:
-            raise ZeroDivisionError("division by zero")
-        step = next(step for step, name in NOTEBOOKS.items() if name == notebook)
-        run = Run(parameters["study"], folder.name)
-        made_with = {k: v for k, v in parameters.items() if k not in ("study", "run", "data_root")}
-        with run.doing(step, made_with):
-            for artefact in ARTEFACTS[step]:
-                (folder / artefact).write_text(run.name)
-
-    return execute
-
-
-@pytest.fixture
-def fast(project, monkeypatch):
-    """A study of two runs whose notebooks are stood in for; `log` is what was executed."""
-    project.write_study("fast", "parameters: {seed: [0, 1]}")
-    made = SimpleNamespace(log=[], fail=set(), project=project)
-    for module in (execution, runner):
-        monkeypatch.setattr(module, "execute", lambda *a: stand_in(made.log, made.fail)(*a))
-    report = ("05_report", "report")
-    monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: report in made.log)
-    return made
-
-
-def test_every_run_goes_through_its_steps_in_order_and_the_report_comes_last(fast, capsys):
+def test_every_run_goes_through_its_steps_in_order_and_what_is_done_is_not_done_again(fast, capsys):
     assert run_study("fast", jobs=1) == []
-    assert [notebook for notebook, _ in fast.log] == list(NOTEBOOKS.values()) * 2 + ["05_report"]
+    done = list(fast.log)
+    assert [notebook for notebook, _ in done] == list(NOTEBOOKS.values()) * 2 + ["05_report"]
     printed = capsys.readouterr().out
     assert "study fast: 2 runs, 1 side by side" in printed
-    assert "[  8/8] digits-airbench_16_32_64-ce-s1 04_evaluate in" in printed
-
-
-def test_runs_go_side_by_side_and_the_cores_are_shared_out(fast, monkeypatch):
-    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
-    run_study("fast", jobs=7)  # no more than there are runs
-    assert os.environ["OMP_NUM_THREADS"] == "4"
+    assert f"[  8/8] {BASE}-ce-s1 04_evaluate in" in printed
+    run_study("fast", jobs=2)
+    assert fast.log == done
+    (Run("fast", f"{BASE}-ce-s1").path / "metrics.csv").unlink()
+    run_study("fast", jobs=2)
+    assert fast.log == [*done, ("04_evaluate", f"{BASE}-ce-s1")]
+    fast.project.write_study("fast", "parameters: {seed: [0, 1], n_neighbors: 20}")
+    before = fast.project.files()
+    with pytest.raises(StudyError, match="step 'evaluate' of run .* was made with n_neighbors=50, not 20.* study name"):
+        run_study("fast", jobs=2)
+    assert fast.project.files() == before
 
 
 def test_the_time_that_is_left_is_judged_by_the_steps_of_this_call(monkeypatch):
@@ -239,20 +174,15 @@ def test_the_time_that_is_left_is_judged_by_the_steps_of_this_call(monkeypatch):
     assert progress._left() == " · about 20:00 left"  # 20 steps, a minute each
 
 
-def test_what_is_done_is_not_done_again(fast):
-    run_study("fast", jobs=2)
-    done = list(fast.log)
-    run_study("fast", jobs=2)
-    assert fast.log == done
-    (Run("fast", "digits-airbench_16_32_64-ce-s1").path / "metrics.csv").unlink()
-    run_study("fast", jobs=2)
-    assert fast.log == [*done, ("04_evaluate", "digits-airbench_16_32_64-ce-s1")]
-
-
 def test_a_run_that_fails_is_named_and_the_others_finish(fast, capsys):
-    fast.fail.add(("02_embed", "digits-airbench_16_32_64-ce-s0"))
+    fast.fail |= {("01_train", f"{BASE}-ce-s{seed}") for seed in (0, 1)}
+    assert len(run_study("fast", jobs=2)) == 2
+    assert {notebook for notebook, _ in fast.log} == {"01_train"}  # no report of nothing
+    fast.fail.clear()
+    fast.log.clear()
+    fast.fail.add(("02_embed", f"{BASE}-ce-s0"))
     failures = run_study("fast", jobs=1)
-    assert failures == ["digits-airbench_16_32_64-ce-s0: 02_embed, ZeroDivisionError: division by zero"]
+    assert failures == [f"{BASE}-ce-s0: 02_embed, ZeroDivisionError: division by zero"]
     assert [notebook for notebook, _ in fast.log] == ["01_train", "02_embed", *NOTEBOOKS.values(), "05_report"]
     assert f"FAILED {failures[0]}" in capsys.readouterr().out
     fast.fail.clear()
@@ -261,68 +191,38 @@ def test_a_run_that_fails_is_named_and_the_others_finish(fast, capsys):
     assert [notebook for notebook, _ in fast.log] == ["02_embed", "03_clusters", "04_evaluate", "05_report"]
 
 
-def test_no_report_is_tried_when_every_run_fails(fast):
-    fast.fail |= {("01_train", f"digits-airbench_16_32_64-ce-s{seed}") for seed in (0, 1)}
-    assert len(run_study("fast", jobs=2)) == 2
-    assert {notebook for notebook, _ in fast.log} == {"01_train"}
-
-
-def test_a_second_runner_is_refused_while_the_first_runs(fast):
+def test_a_second_runner_is_refused_while_the_first_runs_and_the_cores_are_shared_out(fast, monkeypatch):
+    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
     (fast.project.root / "outputs" / "fast").mkdir(parents=True)
     with FileLock(fast.project.root / "outputs" / "fast" / "study.lock"):
         with pytest.raises(StudyError, match="study 'fast' is being run by another process"):
-            run_study("fast", jobs=1)
+            run_study("fast", jobs=7)
         assert fast.log == []
-    assert run_study("fast", jobs=1) == []
+    assert run_study("fast", jobs=7) == []  # no more side by side than there are runs
+    assert os.environ["OMP_NUM_THREADS"] == "4"
 
 
-def test_a_changed_parameter_is_refused_with_the_difference(fast):
-    run_study("fast", jobs=2)
-    fast.project.write_study("fast", "parameters: {seed: [0, 1], n_neighbors: 20}")
-    before = fast.project.files()
-    with pytest.raises(StudyError, match="step 'evaluate' of run .* was made with n_neighbors=50, not 20.* study name"):
-        run_study("fast", jobs=2)
-    assert fast.project.files() == before
-
-
-def test_the_study_leaves_every_artefact_and_no_partial_file(studied):
-    runs = sorted(path.name for path in (studied.root / "outputs" / "small" / "runs").iterdir())
-    names = [f"digits-airbench_16_32_64-{objective}-s{seed}" for objective in ("ce", "supcon") for seed in (0, 1)]
-    assert runs == names
-    texts = {artefact for step in STEPS for artefact in ARTEFACTS[step]} | {"config.json"}
-    for name in names:
-        notebooks = {f"{notebook}.ipynb" for notebook in NOTEBOOKS.values()} if name == names[0] else set()
-        assert {path.name for path in studied.run_folder("small", name).iterdir()} == texts | notebooks
-    assert not list(studied.root.rglob("*.partial*"))
-
-
-def test_the_notebooks_pass_every_parameter_on(studied, monkeypatch):
+def test_the_study_leaves_every_artefact_made_with_every_parameter_and_no_partial_file(studied, monkeypatch):
     monkeypatch.chdir(studied.root)
+    names = [f"{BASE}-{objective}-s{seed}" for objective in ("ce", "supcon") for seed in (0, 1)]
+    assert sorted(path.name for path in (studied.root / "outputs" / "small" / "runs").iterdir()) == names
+    texts = {artefact for step in STEPS for artefact in ARTEFACTS[step]} | {"config.json"}
     for planned in read_study("small")[0]:
+        notebooks = {f"{name}.ipynb" for name in NOTEBOOKS.values()} if planned.run.name == names[0] else set()
+        assert {path.name for path in planned.run.path.iterdir()} == texts | notebooks
         for step in STEPS:
             assert planned.run.record[step]["parameters"] == planned.parameters[step]
             assert planned.run.is_done(step, planned.parameters[step])
+    assert not list(studied.root.rglob("*.partial*"))
 
 
-def test_a_second_call_does_nothing_again(studied_copy, capsys):
-    before = studied_copy.files()
-    assert run_study("small", jobs=2) == []
-    assert studied_copy.files() == before
-    assert capsys.readouterr().out == "study small: 4 runs, 2 side by side\n"
-
-
-@pytest.mark.parametrize(
-    ("artefact", "message"),
-    [
-        ("encoder.safetensors", r"encoder\.safetensors is not the file that training wrote: .* to train again"),
-        ("config.json", r"config\.json is no JSON .* delete it to start the run anew"),
-    ],
-)
-def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy, artefact, message):
-    path = studied_copy.run_folder("small", "digits-airbench_16_32_64-supcon-s1") / artefact
+def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy):
+    path = studied_copy.run_folder("small", f"{BASE}-supcon-s1") / "encoder.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = studied_copy.files()
-    with pytest.raises(StudyError, match=f"digits-airbench_16_32_64-supcon-s1: .*{message}"):
+    with pytest.raises(
+        StudyError, match=f"{BASE}-supcon-s1: .* is not the file that training wrote: .* to train again"
+    ):
         run_study("small", jobs=2)
     assert studied_copy.files() == before
 
@@ -330,7 +230,7 @@ def test_artefacts_cut_short_are_refused_before_anything_starts(studied_copy, ar
 def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_stop_it(studied_copy, monkeypatch, capsys):
     monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: True)
     studied_copy.bare_notebooks()
-    again = "digits-airbench_16_32_64-ce-s1"
+    again = f"{BASE}-ce-s1"
     metrics = studied_copy.run_folder("small", again) / "metrics.csv"
     expected = metrics.read_bytes()
     metrics.unlink()
@@ -344,7 +244,7 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     changed = {name for name, state in studied_copy.files().items() if before.get(name) != state}
     changed = [name.split("/")[3:5] for name in changed if name.startswith("outputs/small/runs/")]
     runs = {run: {name for of, name in changed if of == run} for run, _ in changed}
-    failed = "digits-airbench_16_32_64-ce-s2"
+    failed = f"{BASE}-ce-s2"
     assert runs.keys() == {again, failed}
     # the step writes its files, its record and its notebook; the same bytes, but the record's seconds
     assert runs[again] == {*ARTEFACTS["evaluate"], "config.json", "04_evaluate.ipynb"}
@@ -352,35 +252,15 @@ def test_one_deleted_artefact_is_made_again_and_a_run_that_explodes_does_not_sto
     assert f"incomplete, and left out: {failed}" in said.out
 
 
-def stop_when(project, path, stop: signal.Signals) -> subprocess.Popen:
-    """Start study "small" by the command line, on half of the cores, and stop it as soon as `path` is there."""
-
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored where the tests run in the background
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: half_of_the_cores()])
-
-    command = project.arguments("small")
-    process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, preexec_fn=prepare)
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(stop)
-    return process
-
-
-def test_a_stopped_study_goes_on_and_gives_the_same_bytes(studied, project, monkeypatch):
+def test_a_killed_study_goes_on_and_gives_the_same_bytes(studied, project, monkeypatch):
     monkeypatch.setattr("oodlib.study.runner.report_is_current", lambda study, parameters: True)
     project.bare_notebooks()
     monkeypatch.setattr(runner, "usable_cores", half_of_the_cores)  # two runs side by side had as many threads
     text = studied.read_study("small").replace("[ce, supcon]", "ce").replace("[0, 1]", "1")
     project.write_study("small", text)
-    run, undisturbed = (of.run_folder("small", "digits-airbench_16_32_64-ce-s1") for of in (project, studied))
-    interrupted = stop_when(project, run / "config.json", signal.SIGINT)  # by Control-C, while it trains
-    assert b"stopped; the next call goes on from here" in interrupted.communicate(timeout=60)[1]
-    assert interrupted.returncode == 130
-    killed = stop_when(project, run / "clusters.npz", signal.SIGKILL)  # in the middle of 03
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL, "the study ended before it could be killed"
+    run, undisturbed = (of.run_folder("small", f"{BASE}-ce-s1") for of in (project, studied))
+    status, _ = project.stop("small", run / "clusters.npz", signal.SIGKILL, half_of_the_cores())  # in the middle of 03
+    assert status == -signal.SIGKILL, "the study ended before it could be killed"
     assert not (run / "metrics.csv").exists()
     assert run_study("small") == []
     for name in ("metrics.csv", "clusters.csv", "encoder.safetensors"):

@@ -33,7 +33,7 @@ def artefact(study, name: str) -> pd.DataFrame:
     return pd.concat([pd.read_csv(folder / f"{name}.csv").assign(run=folder.name) for folder in folders])
 
 
-def test_metrics_are_those_of_the_runs(studied, collected):
+def test_metrics_are_those_of_the_runs_in_their_order(studied, collected):
     metrics = artefact(studied, "metrics")
     keys = ["run", "clustering", "n_clusters", "distance", "threshold", "ood_dataset"]
     ranked = metrics[metrics.threshold.isin(RANKING)].set_index(keys)
@@ -51,10 +51,6 @@ def test_metrics_are_those_of_the_runs(studied, collected):
     assert set(collected.decisions.threshold) == {"global", "conformal", "per-cluster", "conformal-cluster"}
     for measure in ("id_rejected", "ood_rejected"):
         np.testing.assert_allclose(rejected[measure], own.loc[rejected.index, measure], atol=6e-5)
-
-
-def test_detectors_and_sets_keep_their_order(studied, collected):
-    metrics = artefact(studied, "metrics")
     for column in ("run", "clustering", "distance", "ood_dataset"):
         assert list(dict.fromkeys(collected.metrics[column])) == list(dict.fromkeys(metrics[column]))
     assert not collected.metrics.duplicated(["run", "detector", "ood_dataset"]).any()
@@ -72,7 +68,7 @@ def test_clusters_have_their_own_rows_or_their_mean(studied, collected):
     assert found.groupby(["run", "clustering"])["size"].max().eq(796).sum() >= 4
 
 
-def test_what_is_drawn_is_that_of_the_runs(studied, collected):
+def test_what_is_drawn_and_a_row_a_run_are_those_of_the_runs(studied, collected):
     for name, value, rtol, atol in (
         ("scores", "score", 6e-5, 0),
         ("projection", "x", 0, 6e-3),
@@ -87,23 +83,17 @@ def test_what_is_drawn_is_that_of_the_runs(studied, collected):
         own = extreme_table(load_image_scores(Run("small", run)))
         columns = ["detector", "dataset", "extreme", "rank", "index"]
         pd.testing.assert_frame_equal(found[columns].reset_index(drop=True), own[columns], check_dtype=False)
-    assert collected.extremes.run.nunique() == 4
+    assert collected.extremes.run.nunique() == len(collected.runs) == 4
+    assert collected.incomplete == ()
     choices, best = artefact(studied, "choices"), collected.choices
     assert best.auroc.tolist() == pytest.approx(choices.groupby(["run", "rule"]).auroc.max().tolist(), abs=6e-5)
-    assert set(collected.intervals.columns) >= {"detector", "ood_dataset", "auroc", "low", "high"}
-
-
-def test_a_row_a_run(studied, collected):
-    assert collected.incomplete == ()
-    assert len(collected.runs) == 4
-    run = collected.runs.set_index("run").loc[RUN]
-    record = json.loads((studied.run_folder("small", RUN) / "config.json").read_text())
-    history = pd.read_csv(studied.run_folder("small", RUN) / "history.csv")
-    accuracy = record["evaluate"]["id_accuracy"]
+    assert set(collected.intervals) >= {"detector", "ood_dataset", "auroc", "low", "high"}
+    run, folder = collected.runs.set_index("run").loc[RUN], studied.run_folder("small", RUN)
+    history = pd.read_csv(folder / "history.csv")
+    accuracy = json.loads((folder / "config.json").read_text())["evaluate"]["id_accuracy"]
     assert [run.id_accuracy, run.nearest_class_mean] == [accuracy["classifier"], accuracy["nearest_class_mean"]]
     assert run.training_seconds == pytest.approx(len(history) * history.seconds.min())
-    assert run.network_inputs == 2 * 6 * 128  # two views, six whole batches of 796 images
-    assert run.epochs == 1
+    assert (run.epochs, run.network_inputs) == (1, 2 * 6 * 128)  # two views, six whole batches of 796 images
 
 
 def test_who_has_no_runs_reads_what_is_published(studied_copy, capsys):
@@ -139,11 +129,15 @@ def test_only_a_report_of_the_runs_that_are_there_is_published(studied_copy, cap
     metrics = studied_copy.run_folder("small", RUN) / "metrics.csv"
     table = pd.read_csv(metrics)
     table.assign(auroc=table.auroc / 2).to_csv(metrics, index=False)
-    assert main(["publish", "small"]) == 2
-    assert "report is not the report of these runs: run python -m oodlib small first" in capsys.readouterr().err
-    assert main(["publish", "digits"]) == 2
-    assert "study 'digits' has no complete run" in capsys.readouterr().err
+    for study, said in (
+        ("small", "report is not the report of these runs: run python -m oodlib small first"),
+        ("digits", "study 'digits' has no complete run"),
+    ):
+        assert main(["publish", study]) == 2
+        assert said in capsys.readouterr().err
     assert not (studied_copy.root / "outputs" / "reported").exists()
+    with pytest.raises(FileNotFoundError, match="study 'digits' has no complete run in .*, and none is reported in "):
+        report.collect("digits")
 
 
 def test_an_incomplete_run_is_left_out_and_named(studied_copy):
@@ -158,11 +152,6 @@ def test_an_incomplete_run_is_left_out_and_named(studied_copy):
     config.write_text(config.read_text()[:100])
     with pytest.raises(ValueError, match=rf"{RUN}/config\.json is no JSON"):
         report.collect("small")
-
-
-def test_a_study_without_any_results_says_so(project):
-    with pytest.raises(FileNotFoundError, match="study 'digits' has no complete run in .*, and none is reported in "):
-        report.collect("digits")
 
 
 def test_the_report_is_current_for_its_parameters_its_runs_and_while_it_is_there(studied_copy):
@@ -215,45 +204,19 @@ def test_what_is_committed_can_be_read(folder, monkeypatch):
     assert size < (1.2e6 if folder.name == "digits" else 4e6)
 
 
-# The report of the small study
-
-
-def test_report_tables_are_those_of_the_runs(studied, monkeypatch):
-    monkeypatch.chdir(studied.root)
-    folder = studied.root / "outputs" / "small" / "report"
-    table = pd.read_csv(folder / "main_auroc.csv")
-    runs = (studied.root / "outputs" / "small" / "runs").iterdir()
-    metrics = pd.concat([pd.read_csv(run / "metrics.csv") for run in runs])
-    chosen = metrics.query("objective == 'ce' and clustering == 'labels' and distance == 'cosine'")
-    chosen = chosen[chosen.threshold == "global"]
-    far = 100 * chosen[chosen.group == "far"].groupby("seed").auroc.mean()
-    (row,) = table.query("objective == 'ce' and detector == 'labels/cosine' and ood_dataset == 'far mean'").itertuples()
-    assert (row.mean, row.sd, row.n) == (pytest.approx(far.mean(), rel=1e-5), pytest.approx(far.std(), rel=1e-4), 2)
-    product = pd.read_csv(folder / "product.csv").query("objective == 'ce' and clustering == 'labels'")
-    (row,) = product.query("distance == 'cosine' and threshold == 'global'").itertuples()
-    assert row.far == pytest.approx(far.mean(), rel=1e-3)
-    table = pd.read_csv(folder / "regret.csv").query("objective == 'ce' and rule == 'always labels/cosine'")
-    plain = metrics.query("objective == 'ce' and threshold == 'global' and seen == 0")
-    best = 100 * plain.groupby(["seed", "ood_dataset"]).auroc.max()
-    own = 100 * chosen.set_index(["seed", "ood_dataset"]).auroc
-    regret = table.set_index(["seed", "ood_dataset"]).regret
-    np.testing.assert_allclose(regret, (best - own)[regret.index], atol=6e-3)
-
-
 def test_report_folder_holds_tables_figures_and_what_they_were_made_from(studied):
     folder = studied.root / "outputs" / "small" / "report"
     names = ["main_auroc", "main_fpr95", "cost", "clusters", "predictors", "verdicts", "data", "runs"]
     names += ["thresholds", "errors", "outlier_exposure", "regret_pooled"]
-    tables = {f"{name}.{form}" for name in names for form in ("csv", "md")}
     drawn = ["separation", "projection", "histograms", "roc", "epochs", "cluster_sizes", "risk", "product"]
     drawn = [f"{name}_digits" for name in drawn]
     drawn += [f"false_alarms_digits_labels_{distance}" for distance in ("mahalanobis", "cosine")]
     drawn += ["idea", "auroc", "history", "predictors", "ranks_near", "ranks_far", "accuracy", "regret"]
     drawn += ["thumbnails_digits_ce", "thumbnails_digits_supcon"]
+    files = {f"{name}.{form}" for name in names for form in ("csv", "md")} | {f"{name}.png" for name in drawn}
     others = {"environment.json", "05_report.ipynb", "product.csv", "regret.csv"}
-    assert {path.name for path in folder.iterdir()} == tables | {f"{name}.png" for name in drawn} | others
+    assert {path.name for path in folder.iterdir()} == files | others
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["runs"] == 4
-    assert environment["seeds"] == [0, 1]
+    assert (environment["runs"], environment["seeds"]) == (4, [0, 1])
     assert environment["seconds"].keys() == {"train", "embed", "cluster", "evaluate"}
     assert [set(machine) >= {"processor", "torch", "python"} for machine in environment["environments"]] == [True]

@@ -27,13 +27,11 @@ from oodlib.app.folder import HELD_OUT, Part
 from oodlib.data import ImageSet, load_images
 from oodlib.data.decoding import decode
 from oodlib.encoders import Encoder, linear_probe, load_encoder, save_encoder
-from oodlib.scoring import drift_test, load_detector
-from oodlib.scoring.choices import CANDIDATE_DISTANCES
-from oodlib.scoring.choices import FALLBACK as FALLEN
+from oodlib.scoring import choices, drift_test, load_detector
 from oodlib.scoring.evaluation import Embedded
 from oodlib.scoring.thresholds import conformal_threshold, rate_band
 
-FALLBACK = "/".join(FALLEN)
+FALLBACK = "/".join(choices.FALLBACK)
 CLASSES = ("china", "flower", "ones", "zeros")
 
 
@@ -83,9 +81,6 @@ def started(backbone="resnet20", weights="", side=16):
     return your_encoder.Start(backbone, weights, side, "")
 
 
-# Reading
-
-
 def test_a_folder_without_splits_is_split_by_class_and_every_image_keeps_its_name(photos, capsys):
     parts = read(photos, photos / ".." / "pictures")
     assert list(parts) == ["train", "choice", "calibration", "test", "ood"]
@@ -105,41 +100,48 @@ def test_a_folder_without_splits_is_split_by_class_and_every_image_keeps_its_nam
 
 def test_what_is_skipped_or_converted_is_listed_once_and_counted_by_reason(photos):
     parts = read(photos, photos)
-    skipped = your_folder.skipped_table(parts).groupby("set", sort=False)
-    assert len(skipped) == 1  # both are called pictures
+    assert set(your_folder.skipped_table(parts).set) == {"pictures"}  # both are called so
     own = your_folder.skipped_table(without(parts, "ood"))
-    assert own.file.tolist() == [
-        "china/broken.jpg", "china/notes.txt", "empty", "flower/.hidden.png", "outside.png"
-    ]  # fmt: skip
-    assert own.reason.tolist()[1:] == [
-        "no image of a format that is read here", "a class without an image", "hidden", "in no class folder"
-    ]  # fmt: skip
+    assert own.file.tolist() == ["china/broken.jpg", "china/notes.txt", "empty", "flower/.hidden.png", "outside.png"]
+    assert own.reason.tolist()[2:] == ["a class without an image", "hidden", "in no class folder"]
     (line,) = your_folder.note_lines(without(parts, "ood"))
-    assert line.startswith("pictures: 200 images; skipped 5: image file is truncated 1, no image of a format that")
-    assert line.endswith("in no class folder 1; converted 1: grey 1")
+    assert re.search(r"pictures: 200 images; skipped 5: .* no class folder 1; converted 1: grey 1$", line)
     plain = your_folder.read_parts("digits", "digits789", 32)
     assert your_folder.note_lines(plain) == ["digits: 885 images", "digits: 379 images", "digits789: 533 images"]
 
 
 def test_train_and_test_folders_stay_and_must_have_the_same_classes(tmp_path):
     found = pictures(8)
-    write_pictures(tmp_path / "train", found)
+    for split in ("train", "val"):
+        write_pictures(tmp_path / split, found)
+    assert "val/zeros/00.png" in read(tmp_path)["test"].names  # where there are no test images
     write_pictures(tmp_path / "test", found)
     parts = read(tmp_path)
-    assert your_folder.count_table(parts).to_dict("list") == {
-        "train": [5] * 4, "choice": [1] * 4, "calibration": [2] * 4, "test": [8] * 4
-    }  # fmt: skip
+    counts = {"train": [5] * 4, "choice": [1] * 4, "calibration": [2] * 4, "test": [8] * 4}
+    assert your_folder.count_table(parts).to_dict("list") == counts
     assert set(parts["test"].names[parts["test"].images.labels == 3]) == {f"test/zeros/{i:02d}.png" for i in range(8)}
     (tmp_path / "test" / "flower").rename(tmp_path / "test" / "trees")
     with pytest.raises(ValueError, match="train has classes without an image in test: flower"):
         read(tmp_path)
 
 
-def test_a_set_whose_test_images_have_other_classes_is_refused(project):
-    root = numbered(project, np.arange(60) % 3)
-    np.savez(root / "numbered-test.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.full(9, 5))
+def test_classes_of_a_set_are_those_with_images_and_the_same_in_both_splits(tmp_path):
+    def write(name, labels, splits=("train", "test")):
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+        for split in splits:
+            np.savez(tmp_path / f"{name}-{split}.npz", images=images, labels=labels)
+
+    write("numbered", np.arange(60) % 3 + 1)
+    write("unnamed", np.full(60, -1))
+    parts = your_folder.read_parts("numbered", "unnamed", 8, str(tmp_path))
+    assert parts["train"].images.classes == ("1", "2", "3")
+    assert set(parts["test"].images.labels) == {0, 1, 2}
+    assert gallery.class_of(parts["ood"], 0) == ""
+    with pytest.raises(ValueError, match="unnamed: 60 of 60 images have no class"):
+        your_folder.read_parts("unnamed", "", 8, str(tmp_path))
+    write("numbered", np.full(9, 5), ("test",))
     with pytest.raises(ValueError, match="class '5' has test images, but no training images"):
-        your_folder.read_parts("numbered", "", 8, str(root))
+        your_folder.read_parts("numbered", "", 8, str(tmp_path))
 
 
 def test_a_set_that_is_no_folder_has_places_for_names():
@@ -152,23 +154,16 @@ def test_a_set_that_is_no_folder_has_places_for_names():
     assert np.array_equal(parts["calibration"].images.images[7], whole[place])
 
 
-def test_links_to_folders_are_followed(tmp_path):
-    write_pictures(tmp_path / "there", pictures(8))
-    (tmp_path / "mine").mkdir()
-    for name in CLASSES:
-        (tmp_path / "mine" / name).symlink_to(tmp_path / "there" / name)
-    part = read(tmp_path / "mine")["test"]
-    assert part.names[0].startswith("china/")
-    assert part.pictures(np.array([0])).shape == (1, 96, 96, 3)
-
-
-def test_ood_images_need_no_sub_folders(photos, tmp_path):
-    write_pictures(tmp_path / "ood", {"deep": pictures(3)["ones"]})
+def test_ood_images_need_no_sub_folders_and_links_to_folders_are_followed(photos, tmp_path):
+    write_pictures(tmp_path / "elsewhere", {"ones": pictures(3)["ones"]})
+    (tmp_path / "ood").mkdir()
+    (tmp_path / "ood" / "deep").symlink_to(tmp_path / "elsewhere" / "ones")
     for i, image in enumerate(pictures(2)["zeros"]):
         image.save(tmp_path / "ood" / f"{i}.png")
-    parts = read(photos, tmp_path / "ood")
-    assert parts["ood"].names.tolist() == ["0.png", "1.png", *(f"deep/0{i}.png" for i in range(3))]
-    assert [gallery.class_of(parts["ood"], i) for i in range(5)] == ["ood"] * 2 + ["deep"] * 3
+    part = read(photos, tmp_path / "ood")["ood"]
+    assert part.names.tolist() == ["0.png", "1.png", *(f"deep/0{i}.png" for i in range(3))]
+    assert [gallery.class_of(part, i) for i in range(5)] == ["ood"] * 2 + ["deep"] * 3
+    assert part.pictures(np.array([4])).shape == (1, 96, 96, 3)
 
 
 def test_only_the_bundled_digits_are_shown_against_other_digits(photos, tmp_path, monkeypatch):
@@ -180,15 +175,6 @@ def test_only_the_bundled_digits_are_shown_against_other_digits(photos, tmp_path
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "digits", pictures(8))
     assert "ood" not in read("digits")
-
-
-def test_the_validation_images_of_a_folder_are_its_test_images_where_there_are_no_others(tmp_path):
-    found = pictures(8)
-    for name in ("train", "val"):
-        write_pictures(tmp_path / name, found)
-    assert "val/zeros/00.png" in set(read(tmp_path)["test"].names)
-    write_pictures(tmp_path / "test", found)
-    assert "test/zeros/00.png" in set(read(tmp_path)["test"].names)
 
 
 @pytest.mark.parametrize("name", ["train", "test", "val"])
@@ -212,41 +198,21 @@ def test_a_folder_without_classes_or_with_one_or_with_two_photos_each_is_one_cla
     assert read(tmp_path)["train"].images.classes == ("one", "pairs")
 
 
-def test_thousands_of_empty_classes_are_skipped(tmp_path):
-    write_pictures(tmp_path / "mine", pictures(8))
-    for i in range(2000):
-        (tmp_path / "mine" / f"empty {i}").mkdir()
-    parts = read(tmp_path / "mine")
-    assert your_folder.note_lines(parts) == ["mine: 32 images; skipped 2000: a class without an image 2000"]
-    assert your_page.read_sentence(parts, your_folder.skipped_table(parts)) == (
-        "32 photos of 4 classes were read; 2000 files or folders were skipped (skipped.csv says why)."
-    )
-
-
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("", "^id_folder is empty: give a folder"),
+        ("", "^id_folder is empty"),
         ("nowhere/at/all", "^there is no folder .*nowhere/at/all: expected is one sub-folder"),
         ("folder:nowhere", "^there is no folder /.*/nowhere: expected is one sub-folder"),
-        (
-            "digitz",
-            "^there is no folder /.*/digitz, and of image sets: unknown image set 'digitz': allowed are digits,",
-        ),
+        ("digitz", "^there is no folder /.*/digitz, and of image sets: unknown image set 'digitz'"),
+        ("few/", "^few/ is too small: 4 images"),
     ],
 )
-def test_a_folder_that_is_not_there_is_named(folder, message):
+def test_a_folder_that_is_not_there_or_too_small_is_named(tmp_path, monkeypatch, folder, message):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "few", pictures(1))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(folder)
-
-
-def test_a_folder_of_single_images_is_too_small(tmp_path):
-    write_pictures(tmp_path / "few", pictures(1))
-    with pytest.raises(ValueError, match=r"few is too small: 4 images; a class needs five or more$"):
-        read(tmp_path / "few")
-
-
-# The encoder
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +288,7 @@ def test_a_fitted_classifier_is_the_linear_probe(n_classes):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"alpha": 0}, "alpha must be between 0 and 1, got 0"),
         ({"alpha": "0.05"}, "alpha must be between 0 and 1, got '0.05'"),
-        ({"alpha": math.nan}, "alpha must be between 0 and 1, got nan"),
         ({"side": -1}, "side must be a whole number of at least 0, got -1"),
         ({"side": 100_000}, "side must be at most 4096 pixels, got 100000"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
@@ -332,7 +296,7 @@ def test_a_fitted_classifier_is_the_linear_probe(n_classes):
     ],
 )
 def test_settings_are_checked_at_the_start(settings, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+    with pytest.raises(ValueError, match=said):
         your_encoder.check_settings(**{"side": 0, "epochs": 30, "alpha": 0.05} | settings)
     your_encoder.check_settings(side=0, epochs=1, alpha=np.float32(0.1))
 
@@ -367,12 +331,13 @@ def test_weights_at_hand_are_taken_for_photos_and_said(photos, nothing_at_hand):
 def test_the_side_is_what_the_encoder_needs():
     assert your_encoder.choose_start("mine", "resnet20", "", 48).side == 48
     assert your_encoder.choose_start("mine", "resnet18", "pretrained").side == 224
-    with pytest.raises(ValueError, match=r"pretrained, empty \(train here\) or a file: there is no /.*pretraned$"):
-        your_encoder.choose_start("mine", "resnet18", "pretraned")
-    with pytest.raises(ValueError, match="unknown arch 'resnet21'"):
-        your_encoder.choose_start("mine", "resnet21", "")
-    with pytest.raises(ValueError, match="^'inception_v3' takes no images of side 32, it was made for 299: "):
-        your_encoder.choose_start("mine", "inception_v3", "")
+    for backbone, weights, said in (
+        ("resnet18", "pretraned", r"pretrained, empty \(train here\) or a file: there is no /.*pretraned$"),
+        ("resnet21", "", "unknown arch 'resnet21'"),
+        ("inception_v3", "", "^'inception_v3' takes no images of side 32, it was made for 299: "),
+    ):
+        with pytest.raises(ValueError, match=said):
+            your_encoder.choose_start("mine", backbone, weights)
 
 
 def test_pretrained_without_a_network_says_what_to_do(photos, nothing_at_hand):
@@ -391,9 +356,6 @@ def test_one_class_is_learned_by_its_views(tmp_path):
     data = your_images.embed_parts(encoder, parts)
     assert encoder.spec.classes == ("ones",)
     assert your_images.choose_detector(your_images.rank_detectors(data)) == FALLBACK
-
-
-# Embeddings drawn for the rest
 
 
 def draw(n, seed, n_classes=4, shift=0.0):
@@ -434,22 +396,20 @@ def test_clusters_are_measured_on_held_out_images():
     assert table.separation["labels", "flower"] < table.separation["kmeans", "flower"]
 
 
-# The detector
-
-
-def test_detectors_are_ranked_with_images_of_train_and_choice_alone():
+def test_detectors_are_ranked_with_train_and_choice_alone_and_the_first_is_chosen_where_it_leads_by_more_than_noise():
     data = drawn()
     ranking = your_images.rank_detectors(data)
-    kinds = [f"{c}/{d}" for c, names in CANDIDATE_DISTANCES.items() for d in names]
+    kinds = [f"{c}/{d}" for c, names in choices.CANDIDATE_DISTANCES.items() for d in names]
     kinds += ["knn", "knn-1", "knn-20", "knn-50"]
     assert sorted(ranking.detector) == sorted(kinds)
     assert ranking.auroc.is_monotonic_decreasing
     assert ranking.auroc[0] > 0.99
-    assert ranking.equals(
-        your_images.rank_detectors(without(data, "ood") | {"test": draw(40, 7), "calibration": draw(40, 8)})
-    )
+    others = without(data, "ood") | {"test": draw(40, 7), "calibration": draw(40, 8)}
+    assert ranking.equals(your_images.rank_detectors(others))
     tied = ranking[ranking.auroc == ranking.auroc[0]].detector.tolist()
     assert tied == sorted(tied, key=kinds.index)  # the first of the best is always the same
+    for noise, chosen in ((0.05, ranking.detector[0]), (0.2, FALLBACK)):
+        assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=noise)) == chosen
 
 
 def test_without_a_part_to_choose_with_folds_of_the_training_images_take_its_place():
@@ -461,30 +421,15 @@ def test_without_a_part_to_choose_with_folds_of_the_training_images_take_its_pla
     assert ranking.auroc[0] > 0.99
 
 
-def test_the_first_is_chosen_where_it_leads_by_more_than_noise():
-    ranking = your_images.rank_detectors(drawn())
-    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.05)) == ranking.detector[0]
-    assert your_images.choose_detector(ranking.assign(ahead=0.1, noise=0.2)) == FALLBACK
-
-
-def test_the_page_says_which_share_of_unknown_classes_is_found():
-    row = {"detector": ["knn"], "auroc": [0.9], "caught": [0.51], "least_caught": [0.43], "most_caught": [0.57]}
-    said = your_page.unknown_sentence(pd.DataFrame(row), "knn", 0.025, trained_here=True)
-    assert re.findall(r"[0-9.]+ ?%", said) == ["90 %", "2.5 %", "51%", "43%", "57%"]
-
-
-@pytest.mark.parametrize("n_classes", [1, 2])
-def test_of_two_classes_none_can_be_left_out(n_classes):
-    ranking = your_images.rank_detectors(drawn(n_classes))
-    assert ranking.detector.tolist() == [FALLBACK]
-    assert ranking.auroc.isna().all()
-    assert your_images.choose_detector(ranking) == FALLBACK
-
-
-def test_too_few_images_leave_no_choice():
+def test_where_no_class_can_be_left_out_the_choice_was_made_beforehand():
     data = drawn()
-    one_each = Embedded(data["choice"].z[:4], data["choice"].y[:4])
-    assert your_images.rank_detectors(data | {"choice": one_each}).detector.tolist() == [FALLBACK]
+    one_each = data | {"choice": Embedded(data["choice"].z[:4], data["choice"].y[:4])}
+    alike = dict.fromkeys(("train", "choice"), Embedded(np.eye(4), np.arange(4)))  # images of a class do not differ
+    for few, chosen in ((drawn(1), FALLBACK), (drawn(2), FALLBACK), (one_each, FALLBACK), (alike, "labels/cosine")):
+        ranking = your_images.rank_detectors(few)
+        assert ranking.detector.tolist() == [chosen]
+        assert ranking.auroc.isna().all()
+        assert your_images.choose_detector(ranking) == chosen
     rng = np.random.default_rng(0)
     for y in (np.arange(2), np.repeat(np.arange(3), (4, 3, 1))):  # a fold without any image, or without a class
         few = {"train": Embedded(rng.normal(size=(len(y), 8)), y)}
@@ -502,27 +447,15 @@ def test_the_threshold_is_conformal(name):
 
 
 @pytest.mark.parametrize(("m", "alpha"), [(19, 0.05), (99, 0.01), (2, 1 / 3)])
-def test_what_can_be_promised(m, alpha):
-    assert your_page.promise(m, alpha).startswith(f"{m} calibration images: at most {100 * alpha:.4g} % of images")
-    assert your_page.promise(m - 1, alpha) == (
-        f"{m - 1} calibration images are too few to promise {100 * alpha:.4g} %, which takes {m}: nothing "
-        f"is rejected. Add images, or take alpha = {math.ceil(1000 / m) / 1000:.3f} or more."
-    )
+def test_what_can_be_promised_is_what_the_threshold_needs_and_the_least_alpha_is_advised(m, alpha):
+    assert re.match(f"{m} .* at most {100 * alpha:.4g} % of images", your_page.promise(m, alpha))
+    assert re.match(f"{m - 1} .* too few to promise {100 * alpha:.4g} %, .* {m}:", your_page.promise(m - 1, alpha))
     assert math.isinf(conformal_threshold(np.arange(m - 1.0), alpha))
     assert math.isfinite(conformal_threshold(np.arange(1.0 * m), alpha))
-
-
-@pytest.mark.parametrize("n", [2, 8, 15, 22, 41, 333])
-def test_the_alpha_that_is_advised_can_be_promised(n):
-    advised = float(re.search(r"alpha = (\S+) or more", your_page.promise(n, 0.001))[1])
-    assert "at most" in your_page.promise(n, advised)
-
-
-def test_classes_whose_images_do_not_differ_leave_cosine():
-    data = {name: Embedded(np.eye(4), np.arange(4)) for name in ("train", "choice")}
-    ranking = your_images.rank_detectors(data)
-    assert ranking.detector.tolist() == ["labels/cosine"]
-    assert your_images.choose_detector(ranking) == "labels/cosine"
+    for n in (m - 1, 8, 15, 22, 41, 333):
+        advised = float(re.search(r"alpha = (\S+) or more", your_page.promise(n, 0.001))[1])
+        assert "at most" in your_page.promise(n, advised)
+        assert "too few" in your_page.promise(n, advised - 0.001)
 
 
 def test_rejections_are_counted_with_their_intervals():
@@ -533,44 +466,27 @@ def test_rejections_are_counted_with_their_intervals():
     assert test["rejected"] == (detector.score_samples(data["test"].z) < detector.offset_).sum()
     assert (test["low"], test["high"]) == rate_band(0.1, 100, 100)
     n, k, z = 60, ood["rejected"], 1.959964
-    middle, half = (
-        (k + z * z / 2) / (n + z * z),
-        z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4),
-    )  # Wilson 1927
-    assert (ood["low"], ood["high"]) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    middle, half = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)  # Wilson 1927
+    expected = (middle - half) / (n + z * z), (middle + half) / (n + z * z)
+    assert (ood["low"], ood["high"]) == pytest.approx(expected, abs=1e-6)
     assert len(your_images.rejection_table(detector, without(data, "ood"), 0.1)) == 1
 
 
-# Gallery
-
-
-def share_by_loop(z, y, k):
-    """Return the share of the k nearest others by cosine that one other class has, and that class, image by image."""
-    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-    shares, others = [], []
-    for i in range(len(z)):
-        near = sorted((j for j in range(len(z)) if j != i), key=lambda j: -unit[i] @ unit[j])[:k]
-        votes = {c: sum(y[j] == c for j in near) / k for c in set(y.tolist()) - {y[i]}}
-        others.append(max(votes, key=votes.get))
-        shares.append(votes[others[-1]])
-    return np.array(shares), np.array(others)
-
-
-def test_share_of_another_class_is_that_of_a_plain_loop():
+def test_share_of_another_class_among_the_nearest_by_cosine_is_that_of_a_plain_loop():
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)
     shares, others = gallery.other_class_share(z, y, 7)
-    expected, named = share_by_loop(z, y, 7)
-    np.testing.assert_allclose(shares, expected)
-    assert (others == named)[shares > 0.5].all()
-
-
-def test_duplicates_do_not_vote_for_themselves_and_one_class_has_no_other():
-    z = np.ones((30, 2))
-    shares, others = gallery.other_class_share(z, np.arange(30) % 2, 29)  # everyone votes but the image itself
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    for i, (share, other) in enumerate(zip(shares, others, strict=True)):
+        near = sorted((j for j in range(60) if j != i), key=lambda j: -unit[i] @ unit[j])[:7]
+        votes = {c: sum(y[j] == c for j in near) / 7 for c in set(y.tolist()) - {y[i]}}
+        assert share == pytest.approx(max(votes.values()))
+        assert share <= 0.5 or other == max(votes, key=votes.get)
+    z, y = np.ones((30, 2)), np.arange(30) % 2
+    shares, others = gallery.other_class_share(z, y, 29)  # of duplicates everyone votes but the image itself
     np.testing.assert_allclose(shares, 15 / 29)
-    assert np.array_equal(others, 1 - np.arange(30) % 2)
-    assert (gallery.other_class_share(z, np.zeros(30, int))[0] == 0).all()
+    assert np.array_equal(others, 1 - y)
+    assert (gallery.other_class_share(z, np.zeros(30, int))[0] == 0).all()  # one class has no other
 
 
 def parts_of(data):
@@ -602,45 +518,34 @@ def test_the_gallery_holds_what_was_hidden_in_the_images(looked_at):
     found = by_kind["mislabelled"]
     assert found[["part", "index", "class", "note"]].to_numpy().tolist() == [["calibration", 8, "ones", "→ china 100%"]]
     pair = by_kind["duplicate"]
-    assert pair[["part", "index", "file"]].to_numpy().tolist() == [
-        ["train", 5, "train/a/5.png"], ["test", 3, "test/a/3.png"]
-    ]  # fmt: skip
+    assert pair.file.tolist() == ["train/a/5.png", "test/a/3.png"]
     assert pair.p_value.isna().tolist() == [True, False]
     scores = np.concatenate([detector.score_samples(part.z) for part in map(data.get, HELD_OUT)])
+    firsts = {"choice": 0, "calibration": 50, "test": 150}
     for kind, order in (("least normal", np.argsort(scores)), ("most normal", np.argsort(-scores))):
-        places = [
-            i + {"choice": 0, "calibration": 50, "test": 150}[name]
-            for name, i in by_kind[kind][["part", "index"]].to_numpy()
-        ]
-        assert places == order[: gallery.N_SHOWN].tolist()
-    accepted = by_kind.get("wrongly accepted", table[:0])
-    calibrated = table[table.part == "calibration"]
+        places = by_kind[kind].part.map(firsts) + by_kind[kind]["index"]
+        assert places.tolist() == order[: gallery.N_SHOWN].tolist()
     own = detector.score_samples(data["calibration"].z)
-    for row in calibrated.itertuples():  # none counts itself
+    for row in table[table.part == "calibration"].itertuples():  # none counts itself
         others = np.delete(own, row.index)
         assert row.p_value == pytest.approx((1 + (others <= own[row.index]).sum()) / 100)
+    accepted = by_kind.get("wrongly accepted", table[:0])
     assert len(accepted) == min(gallery.N_SHOWN, (detector.predict(data["ood"].z) == 1).sum())
     assert (accepted.p_value > 0.1).all()
 
 
-def test_the_same_image_under_two_labels_of_one_part_is_found(looked_at):
+def test_an_image_under_two_labels_is_found_but_none_without_contrast_unless_they_are_equal(looked_at):
     detector, data, parts, _ = looked_at
+    images = parts["train"].images.images
+    for shift, n_rows in ((1, 0), (0, 2)):
+        images[5], parts["test"].images.images[3] = 200, 200 + shift
+        assert (gallery.gallery_table(detector, data, parts).kind == "duplicate").sum() == n_rows
     for a, b in ((4, 9), (10, 14)):  # of the classes 0 and 1; of 2 and 2
-        data["train"].z[b] = data["train"].z[a] + 1e-4
-        parts["train"].images.images[b] = parts["train"].images.images[a]
+        data["train"].z[b], images[b] = data["train"].z[a] + 1e-4, images[a]
     table = gallery.gallery_table(detector, data, parts)
     found = table[table.kind == "duplicate"]
     assert found[["part", "index", "class"]].to_numpy().tolist()[:2] == [["train", 4, "china"], ["train", 9, "flower"]]
     assert len(found) == 4
-
-
-def test_images_without_contrast_are_no_duplicates_unless_they_are_equal(looked_at):
-    detector, data, parts, _ = looked_at
-    for shift, n_rows in ((1, 0), (0, 2)):
-        parts["train"].images.images[5] = 200
-        parts["test"].images.images[3] = 200 + shift
-        table = gallery.gallery_table(detector, data, parts)
-        assert (table.kind == "duplicate").sum() == n_rows
 
 
 @pytest.mark.usefixtures("figure_style")
@@ -687,16 +592,16 @@ def test_scores_are_drawn_with_the_threshold_at_zero(looked_at):
 
 
 @pytest.mark.usefixtures("figure_style")
-def test_ranking_is_drawn_best_first_or_said_to_be_none():
+def test_ranking_is_drawn_best_first_or_said_to_be_none_and_the_share_found_is_said():
     ranking = your_images.rank_detectors(drawn())
     (axis,) = your_page.ranking_figure(ranking, "knn").axes
     np.testing.assert_allclose(axis.lines[0].get_xdata(), 100 * ranking.auroc)
     np.testing.assert_allclose(axis.lines[1].get_xdata(), 100 * ranking.auroc[ranking.detector == "knn"])
-    figure = your_page.ranking_figure(pd.DataFrame({"detector": ["knn"], "auroc": [np.nan]}), "knn")
+    row = {"detector": ["knn"], "auroc": [np.nan], "caught": [0.51], "least_caught": [0.43], "most_caught": [0.57]}
+    figure = your_page.ranking_figure(pd.DataFrame(row), "knn")
     assert figure.axes[0].get_title() == "too few classes or images to leave one out: knn, chosen beforehand"
-
-
-# Drift
+    said = your_page.unknown_sentence(pd.DataFrame(row | {"auroc": [0.9]}), "knn", 0.025, trained_here=True)
+    assert re.findall(r"[0-9.]+ ?%", said) == ["90 %", "2.5 %", "51%", "43%", "57%"]
 
 
 @pytest.mark.usefixtures("figure_style")
@@ -737,46 +642,30 @@ def test_without_ood_images_the_stream_drifts_to_inverted_ones(trained):
 
 @pytest.mark.parametrize("name", [FALLBACK, "labels/mahalanobis", "labels/cosine", "kmeans/cosine", "knn"])
 def test_the_promised_rate_is_kept_on_real_images_in_93_of_100_splits(name):
-    """The pixels of the digits 0-6 are split at random into 642 to fit, 222 to calibrate and 400 new images.
-
-    The band is that of `rate_band`, beta-binomial: the threshold rests on 222 images, which differ from split to split,
-    too. In the plain binomial band of 400 images at 5 % the rate would lie in only 82 of 100 splits.
-    """
+    """The pixels of the digits 0-6 are split at random into 642 to fit, 222 to calibrate and 400 new images."""
     whole = [load_images("digits", split) for split in ("train", "test")]
     z = np.concatenate([images.images for images in whole]).reshape(-1, 64).astype(np.float32)
     y = np.concatenate([images.labels for images in whole])
-    low, high = rate_band(0.05, 222, 400)
+    low, high = rate_band(0.05, 222, 400)  # which is wider than that of a known threshold: 222 images differ, too
     within = 0
     for seed in range(100):
-        order = np.random.default_rng(seed).permutation(len(z))
-        rows = {"train": order[:642], "calibration": order[642:864], "new": order[864:]}
-        data = {part: Embedded(z[index], y[index]) for part, index in rows.items()}
-        detector = your_images.fit_detector(data, name, 0.05)
-        within += low <= (detector.predict(data["new"].z) == -1).mean() <= high
+        parts = np.split(np.random.default_rng(seed).permutation(len(z)), [642, 864])
+        train, calibration, new = (Embedded(z[rows], y[rows]) for rows in parts)
+        detector = your_images.fit_detector({"train": train, "calibration": calibration}, name, 0.05)
+        within += low <= (detector.predict(new.z) == -1).mean() <= high
     assert within >= 93
 
 
-# The notebook
-
-
-def run_notebook(project, **parameters):
-    source, executed = (project.root / "notebooks" / "06_your_images.ipynb", project.root / "executed.ipynb")
-    notebook = papermill.execute_notebook(str(source), str(executed), parameters, progress_bar=False)
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
-
-
 def test_the_notebook_runs_as_it_stands(project):
-    printed = run_notebook(project, epochs=1, side=16)
+    source, executed = (project.root / "notebooks" / "06_your_images.ipynb", project.root / "executed.ipynb")
+    papermill.execute_notebook(str(source), str(executed), {"epochs": 1, "side": 16}, progress_bar=False)
     folder = project.root / "outputs" / "your_images"
-    files = {f"{name}.png" for name in ("plane", "ranking", "scores", "drift")}
-    files |= {f"{kind.replace(' ', '_')}.png" for kind in gallery.KINDS}
-    assert {path.name for path in folder.iterdir()} == files | {
-        "encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv", "answer.txt"
-    }  # fmt: skip
+    figures = ("plane", "ranking", "scores", "drift", *(kind.replace(" ", "_") for kind in gallery.KINDS))
+    files = {"encoder.safetensors", "detector.safetensors", "gallery.csv", "skipped.csv", "answer.txt"}
+    assert {path.name for path in folder.iterdir()} == files | {f"{name}.png" for name in figures}
     encoder = load_encoder(folder / "encoder.safetensors")
     assert load_detector(folder / "detector.safetensors", encoder).encoder_ == encoder.fingerprint()
-    assert "222 calibration images: at most 5 % of images like these are rejected." in printed
+    assert "222 calibration images: at most 5 % of images like these are rejected." in executed.read_text()
     assert set(pd.read_csv(folder / "gallery.csv").kind) <= set(gallery.KINDS)
 
 
@@ -790,19 +679,16 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     of_before.write_bytes(b"")
     assert run_command(["images", "mine", "--weights", "encoder.bin", "--alpha", "0.02", "--out", "out"]) == 0
     page, read, unknown, promised = capfd.readouterr().out.splitlines()
-    assert read == "100 photos of 2 classes were read; 2 files or folders were skipped (skipped.csv says why)."
-    told = f"Unknown classes: nobody can tell how well {FALLBACK} finds them; that takes three classes or more, "
-    told += "of a dozen photos each."
-    assert unknown == told
-    assert promised.startswith("20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected.")
+    assert read.startswith("100 photos of 2 classes were read; 2 files or folders were skipped")
+    assert unknown.startswith(f"Unknown classes: nobody can tell how well {FALLBACK} finds them")
+    assert promised.startswith("20 calibration images are too few to promise 2 %, which takes 49: nothing is rejected")
     kept = load_encoder(project.root / "out" / "encoder.safetensors")
     assert kept.spec.classes == ("china", "zeros")  # of four that the file tells
     assert torch.equal(kept.backbone.conv1.weight, trained[1].backbone.conv1.weight)
     assert pd.read_csv("out/skipped.csv").file.tolist() == ["china/broken.jpg", "china/notes.txt"]
     assert of_before.stat().st_size > 0  # none of this run are accepted, and the figure says so
     text = Path(page).read_text()
-    assert all(line in text for line in (read, unknown, promised))
-    assert "china/broken.jpg" in text
+    assert all(line in text for line in (read, unknown, promised, "china/broken.jpg"))
     assert text.count("data:image/png;base64,") >= 8
     assert not re.search(r"Warning|import |<script|https?://|<link", text)
     assert len(text) < 5e6
@@ -816,52 +702,19 @@ def test_the_commands_make_one_page_and_judge_photos(project, photos, trained, c
     np.testing.assert_allclose(table.normality[:50].astype(float), found.normality, rtol=1e-4)
     assert table["class"].tolist()[:50] == found.class_name.tolist()
     assert table.accepted[:50].tolist() == ["True"] * 50
-    assert run_command(["score", "out", "nowhere.png"]) == 1
     said = capfd.readouterr().err
     assert "52 photos: 50 accepted, 0 rejected (0.0%), 2 skipped; " in said
     assert "  skipped 1: image file is truncated" in said
+    assert run_command(["score", "out", "nowhere.png"]) == 1
+    assert run_command(["score", "nowhere", "a.png"]) == 2
+    assert capfd.readouterr().err.endswith("oodlib: no encoder at nowhere/encoder.safetensors\n")
     with pytest.raises(ValueError, match="cannot read the image nowhere.png: No such file"):
         model.predict(["mine/zeros/01.png", "nowhere.png"])
     assert model.predict(Path("mine/zeros/01.png")).normality == pytest.approx(found.normality[1], rel=1e-4)
 
-
-def test_a_reader_that_stops_early_is_no_error(project, photos, trained):
-    parts, encoder, _ = trained
-    data = your_images.embed_parts(encoder, parts)
-    save_encoder(encoder, project.root / "encoder.safetensors")
-    your_images.fit_detector(data, FALLBACK, 0.1, CLASSES).save(project.root / "detector.safetensors", encoder)
-    arguments = project.arguments("score", ".", str(photos / "zeros"))
-    process = subprocess.Popen(arguments, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()  # as head does, before anything is written
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(project.arguments("score", "out", "mine/zeros"), cwd=project.root, **pipes)
+    process.stdout.close()  # as head does, before anything is written: no error
     said = process.stderr.read()
     assert process.wait() == 0
     assert not re.search("pipe|Traceback|Error", said, re.I)
-
-
-def test_a_request_that_is_wrong_is_one_sentence(project, photos, capfd):
-    assert run_command(["score", "nowhere", "a.png"]) == 2
-    assert capfd.readouterr().err.endswith("oodlib: no encoder at nowhere/encoder.safetensors\n")
-
-
-def numbered(project, labels, name="numbered"):
-    """Write an image set without names of its classes."""
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
-    (project.root / "data").mkdir(exist_ok=True)
-    np.savez(project.root / "data" / f"{name}-test.npz", images=images, labels=np.asarray(labels))
-    np.savez(project.root / "data" / f"{name}-train.npz", images=images, labels=np.asarray(labels))
-    return project.root / "data"
-
-
-def test_a_class_without_images_is_no_class(project):
-    parts = your_folder.read_parts("numbered", "", 8, str(numbered(project, np.arange(60) % 3 + 1)))
-    assert parts["train"].images.classes == ("1", "2", "3")
-    assert set(parts["test"].images.labels) == {0, 1, 2}
-
-
-def test_images_without_a_class_are_refused_as_id_and_have_no_name_as_ood(project):
-    root = numbered(project, np.arange(60) % 3)
-    numbered(project, np.full(60, -1), "unnamed")
-    with pytest.raises(ValueError, match="unnamed: 60 of 60 images have no class"):
-        your_folder.read_parts("unnamed", "", 8, str(root))
-    parts = your_folder.read_parts("numbered", "unnamed", 8, str(root))
-    assert gallery.class_of(parts["ood"], 0) == ""
