@@ -112,6 +112,12 @@ def test_regret_is_the_best_less_the_chosen(chosen_results):
     without = regrets(replace(chosen_results, metrics=seen))  # what has seen outliers is no rival
     assert "knn" not in set(without.chosen)
     assert without[without.ood_dataset == "digits789"].regret.abs().max() < 1e-9
+    of_clusters = metrics[metrics.detector == "labels/cosine"]
+    more = of_clusters.assign(
+        clustering="kmeans", n_clusters=20, base="kmeans-20/cosine", detector="kmeans-20/cosine", auroc=1.0
+    )
+    swept = regrets(replace(chosen_results, metrics=pd.concat([metrics, more])))  # a K that not all seeds have is none
+    np.testing.assert_allclose(swept[["best", "best_any_k"]], [[90, 100]] * len(swept))
     gone = (metrics.detector == "labels/mahalanobis") & (metrics.seed == 1)  # what left-out classes choose
     rules = set(regrets(replace(chosen_results, metrics=metrics[~gone])).rule)
     assert rules == {BY_CLUSTERS, BY_HEAD, "virtual outliers", "always knn", "always labels/cosine"}
