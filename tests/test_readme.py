@@ -174,11 +174,11 @@ def test_what_label_smoothing_costs_is_as_committed():
 def test_the_regret_of_the_recommended_rules_is_the_committed_one():
     table, each = reported(STRONGEST, "regret_pooled").set_index("rule"), reported(STRONGEST, "regret")
     everywhere = table[table.n == table.n.max()].worst
-    pattern = r"always `(.+?)`\s+loses least where it is worst: ([0-9.]+) AUROC"
+    pattern = r"always\s+`(.+?)`\s+loses least where it is worst: ([0-9.]+) AUROC"
     assert said(pattern, README) == [everywhere.idxmin().removeprefix("always "), *rounded(everywhere.min())]
     pattern = r"loses ([0-9.]+) AUROC points near and ([0-9.]+) far .*?suit it least, it loses ([0-9.]+)\."
     assert said(pattern, README) == rounded(*table.loc["always fisher", ["near", "far", "worst"]])
-    pattern = r"number of clusters it loses ([0-9.]+) there, and always `labels/cosine`\s+([0-9.]+):"
+    pattern = r"number of clusters it loses ([0-9.]+) there,\s+and always `labels/cosine`\s+([0-9.]+):"
     assert said(pattern) == rounded(*table.worst_any_k[["always fisher", "always labels/cosine"]])
     fisher = pd.concat([reported(study, "regret") for study in STUDIES]).query("rule == 'always fisher'")
     assert said(r"On a single run and OOD set `fisher`\s+has lost ([0-9.]+)\.") == rounded(fisher.regret.max())
@@ -191,7 +191,7 @@ def test_the_regret_of_the_recommended_rules_is_the_committed_one():
     worst = each.groupby(["rule", "objective", "group"]).regret.mean().groupby("rule").max()
     rule = "energy, or knn without a classifier"
     pretrained = reported("cifar-pretrained", "regret").groupby(["rule", "group"]).regret.mean()
-    pattern = r"loses ([0-9.]+) at most, and\s.*? ([0-9.]+), but ([0-9.]+) from ImageNet's"
+    pattern = r"loses ([0-9.]+) at most, and\s.*?\s([0-9.]+), but ([0-9.]+) from ImageNet's"
     assert said(pattern) == rounded(worst["always fisher"], worst[rule], pretrained[rule].max())
 
 
