@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator
 
-from oodlib.clustering.clusters import OWN_SIZE
 from oodlib.data.catalogue import display_name
 from oodlib.plots.style import (
     legend_below,
@@ -28,7 +27,7 @@ from oodlib.report.means import group_means
 from oodlib.report.measures import id_measures, ood_auroc
 from oodlib.report.published import with_accuracy
 from oodlib.report.ranks import Ranking
-from oodlib.report.results import SETTING, Results, choose, n_classes
+from oodlib.report.results import SETTING, Results, choose, n_classes, sized_as_classes
 
 
 def auroc_figure(results: Results) -> Figure:
@@ -112,8 +111,9 @@ def factors_figure(results: Results, id_dataset: str) -> Figure:
     Clusterings that take a number of clusters have as many as there are classes; the others stand in product.csv.
     """
     metrics = results.metrics[(results.metrics.id_dataset == id_dataset) & (results.metrics.threshold == "global")]
-    sized = metrics.n_clusters.eq(n_classes(results)[id_dataset]) | metrics.clustering.isin(OWN_SIZE)
-    metrics = metrics[sized & metrics.clustering.ne("none") & metrics.group.isin(["near", "far"])]
+    metrics = metrics[
+        sized_as_classes(metrics, results) & metrics.clustering.ne("none") & metrics.group.isin(["near", "far"])
+    ]
     if metrics.empty:
         return nothing_figure(f"{display_name(id_dataset)}: no near or far OOD set")
     metrics = metrics.assign(row=metrics.objective.map(objective_name) + ", " + metrics.clustering)

@@ -4,7 +4,7 @@ Each rule is the docstring of its function, named before the results are seen. I
 95 % t interval of the number over seeds beyond the margin on one side supports the claim, on the other contradicts it.
 An interval that spans the margin leaves it undecided, and so does one seed, which has no interval. A verdict is that of
 one study, at the accuracy of its encoders. What is the best of several is chosen on the other seeds
-(`estimates.best_of_others`), so no interval needs a correction for their number.
+(`means.best_of_others`), so no interval needs a correction for their number.
 """
 
 import numpy as np

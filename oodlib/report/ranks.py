@@ -1,14 +1,13 @@
 """Ranks: how detectors rank over blocks, with the tests of Friedman and Nemenyi (Demšar 2006)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from oodlib.clustering.clusters import OWN_SIZE
 from oodlib.report.detectors import detector_names, names_by_classes
-from oodlib.report.results import SETTING, Results, n_classes
+from oodlib.report.results import SETTING, Results, n_classes, sized_as_classes
 
 BLOCK = [*SETTING, "ood_dataset"]
 
@@ -34,17 +33,15 @@ def auroc_points(results: Results, group: str) -> pd.DataFrame:
     One row a run, detector and OOD set. Of a clustering that takes a number of clusters one stands for all, with as
     many as there are classes, called by the clustering alone: twenty Ks of one clustering are no twenty rivals.
     """
-    metrics = _rivals(results)
-    metrics = metrics[metrics.group == group]
+    metrics = results.metrics[(results.metrics.group == group) & (results.metrics.seen == 0)]
+    metrics = metrics[_is_rival(metrics, results)]
     names = names_by_classes(metrics, n_classes(results)).str.replace("-{classes}/", "/", regex=False)
     return metrics.assign(detector=names, points=100 * metrics.auroc)
 
 
-def _rivals(results: Results) -> pd.DataFrame:
-    """Return the metrics of the detectors that are compared, the same for every seed: one K of each clustering."""
-    metrics = results.metrics[results.metrics.seen == 0]
-    own_size = metrics.clustering.isin([*OWN_SIZE, "none"])
-    return metrics[own_size | (metrics.n_clusters == metrics.id_dataset.map(n_classes(results)))]
+def _is_rival(metrics: pd.DataFrame, results: Results) -> pd.Series:
+    """Return which detectors are compared, the same for every seed: one K of each clustering, and all without one."""
+    return sized_as_classes(metrics, results) | metrics.clustering.eq("none")
 
 
 def ranking(results: Results, group: str) -> Ranking | None:
@@ -106,7 +103,7 @@ def regrets(results: Results) -> pd.DataFrame:
     metrics = results.metrics
     metrics = metrics[metrics.threshold.eq("global") & metrics.seen.eq(0) & metrics.group.ne("sanity")]
     metrics = metrics.assign(auroc=100 * metrics.auroc)
-    for name, rivals in (("best", _rivals(replace(results, metrics=metrics))), ("best_any_k", metrics)):
+    for name, rivals in (("best", metrics[_is_rival(metrics, results)]), ("best_any_k", metrics)):
         best = rivals.groupby(["run", "ood_dataset"]).auroc.max().rename(name)
         metrics = metrics.join(best, on=["run", "ood_dataset"])
     table = chosen_detectors(results).merge(metrics, "left", left_on=["run", "chosen"], right_on=["run", "detector"])

@@ -122,11 +122,14 @@ def of_classes(clusters: pd.DataFrame, clustering: str, measure: str) -> pd.Data
     return clusters[chosen & (clusters.n_clusters == clusters.id_dataset.map(n_classes))]
 
 
+def sized_as_classes(table: pd.DataFrame, results: Results) -> pd.Series:
+    """Return which rows of a table have as many clusters as there are classes, or a clustering without a K."""
+    return table.n_clusters.eq(table.id_dataset.map(n_classes(results))) | table.clustering.isin(OWN_SIZE)
+
+
 def as_many_as_classes(results: Results) -> Results:
     """Return results with the clusterings that have as many clusters as there are classes, and those without a K."""
-    clusters = results.clusters
-    sized = clusters.n_clusters.eq(clusters.id_dataset.map(n_classes(results))) | clusters.clustering.isin(OWN_SIZE)
-    return replace(results, clusters=clusters[sized])
+    return replace(results, clusters=results.clusters[sized_as_classes(results.clusters, results)])
 
 
 def write_environment(study: str, parameters: dict, results: Results) -> Path:
